@@ -1,0 +1,161 @@
+"""Task-contrastive learning: a task's latent and its refinement belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MeanPool(nn.Module):
+    """Mean over the token axis of ``(B, T, D)``, leaving out the first ``skip`` tokens.
+
+    ``skip=1`` leaves out a class token. The result is ``(B, D)``.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import MeanPool
+        >>> MeanPool(skip=1)(torch.tensor([[[9.0], [1.0], [3.0]]]))
+        tensor([[2.]])
+    """
+
+    def __init__(self, skip: int = 0) -> None:
+        """See the class."""
+        super().__init__()
+        self.skip = skip
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Pool ``(B, T, D)`` to ``(B, D)``."""
+        if latent.ndim != 3 or latent.shape[1] <= self.skip:
+            raise ValueError(
+                f"expected a latent of shape (B, T, D) with more than {self.skip} tokens, "
+                f"got {tuple(latent.shape)}"
+            )
+        return latent[:, self.skip :].mean(dim=1)
+
+    def extra_repr(self) -> str:
+        """Show the setting."""
+        return f"skip={self.skip}"
+
+
+class Projector(nn.Sequential):
+    """Two-layer projection head with batch normalisation, ``(B, width)`` to ``(B, out)``.
+
+    ``Linear(no bias) -> BatchNorm -> ReLU -> Linear(no bias)``. It is applied to each view on its
+    own, so batch statistics are those of one view.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import Projector
+        >>> Projector(width=16)(torch.randn(4, 16)).shape
+        torch.Size([4, 128])
+    """
+
+    def __init__(self, width: int, hidden: int = 1024, out: int = 128) -> None:
+        """See the class."""
+        super().__init__(
+            nn.Linear(width, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, out, bias=False),
+        )
+
+
+class TaskContrastiveLoss(nn.Module):
+    r"""NT-Xent between amortised and refined latents (paper, section 2.2, Eq. 3-4).
+
+    With :math:`h_b = p(\mathrm{pool}(z_b))`, :math:`h'_b = p(\mathrm{pool}(z'_b))`, cosine
+    similarity :math:`s` and the set :math:`H` of all :math:`2B` projections,
+
+    .. math::
+        \ell(h, h') = -\log \frac{\exp(s(h, h')/\tau)}
+            {\sum_{k \in H \setminus \{h\}} \exp(s(h, k)/\tau)}, \qquad
+        L = \frac{1}{2B} \sum_b \ell(h_b, h'_b) + \ell(h'_b, h_b) .
+
+    Negatives are the other tasks' rows of both views; gradients flow into both views.
+    Similarities are computed in float32 at least, under autocast too.
+
+    Args:
+        projector: Maps pooled latents ``(B, D)`` to ``(B, P)``; ``nn.Identity()`` for none.
+        temperature: :math:`\tau`, positive.
+        pool: Maps a latent to ``(B, D)``; the mean over tokens by default.
+
+    Shape:
+        both latents ``(B, T, D)`` with the default ``pool``; the result is a scalar.
+
+    Raises:
+        ValueError: a temperature that is not positive, fewer than two tasks (there would be no
+            negatives), or views that disagree in shape.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import Projector, TaskContrastiveLoss
+        >>> loss = TaskContrastiveLoss(Projector(8), temperature=0.5)
+        >>> loss(torch.randn(4, 3, 8), torch.randn(4, 3, 8)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        projector: nn.Module,
+        *,
+        temperature: float = 0.5,
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"expected a positive temperature, got {temperature}")
+        self.projector = projector
+        self.temperature = temperature
+        self.pool = MeanPool() if pool is None else pool
+
+    def forward(self, latent: Tensor, refined: Tensor) -> Tensor:
+        """Loss of a batch of amortised latents and their refinements."""
+        views = [self._project(latent), self._project(refined)]
+        if views[0].shape != views[1].shape:
+            raise ValueError(
+                "expected both views to project to one shape, got "
+                f"{tuple(views[0].shape)} and {tuple(views[1].shape)}"
+            )
+        return nt_xent(views[0], views[1], self.temperature)
+
+    def _project(self, latent: Tensor) -> Tensor:
+        pooled = self.pool(latent)
+        if pooled.ndim != 2 or len(pooled) < 2:
+            raise ValueError(
+                "expected pooled latents of shape (B, D) with B >= 2 tasks, got "
+                f"{tuple(pooled.shape)}; a contrast needs other tasks as negatives: use a larger "
+                "batch, or leave the contrast out"
+            )
+        projected: Tensor = self.projector(pooled)
+        return projected
+
+    def extra_repr(self) -> str:
+        """Show the setting."""
+        return f"temperature={self.temperature}"
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two aligned views ``(B, P)``: see :class:`TaskContrastiveLoss`.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.contrast import nt_xent
+        >>> one = torch.eye(2)  # orthogonal tasks, equal views: one positive, two zeros
+        >>> round(nt_xent(one, one, 1.0).item(), 4)  # log(e + 2) - 1
+        0.5514
+    """
+    with torch.autocast(device_type=first.device.type, enabled=False):
+        rows = F.normalize(_at_least_float32(torch.cat([first, second])), dim=1)
+        logits = rows @ rows.T / temperature
+        itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        logits = logits.masked_fill(itself, float("-inf"))
+        positive = torch.arange(len(rows), device=rows.device).roll(len(first))
+        return F.cross_entropy(logits, positive)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,29 @@
+"""Every failure that `metalearn` names. Each message says what was expected, what came, what to do."""
+
+
+class MetalearnError(Exception):
+    """Base of all errors raised by `metalearn` on purpose."""
+
+
+class LatentError(MetalearnError, ValueError):
+    """The latent is not a pytree of floating-point tensors that share their first (task) axis."""
+
+
+class SupportLossShapeError(MetalearnError, ValueError):
+    """The support loss did not return one loss per task, shape ``(B,)``."""
+
+
+class DisconnectedLossError(MetalearnError, RuntimeError):
+    """The support loss does not depend on the latent it was given."""
+
+
+class NonFiniteLossError(MetalearnError, FloatingPointError):
+    """A support loss is infinite or not a number; the message names the step and the tasks."""
+
+
+class SecondDerivativeError(MetalearnError, RuntimeError):
+    """The support loss runs through an operation that has no second derivative."""
+
+
+class MissingBettyError(MetalearnError, ImportError):
+    """Betty is needed and not installed, or installed in a version that does not work."""

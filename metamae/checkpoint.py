@@ -1,0 +1,106 @@
+"""Checkpoints: written atomically, loaded without running code, enough to rebuild and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from metamae.config import Config
+from metamae.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State of a run after ``step`` optimisation steps.
+
+    Attributes:
+        config: The resolved configuration.
+        step: Optimisation steps taken.
+        model: State dict of the method.
+        optimiser: State dict of the optimiser.
+        history: Logged series, see :class:`metamae.training.History`.
+        seconds: Time spent in optimisation steps.
+        provenance: Versions and revision that wrote it.
+    """
+
+    config: Config
+    step: int
+    model: dict[str, Any]
+    optimiser: dict[str, Any]
+    history: dict[str, list[list[float]]]
+    seconds: float
+    provenance: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write atomically: a reader sees the old file or the new one, never a part."""
+        payload = dict(vars(self)) | {"format": FORMAT, "config": self.config.to_dict()}
+        with _replacing(path) as temporary:
+            torch.save(payload, temporary)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+        """Read a checkpoint (``weights_only=True``: no code in the file is run).
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another format.
+        """
+        if not path.is_file():
+            raise CheckpointError(
+                f"expected a checkpoint at {path}, found none; "
+                "check the path, or pretrain first (without --resume)"
+            )
+        try:
+            payload = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, OSError) as fault:
+            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise CheckpointError(
+                f"expected a readable checkpoint at {path}, got a damaged file ({reason}); "
+                "delete its folder and run again"
+            ) from fault
+        if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
+            raise CheckpointError(f"expected a metamae checkpoint of format {FORMAT} at {path}")
+        return cls(**payload | {"config": Config.from_dict(payload["config"])})
+
+
+class _replacing:
+    """Context of a temporary file that replaces ``path`` when the block succeeds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+            return
+        with self.temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(self.temporary, 0o644)
+        os.replace(self.temporary, self.path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically; refuses NaN and infinity, which JSON does not know."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,25 @@
+"""Errors that are the user's to mend. The command line prints them in one line and exits with 2."""
+
+
+class MetamaeError(Exception):
+    """Base of all errors raised by `metamae` on purpose."""
+
+
+class InputError(MetamaeError, ValueError):
+    """A batch or an input specification does not fit: wrong shape, dtype, range, or NaN."""
+
+
+class ConfigError(MetamaeError, ValueError):
+    """A configuration holds an unknown key, a wrong type or an impossible value."""
+
+
+class DataError(MetamaeError, ValueError):
+    """A data set is unknown, missing, damaged, or unfit for what is asked of it."""
+
+
+class CheckpointError(MetamaeError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class TrainingError(MetamaeError, RuntimeError):
+    """Training cannot go on, for instance because a loss is no longer finite."""

@@ -1,0 +1,45 @@
+"""Frozen features: unmasked examples through the encoder, in eval mode, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from metamae.data.dataset import Partition
+from metamae.objective import MAE
+
+
+@torch.no_grad()
+def extract_features(
+    method: MAE, data: Partition, *, device: torch.device | str = "cpu", batch_size: int = 256
+) -> Tensor:
+    """Features of all examples, float32 ``(N, D)`` on the CPU.
+
+    The method's training mode is restored afterwards.
+
+    Raises:
+        InputError, DataError: examples that do not fit the method's inputs.
+        FloatingPointError: features that are not finite, naming the first example.
+    """
+    mode = method.training
+    method.eval()
+    try:
+        parts = [
+            method.features({name: x.to(device) for name, x in batch.items()}).float().cpu()
+            for batch in _batches(data, batch_size)
+        ]
+    finally:
+        method.train(mode)
+    features = torch.cat(parts)
+    finite = torch.isfinite(features).all(dim=1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"expected finite features, got others from example {first} on")
+    return features
+
+
+def _batches(data: Partition, size: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(data), size):
+        yield data.batch(slice(start, start + size))

@@ -1,0 +1,280 @@
+"""Input specifications: what one input of an example looks like, and how it becomes tokens.
+
+An example has one or several named inputs; a batch is a dict from input name to tensor. Each kind
+of input knows its token grid, checks its own batches and cuts them into tokens:
+
+========= ======================== ============ ==========================
+kind      batch                    grid         target of one token
+========= ======================== ============ ==========================
+Signal    ``(B, C, T)`` real       ``(L,)``     ``t * C`` values
+Image     ``(B, C, H, W)`` real    ``(H', W')`` ``ph * pw * C`` values
+Tabular   ``(B, columns)`` real    ``(L,)``     1 value
+Tokens    ``(B, L)`` integers      ``(L,)``     an index below ``vocabulary``
+========= ======================== ============ ==========================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from metamae.errors import InputError
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Input name -> tensor with the example axis first."""
+
+
+def _check_divides(what: str, size: int, by: int) -> None:
+    if size < 1 or by < 1 or size % by:
+        raise InputError(
+            f"expected {what} to be a positive multiple of the token size, got {size} and {by}; "
+            "choose a token size that divides it, or crop the data"
+        )
+
+
+def _check_real(name: str, x: Tensor, shape: Sequence[int | None]) -> None:
+    expected = "(B, " + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+    fits = x.ndim == len(shape) + 1 and all(
+        want is None or want == have for want, have in zip(shape, x.shape[1:], strict=True)
+    )
+    if not fits:
+        raise InputError(f"expected input {name!r} of shape {expected}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise InputError(
+            f"expected input {name!r} to be floating point, got {x.dtype}; convert with .float()"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """A multichannel series ``(B, channels, length)``; a token is ``token_length`` steps.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Signal
+        >>> spec = Signal(name="watch", channels=6, length=128, token_length=4)
+        >>> spec.tokens, spec.values, spec.patchify(torch.zeros(2, 6, 128)).shape
+        (32, 24, torch.Size([2, 32, 24]))
+    """
+
+    name: str
+    channels: int
+    length: int
+    token_length: int
+    channel_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check divisibility."""
+        _check_divides(f"the length of signal {self.name!r}", self.length, self.token_length)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of tokens along time."""
+        return (self.length // self.token_length,)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example."""
+        return self.grid[0]
+
+    @property
+    def values(self) -> int:
+        """Values per token."""
+        return self.channels * self.token_length
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut ``(B, C, T)`` into ``(B, L, t * C)``, time-major inside a token."""
+        _check_real(self.name, x, (self.channels, None))
+        _check_divides(f"the length of signal {self.name!r}", x.shape[-1], self.token_length)
+        return rearrange(x, "b c (l t) -> b l (t c)", t=self.token_length)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Inverse of :meth:`patchify`."""
+        return rearrange(tokens, "b l (t c) -> b c (l t)", t=self.token_length)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Grid of an actual batch, which may be shorter or longer than in pretraining."""
+        return (x.shape[-1] // self.token_length,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image ``(B, channels, height, width)``, square or not; a token is one patch.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Image
+        >>> spec = Image(name="image", channels=3, height=8, width=4, patch=(2, 2))
+        >>> spec.grid, spec.patchify(torch.zeros(1, 3, 8, 4)).shape
+        ((4, 2), torch.Size([1, 8, 12]))
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    patch: tuple[int, int]
+    channel_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check divisibility."""
+        _check_divides(f"the height of image {self.name!r}", self.height, self.patch[0])
+        _check_divides(f"the width of image {self.name!r}", self.width, self.patch[1])
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along height and width."""
+        return (self.height // self.patch[0], self.width // self.patch[1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example."""
+        return math.prod(self.grid)
+
+    @property
+    def values(self) -> int:
+        """Values per token."""
+        return self.channels * self.patch[0] * self.patch[1]
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut ``(B, C, H, W)`` into ``(B, H' W', ph * pw * C)``, row-major."""
+        _check_real(self.name, x, (self.channels, None, None))
+        _check_divides(f"the height of image {self.name!r}", x.shape[-2], self.patch[0])
+        _check_divides(f"the width of image {self.name!r}", x.shape[-1], self.patch[1])
+        ph, pw = self.patch
+        return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=ph, q=pw)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Inverse of :meth:`patchify` for images of this specification's size."""
+        (h, _), (ph, pw) = self.grid, self.patch
+        return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=ph, q=pw)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Grid of an actual batch."""
+        return (x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabular:
+    """A row of numbers ``(B, columns)``; a token is one column, all embedded by one map.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Tabular
+        >>> Tabular(name="row", columns=10).patchify(torch.zeros(2, 10)).shape
+        torch.Size([2, 10, 1])
+    """
+
+    name: str
+    columns: int
+    column_names: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of columns."""
+        return (self.columns,)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example."""
+        return self.columns
+
+    @property
+    def values(self) -> int:
+        """Values per token."""
+        return 1
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Give every column a token: ``(B, columns)`` to ``(B, columns, 1)``."""
+        _check_real(self.name, x, (self.columns,))
+        return x.unsqueeze(-1)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Inverse of :meth:`patchify`."""
+        return tokens.squeeze(-1)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Grid of an actual batch."""
+        return (x.shape[-1],)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A sequence of symbols ``(B, length)`` given as indices below ``vocabulary``.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Tokens
+        >>> spec = Tokens(name="dna", length=4, vocabulary=4, alphabet=("A", "C", "G", "T"))
+        >>> spec.patchify(torch.tensor([[0, 3, 2, 1]], dtype=torch.uint8))
+        tensor([[0, 3, 2, 1]])
+    """
+
+    name: str
+    length: int
+    vocabulary: int
+    alphabet: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the alphabet, when given, names every symbol."""
+        if self.alphabet and len(self.alphabet) != self.vocabulary:
+            raise InputError(
+                f"expected {self.vocabulary} names in the alphabet of {self.name!r}, "
+                f"got {len(self.alphabet)}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Length of the sequence."""
+        return (self.length,)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example."""
+        return self.length
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Check the indices and return them as int64 ``(B, L)``."""
+        if x.ndim != 2:
+            raise InputError(f"expected input {self.name!r} of shape (B, L), got {tuple(x.shape)}")
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise InputError(f"expected input {self.name!r} to hold integers, got {x.dtype}")
+        return x.long()
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Grid of an actual batch."""
+        return (x.shape[-1],)
+
+
+InputSpec: TypeAlias = Signal | Image | Tabular | Tokens
+Inputs: TypeAlias = tuple[InputSpec, ...]
+
+
+def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
+    """Check that a batch holds every input with one batch size, and return that size.
+
+    With ``exact`` the token grids must equal those of ``inputs``; otherwise other lengths pass
+    (features of longer or shorter series).
+
+    Raises:
+        InputError: a missing or unknown input, differing batch sizes, or another grid.
+    """
+    names = [spec.name for spec in inputs]
+    if sorted(batch) != sorted(names):
+        raise InputError(f"expected a batch with inputs {names}, got {list(batch)}")
+    sizes = {name: len(batch[name]) for name in names}
+    if len(set(sizes.values())) != 1:
+        raise InputError(f"expected one batch size for all inputs, got {sizes}")
+    for spec in inputs:
+        if exact and spec.grid_of(batch[spec.name]) != spec.grid:
+            raise InputError(
+                f"expected input {spec.name!r} with token grid {spec.grid}, got "
+                f"{spec.grid_of(batch[spec.name])} from shape {tuple(batch[spec.name].shape)}"
+            )
+    return sizes[names[0]]

@@ -1,0 +1,172 @@
+"""Linear probe: how well a linear map reads the label off frozen features (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamae.config import ProbeConfig
+from metamae.data.dataset import Array, Task, check_classes
+from metamae.errors import InputError
+from metamae.metrics import METRICS
+from metamae.progress import Reporter
+from metamae.randomness import fold, generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """Outcome of a probe.
+
+    Attributes:
+        metric: Name of the metric.
+        value: The metric on the test rows after the last epoch: the number to report.
+        best: The best epoch's value, and
+        best_epoch: that epoch (from 1). Chosen on test rows, so never to be reported alone.
+        train_value: The metric on the training rows after the last epoch.
+        predictions: Test predictions after the last epoch.
+    """
+
+    metric: str
+    value: float
+    best: float
+    best_epoch: int
+    train_value: float
+    predictions: Array
+
+
+def fit_probe(
+    train_features: Tensor,
+    train_labels: Array,
+    test_features: Tensor,
+    test_labels: Array,
+    task: Task,
+    config: ProbeConfig,
+    *,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+    title: str = "probe",
+) -> ProbeResult:
+    """Fit one linear layer with Adam and report its test metric after the last epoch.
+
+    Cross-entropy for classes, binary cross-entropy of one logit for two classes, squared error for
+    regression; batches are shuffled and the last partial one is dropped.
+
+    Args:
+        train_features: ``(N, D)``.
+        train_labels: ``(N,)``.
+        test_features: ``(M, D)``.
+        test_labels: ``(M,)``.
+        task: What to predict.
+        config: Epochs, batch size, learning rate, L2 decay.
+        seed: Seed of the initial weights and of the order.
+        reporter: Shows progress; silent by default.
+        title: Title of the bar.
+
+    Raises:
+        InputError: features and labels that do not fit each other, or are not finite.
+        DataError: a class of the test rows that no training row has.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from metamae.config import ProbeConfig
+        >>> from metamae.data import Task
+        >>> from metamae.probe import fit_probe
+        >>> x = torch.tensor([[-1.0], [1.0]]).repeat(50, 1)
+        >>> y = np.tile([0, 1], 50)
+        >>> task = Task(kind="binary", metric="accuracy", classes=("low", "high"))
+        >>> fit_probe(x, y, x, y, task, ProbeConfig(learning_rate=0.1, epochs=20)).value
+        1.0
+    """
+    _check(train_features, train_labels, test_features, test_labels, task)
+    if config.standardise:
+        train_features, test_features = standardise(train_features, test_features)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, "probe"))
+        layer = nn.Linear(train_features.shape[1], task.outputs)
+    optimiser = torch.optim.Adam(
+        layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    targets = torch.from_numpy(train_labels)
+    size = min(config.batch_size, len(train_features))
+    values: list[float] = []
+    with (reporter or Reporter(None)).stage(title, total=config.epochs) as stage:
+        for epoch in range(config.epochs):
+            order = torch.randperm(len(targets), generator=generator(seed, "probe order", epoch))
+            for start in range(0, len(order) - size + 1, size):
+                index = order[start : start + size]
+                loss = _loss(layer(train_features[index]), targets[index], task)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            predictions = predict(layer, test_features, task)
+            values.append(METRICS[task.metric](test_labels, predictions))
+            stage.advance(loss=loss.item())
+    best = int(np.argmax(values))
+    return ProbeResult(
+        metric=task.metric,
+        value=values[-1],
+        best=values[best],
+        best_epoch=best + 1,
+        train_value=METRICS[task.metric](train_labels, predict(layer, train_features, task)),
+        predictions=predictions,
+    )
+
+
+def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale both by the mean and deviation of the training rows."""
+    mean, scale = train.mean(0), train.std(0).clamp(min=1e-6)
+    return (train - mean) / scale, (test - mean) / scale
+
+
+@torch.no_grad()
+def predict(layer: nn.Module, features: Tensor, task: Task) -> Array:
+    """Labels or numbers that a probe predicts, ``(N,)``."""
+    outputs = layer(features)
+    if task.kind == "classification":
+        outputs = outputs.argmax(dim=1)
+    elif task.kind == "binary":
+        outputs = (outputs.squeeze(1) > 0).long()
+    else:
+        outputs = outputs.squeeze(1)
+    predictions: Array = outputs.numpy()
+    return predictions
+
+
+def _loss(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
+    if task.kind == "classification":
+        return F.cross_entropy(outputs, targets)
+    outputs = outputs.squeeze(1)
+    if task.kind == "binary":
+        return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+    return F.mse_loss(outputs, targets.to(outputs.dtype))
+
+
+def _check(
+    train_features: Tensor,
+    train_labels: Array,
+    test_features: Tensor,
+    test_labels: Array,
+    task: Task,
+) -> None:
+    for name, features, labels in (
+        ("train", train_features, train_labels),
+        ("test", test_features, test_labels),
+    ):
+        if features.ndim != 2 or labels.shape != (len(features),) or len(features) == 0:
+            raise InputError(
+                f"expected {name} features (N, D) and labels (N,), got {tuple(features.shape)} and "
+                f"{labels.shape}"
+            )
+        if not bool(torch.isfinite(features).all()):
+            raise InputError(f"expected finite {name} features, got NaN or infinity")
+    if train_features.shape[1] != test_features.shape[1]:
+        raise InputError(
+            f"expected equal feature sizes, got {train_features.shape[1]} for training and "
+            f"{test_features.shape[1]} for testing"
+        )
+    if task.kind != "regression":
+        check_classes(train_labels, test_labels, task.classes)

@@ -1,0 +1,113 @@
+"""Tokenizer: a batch becomes embedded, positioned tokens ``(B, L, D)`` and raw targets."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from metamae.inputs import Batch, Inputs, Tokens, check_batch
+
+
+def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
+    r"""Fixed sine-cosine positions of a token grid, float32 ``(L, width)``.
+
+    1-D, position ``t``: :math:`[\sin(t w_0), \ldots, \cos(t w_0), \ldots]` with
+    :math:`w_i = 10000^{-2i/width}`. 2-D: the first half of the channels encodes the column, the
+    second half the row, each by the 1-D rule of half the width.
+
+    Example:
+        >>> from metamae.tokenizer import sincos_positions
+        >>> sincos_positions((2,), 4)
+        tensor([[0.0000, 0.0000, 1.0000, 1.0000],
+                [0.8415, 0.0100, 0.5403, 0.9999]])
+    """
+    return _sincos_positions(grid, width).clone()
+
+
+@lru_cache(maxsize=64)
+def _sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
+    if width % (2 * len(grid)):
+        raise ValueError(
+            f"expected a width divisible by {2 * len(grid)} for positions on a {len(grid)}-D grid, "
+            f"got {width}"
+        )
+    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    share = width // len(grid)
+    # axes is (row, column) for images: reversed, so that the column comes first.
+    return torch.cat([_sincos(axis.flatten(), share) for axis in reversed(axes)], dim=1)
+
+
+def _sincos(position: Tensor, width: int) -> Tensor:
+    exponent = torch.arange(0, width, 2, dtype=torch.float64) / width
+    angle = position.double().unsqueeze(1) * 10000.0**-exponent
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+class Tokenizer(nn.Module):
+    """Embeds every input, adds positions, and joins the inputs along the token axis.
+
+    Real tokens are embedded linearly, symbols by a lookup table. With several inputs a learned
+    type vector tells them apart.
+
+    Args:
+        inputs: Specifications of the inputs, in the order in which their tokens are joined.
+        width: Embedding size ``D``.
+
+    Shape:
+        ``forward(batch)`` is ``(B, L, D)`` with ``L`` the sum of the inputs' tokens.
+        ``targets(batch)`` has per input ``(B, L_i, values)`` reals or ``(B, L_i)`` indices.
+
+    Raises:
+        InputError: a batch that does not fit the inputs.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Signal
+        >>> from metamae.tokenizer import Tokenizer
+        >>> spec = Signal(name="watch", channels=6, length=128, token_length=4)
+        >>> Tokenizer((spec,), width=16)({"watch": torch.zeros(2, 6, 128)}).shape
+        torch.Size([2, 32, 16])
+    """
+
+    def __init__(self, inputs: Inputs, width: int) -> None:
+        """See the class."""
+        super().__init__()
+        self.inputs, self.width = inputs, width
+        self.embed = nn.ModuleDict({spec.name: _embedding(spec, width) for spec in inputs})
+        self.type = nn.Parameter(torch.empty(len(inputs), width)) if len(inputs) > 1 else None
+        if self.type is not None:
+            nn.init.normal_(self.type, std=0.02)
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Raw tokens of a batch: what a decoder has to predict."""
+        return {spec.name: spec.patchify(batch[spec.name]) for spec in self.inputs}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Embedded tokens with positions; token grids may differ from pretraining's."""
+        check_batch(self.inputs, batch)
+        joined = []
+        for number, spec in enumerate(self.inputs):
+            tokens = self.embed[spec.name](spec.patchify(batch[spec.name]))
+            positions = sincos_positions(spec.grid_of(batch[spec.name]), self.width)
+            tokens = tokens + positions.to(tokens)
+            joined.append(tokens if self.type is None else tokens + self.type[number])
+        return torch.cat(joined, dim=1)
+
+
+def _embedding(spec: object, width: int) -> nn.Module:
+    if isinstance(spec, Tokens):
+        table = nn.Embedding(spec.vocabulary, width)
+        nn.init.xavier_uniform_(table.weight)
+        return table
+    return xavier_linear(spec.values, width)  # type: ignore[attr-defined]
+
+
+def xavier_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """A linear map with Xavier-uniform weights and zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,304 @@
+"""Pretraining: a short loop over pure functions of (seed, step)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metamae.checkpoint import Checkpoint, write_json, write_text
+from metamae.config import Config
+from metamae.data.dataset import Dataset, Partition
+from metamae.errors import CheckpointError, DataError, TrainingError
+from metamae.inputs import Inputs
+from metamae.masking import Split
+from metamae.objective import MAE, PretextLoss, build_method
+from metamae.progress import Reporter
+from metamae.provenance import versions
+from metamae.randomness import fold, generator
+
+CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.yaml"
+HISTORY = "history.json"
+
+
+@dataclass(frozen=True)
+class History:
+    """Logged numbers: name to a list of ``[step, value]`` pairs."""
+
+    series: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def add(self, step: int, **values: float) -> None:
+        """Append one value to each named series."""
+        for name, value in values.items():
+            self.series.setdefault(name, []).append([step, value])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A finished pretraining run.
+
+    Attributes:
+        method: The trained method, on its device, in eval mode.
+        history: Logged numbers.
+        steps: Optimisation steps taken.
+        seconds: Time spent in them (data, loss, gradients, update), without logging and saving.
+    """
+
+    method: MAE
+    history: History
+    steps: int
+    seconds: float
+
+
+def pretrain(
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Pretrained:
+    """Pretrain a method and leave config, checkpoint and history in ``run_dir``.
+
+    Data order, masks and dropout are functions of the seed and the step number, so a run that was
+    killed and resumed from its last checkpoint ends with the same bits as one that was not (on the
+    same machine and torch version).
+
+    Args:
+        config: The resolved configuration.
+        dataset: Where the unlabelled examples come from.
+        run_dir: Folder of this run; made if missing.
+        device: Where to train.
+        resume: Continue from the checkpoint in ``run_dir``, if there is one.
+        reporter: Shows progress; silent by default.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one of another configuration.
+        DataError: fewer examples than one batch, or unusable examples.
+        TrainingError: a loss that is not finite; the last checkpoint stays as it was.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from metamae import load_dataset, make_config
+        >>> from metamae.training import pretrain
+        >>> config = make_config("basic_motions", overrides=["training.steps=2"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pretrain(config, load_dataset("basic_motions"), pathlib.Path(folder)).steps
+        2
+    """
+    reporter = reporter or Reporter(None)
+    device = torch.device(device)
+    run = _Run(config, dataset, run_dir, device)
+    if resume and (run_dir / CHECKPOINT).is_file():
+        run.restore()
+    else:
+        write_text(run_dir / CONFIG, config.to_yaml())
+    if config.training.steps > 0:
+        title = f"{dataset.name}: pretrain {config.method} (seed {config.seed})"
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            reporter.stage(title, total=config.training.steps, done=run.step) as stage,
+        ):
+            for loss in run.train():
+                stage.advance(loss=loss)
+    run.save()
+    write_json(run_dir / HISTORY, run.history.series)
+    return Pretrained(
+        method=run.method.eval(), history=run.history, steps=run.step, seconds=run.seconds
+    )
+
+
+class _Run:
+    """State of one pretraining run: method, optimiser, step, history, time."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
+    ) -> None:
+        self.config, self.data, self.run_dir, self.device = config, dataset.pretrain, run_dir, device
+        check_enough(self.data, config.training.batch_size, dataset.name)
+        self.method = build_method(config, dataset.inputs).to(device).train()
+        self.optimiser = torch.optim.AdamW(
+            self.method.parameters(),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+        )
+        self.step, self.seconds, self.history = 0, 0.0, History()
+
+    def train(self) -> Iterator[float]:
+        """Run the remaining steps, yielding the loss of each."""
+        settings = self.config.training
+        while self.step < settings.steps:
+            start = time.perf_counter()
+            batch, split = self.load(self.step)
+            result = self.loss(batch, split)
+            value = result.loss.item()
+            self.refuse_non_finite(value, result)
+            self.optimiser.zero_grad(set_to_none=True)
+            result.loss.backward()
+            self.optimiser.step()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds += time.perf_counter() - start
+            self.log(value, result, batch, split)
+            self.step += 1
+            yield value
+            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
+                self.save()
+
+    def load(self, step: int) -> tuple[dict[str, Tensor], Split]:
+        """Batch and split of one step."""
+        settings, seed = self.config.training, self.config.seed
+        index = batch_indices(len(self.data), settings.batch_size, seed, step)
+        batch = {name: x.to(self.device) for name, x in self.data.batch(index).items()}
+        split = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        return batch, split.to(self.device)
+
+    def loss(self, batch: dict[str, Tensor], split: Split) -> PretextLoss:
+        """Loss of one step, with this step's dropout."""
+        torch.manual_seed(fold(self.config.seed, "dropout", self.step))
+        with autocast(self.config, self.device):
+            result: PretextLoss = self.method(batch, split)
+        return result
+
+    def log(
+        self, value: float, result: PretextLoss, batch: dict[str, Tensor], split: Split
+    ) -> None:
+        last = self.step == self.config.training.steps - 1
+        if self.step % self.config.training.log_every and not last:
+            return
+        terms = {name: term.item() for name, term in result.terms.items()}
+        self.method.eval()
+        with autocast(self.config, self.device):
+            terms |= self.method.monitor(batch, split)
+        self.method.train()
+        self.history.add(self.step + 1, loss=value, **terms)
+
+    def refuse_non_finite(self, value: float, result: PretextLoss) -> None:
+        if value - value == 0.0:  # false for NaN and infinities
+            return
+        terms = {name: term.item() for name, term in result.terms.items()}
+        shown = ", ".join(f"{name} {number}" for name, number in terms.items())
+        raise TrainingError(
+            f"expected a finite loss, got {value} at step {self.step + 1} ({shown}); nothing was "
+            "updated. Lower training.learning_rate or adaptation.step_size, or look at the data"
+        )
+
+    def save(self) -> None:
+        Checkpoint(
+            config=self.config,
+            step=self.step,
+            model=self.method.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            history=self.history.series,
+            seconds=self.seconds,
+            provenance=versions(),
+        ).save(self.run_dir / CHECKPOINT)
+
+    def restore(self) -> None:
+        found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+        _check_same_run(found.config, self.config, self.run_dir)
+        if found.step > self.config.training.steps:
+            raise CheckpointError(
+                f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
+                f"checkpoint after {found.step}; ask for more steps or use another folder"
+            )
+        self.method.load_state_dict(found.model)
+        self.optimiser.load_state_dict(found.optimiser)
+        self.step, self.seconds = found.step, found.seconds
+        self.history = History(found.history)
+
+
+def _check_same_run(found: Config, asked: Config, run_dir: Path) -> None:
+    """A run may be resumed with more steps or other logging, and with nothing else changed."""
+    same = replace(
+        asked,
+        training=replace(
+            asked.training,
+            steps=found.training.steps,
+            log_every=found.training.log_every,
+            checkpoint_every=found.training.checkpoint_every,
+        ),
+        probe=found.probe,
+    )
+    if same == found:
+        return
+    old, new = _flatten(found.to_dict()), _flatten(same.to_dict())
+    changed = [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    raise CheckpointError(
+        f"expected the configuration that {run_dir} was started with, got changes in "
+        f"{'; '.join(changed)}; resume with the same settings or use another folder"
+    )
+
+
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}  # type: ignore[arg-type]
+    return flat
+
+
+def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") -> MAE:
+    """Rebuild a trained method from its checkpoint alone.
+
+    Args:
+        path: The checkpoint file.
+        inputs: Input specifications of the data set it was trained on.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
+    """
+    found = Checkpoint.load(path, device)
+    method = build_method(found.config, inputs).to(device)
+    try:
+        method.load_state_dict(found.model)
+    except RuntimeError as fault:
+        reason = " ".join(str(fault).split())
+        raise CheckpointError(
+            f"expected weights for inputs {[spec.name for spec in inputs]} in {path}: {reason}"
+        ) from fault
+    return method.eval()
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """The mixed-precision context that a configuration asks for."""
+    if config.training.autocast == "off":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def check_enough(data: Partition, batch_size: int, name: str) -> None:
+    """Raise ``DataError`` unless the data fill one batch."""
+    if len(data) < batch_size:
+        raise DataError(
+            f"expected at least one batch of {batch_size} examples to pretrain on, {name!r} has "
+            f"{len(data)}; lower training.batch_size"
+        )
+
+
+def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Examples of batch number ``step``: shuffled epochs, the last partial batch dropped.
+
+    Example:
+        >>> from metamae.training import batch_indices
+        >>> epoch = [batch_indices(6, 2, seed=0, step=s) for s in range(3)]
+        >>> sorted(sum((b.tolist() for b in epoch), []))
+        [0, 1, 2, 3, 4, 5]
+    """
+    epoch, place = divmod(step, examples // batch_size)
+    order = _epoch_order(examples, seed, epoch)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(examples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(examples, generator=generator(seed, "order", epoch))

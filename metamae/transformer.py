@@ -1,0 +1,115 @@
+"""Pre-norm transformer: the encoder of visible tokens and the blocks that the decoder shares."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamae.config import EncoderConfig
+from metamae.tokenizer import xavier_linear
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention ``(B, T, D)`` to ``(B, T, D)``.
+
+    ``fused=True`` uses torch's fused kernel, which is fast and has no second derivative.
+    ``fused=False`` is plain matrix products and a softmax: the same function, differentiable any
+    number of times, as :class:`metalearn.LatentAdapter` needs.
+    """
+
+    def __init__(self, width: int, heads: int, *, fused: bool) -> None:
+        """See the class."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"expected a width divisible by the heads, got {width} and {heads}")
+        self.heads, self.fused = heads, fused
+        self.qkv = xavier_linear(width, 3 * width, bias=False)
+        self.out = xavier_linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        query, key, value = rearrange(
+            self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads
+        )
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            mixed = scores.softmax(dim=-1) @ value
+        attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
+        return attended
+
+
+class Block(nn.Module):
+    """Pre-norm block: attention, then a GELU perceptron, each with a residual connection.
+
+    Dropout acts after the attention's output, after the GELU and after the second linear layer.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, fused: bool, dropout: float = 0.0
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, fused=fused)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            xavier_linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            xavier_linear(hidden, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One block, ``(B, T, D)`` to ``(B, T, D)``."""
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x
+
+
+class TransformerEncoder(nn.Module):
+    """Encodes visible tokens ``(B, S, D)`` to a latent ``(B, 1 + S, D)``; the class token is first.
+
+    A :class:`metalearn.SupportEncoder`: the latent is the amortised task knowledge of section 2.1.
+    The class token has no position, and takes part in refinement but not in pooled features.
+
+    Example:
+        >>> import torch
+        >>> from metamae.config import EncoderConfig
+        >>> from metamae.transformer import TransformerEncoder
+        >>> encoder = TransformerEncoder(EncoderConfig(width=16, depth=1, heads=2))
+        >>> encoder(torch.zeros(3, 5, 16)).shape
+        torch.Size([3, 6, 16])
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """See the class."""
+        super().__init__()
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
+        nn.init.normal_(self.class_token, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    config.width,
+                    config.heads,
+                    config.mlp_ratio,
+                    fused=True,
+                    dropout=config.dropout,
+                )
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, support: Tensor) -> Tensor:
+        """Encode positioned tokens."""
+        class_token = self.class_token.to(support.dtype).expand(len(support), -1, -1)
+        x = self.dropout(torch.cat([class_token, support], dim=1))
+        latent: Tensor = self.norm(self.blocks(x))
+        return latent
