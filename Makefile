@@ -59,7 +59,7 @@ clean:
 # is made afresh.
 $(READY): pyproject.toml $(PINS) Makefile
 	@set -e; \
-	if [ ! -f $(READY) ] || ! $(RUN) -c ''; then \
+	if [ ! -f $(READY) ] || ! $(RUN) -c '' 2>/dev/null; then \
 		python=; \
 		for candidate in $(CANDIDATES); do \
 			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \

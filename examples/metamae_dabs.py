@@ -43,7 +43,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dataset", default="sensors", metavar="NAME|all", help="data set (default: sensors)")
-    add("--methods", nargs="+", default=list(METHODS), metavar="M", help=f"of: {', '.join(METHODS)}")
+    add(
+        "--methods", nargs="+", default=list(METHODS), metavar="M", help=f"of: {', '.join(METHODS)}"
+    )
     add("--steps", type=int, help="pretraining steps (default: the preset's)")
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

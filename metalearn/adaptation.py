@@ -104,9 +104,7 @@ class LatentAdapter(nn.Module):
         super().__init__()
         if steps < 1:
             raise ValueError(f"expected at least 1 inner step, got steps={steps}")
-        self.step_size = (
-            step_size if isinstance(step_size, StepSize) else FixedStepSize(step_size)
-        )
+        self.step_size = step_size if isinstance(step_size, StepSize) else FixedStepSize(step_size)
         self.steps = steps
         self.differentiation = Unrolled() if differentiation is None else differentiation
         self.update = GradientDescent() if update is None else update

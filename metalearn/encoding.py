@@ -67,9 +67,7 @@ class SetEncoder(nn.Module):
         self.element = nn.Sequential(
             nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
-        self.readout = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.readout = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, support: Tensor, present: Tensor | None = None) -> Tensor:
         """Encode ``support`` (B, S, features) to a latent (B, width)."""
@@ -79,7 +77,7 @@ class SetEncoder(nn.Module):
             )
         elements = self.element(support)
         if present is None:
-            return self.readout(elements.mean(dim=1))
+            return self._read(elements.mean(dim=1))
         if present.dtype != torch.bool or present.shape != support.shape[:2]:
             raise ValueError(
                 f"expected a boolean mask of shape {tuple(support.shape[:2])}, "
@@ -88,4 +86,8 @@ class SetEncoder(nn.Module):
         # where(), not a product: a NaN in an empty slot must not leak into the mean.
         elements = torch.where(present.unsqueeze(-1), elements, elements.new_zeros(()))
         count = present.sum(dim=1, keepdim=True).clamp(min=1)
-        return self.readout(elements.sum(dim=1) / count)
+        return self._read(elements.sum(dim=1) / count)
+
+    def _read(self, mean: Tensor) -> Tensor:
+        latent: Tensor = self.readout(mean)
+        return latent

@@ -1,4 +1,4 @@
-"""Every failure that `metalearn` names. Each message says what was expected, what came, what to do."""
+"""Every failure that `metalearn` names: what was expected, what came, what to do."""
 
 
 class MetalearnError(Exception):

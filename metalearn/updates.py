@@ -105,7 +105,8 @@ class LearnedStepSize(StepSize):
                 "`channels` must have the structure of the latent"
             )
         value = self.log_value[0 if self.shared else leaf]
-        return value[0 if self.steps is None else step].exp()
+        chosen: Tensor = value[0 if self.steps is None else step]
+        return chosen.exp()
 
     def extra_repr(self) -> str:
         """Show which axes have sizes of their own."""

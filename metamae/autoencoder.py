@@ -30,6 +30,7 @@ class Decoder(nn.Module):
     """
 
     positions: Tensor
+    input_number: Tensor
 
     def __init__(self, config: DecoderConfig, inputs: Inputs, latent_width: int) -> None:
         """See the class."""
@@ -41,9 +42,11 @@ class Decoder(nn.Module):
         self.register_buffer("positions", torch.cat(tables), persistent=False)
         numbers = [torch.full((spec.tokens,), n) for n, spec in enumerate(inputs)]
         self.register_buffer("input_number", torch.cat(numbers), persistent=False)
-        self.type = nn.Parameter(torch.empty(len(inputs), config.width)) if len(inputs) > 1 else None
-        if self.type is not None:
-            nn.init.normal_(self.type, std=0.02)
+        self.type_vectors = (
+            nn.Parameter(torch.empty(len(inputs), config.width)) if len(inputs) > 1 else None
+        )
+        if self.type_vectors is not None:
+            nn.init.normal_(self.type_vectors, std=0.02)
         self.blocks = nn.Sequential(
             *(
                 Block(config.width, config.heads, config.mlp_ratio, fused=False)
@@ -56,8 +59,8 @@ class Decoder(nn.Module):
         """Decode."""
         latent = self.embed(latent)
         places = self.positions
-        if self.type is not None:
-            places = places + self.type[self.input_number]
+        if self.type_vectors is not None:
+            places = places + self.type_vectors[self.input_number]
         places = places.to(latent.dtype)
         support = latent[:, 1:] + places[split.support_idx]
         query = self.mask_token.to(latent.dtype) + places[split.query_idx]
@@ -103,13 +106,9 @@ class MaskedAutoencoder(nn.Module):
         self.tokenizer = Tokenizer(inputs, encoder.width)
         self.encoder = TransformerEncoder(encoder)
         self.decoder = Decoder(decoder, inputs, encoder.width)
-        self.heads = nn.ModuleDict(
-            {
-                spec.name: xavier_linear(
-                    decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values
-                )
-                for spec in inputs
-            }
+        self.heads = nn.ModuleList(
+            xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
+            for spec in inputs
         )
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
@@ -169,10 +168,9 @@ class MaskedAutoencoder(nn.Module):
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]
-        output: Tensor = self.heads[spec.name](hidden)
+        output: Tensor = self.heads[number](hidden)
         if isinstance(spec, Tokens):
-            table = self.tokenizer.embed[spec.name].weight
-            output = output @ table.to(output.dtype).T
+            output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output
 
     def _losses(

@@ -172,7 +172,9 @@ class Config:
     def __post_init__(self) -> None:
         """Check the method's name and the seed."""
         if self.method not in METHODS:
-            raise ConfigError(f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}")
+            raise ConfigError(
+                f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}"
+            )
         _require(self.seed >= 0, "seed >= 0", self.seed)
 
     def to_dict(self) -> dict[str, Any]:

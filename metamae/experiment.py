@@ -182,7 +182,9 @@ class Experiment:
         if not trained or self.config[dataset.name].training.steps == 0:
             return
         runs = {
-            method: [self.run_dir(self.run_config(dataset.name, method, seed)) for seed in range(seeds)]
+            method: [
+                self.run_dir(self.run_config(dataset.name, method, seed)) for seed in range(seeds)
+            ]
             for method in trained
         }
         histories = {

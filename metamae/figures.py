@@ -18,6 +18,7 @@ from metamae.inputs import Image, InputSpec, Tabular, Tokens
 from metamae.masking import Split
 from metamae.objective import MAE
 from metamae.randomness import generator
+from metamae.report import LABELS
 
 Array = NDArray[Any]
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
@@ -185,7 +186,7 @@ def draw_curves(
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, (method, runs) in enumerate(histories.items()):
-        _draw_series(left, [run["query"] for run in runs], COLOURS[number], method)
+        _draw_series(left, [run["query"] for run in runs], COLOURS[number], LABELS[method])
         if all("support_before" in run for run in runs):
             before, after = (
                 np.stack([np.array(run[f"support_{side}"]) for run in runs])

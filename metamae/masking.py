@@ -93,7 +93,7 @@ def neighbour_table(inputs: Inputs) -> Tensor:
         padded[inner] = index
         for axis in range(len(spec.grid)):
             for side, shift in enumerate((slice(0, -2), slice(2, None))):
-                window = inner[:axis] + (shift,) + inner[axis + 1 :]
+                window = (*inner[:axis], shift, *inner[axis + 1 :])
                 table[index.flatten(), 2 * axis + side] = padded[window].flatten()
         offset += spec.tokens
     return table

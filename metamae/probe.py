@@ -93,7 +93,7 @@ def fit_probe(
     targets = torch.from_numpy(train_labels)
     size = min(config.batch_size, len(train_features))
     values: list[float] = []
-    with (reporter or Reporter(None)).stage(title, total=config.epochs) as stage:
+    with (reporter or Reporter(None)).stage(title, total=config.epochs, unit="epochs") as stage:
         for epoch in range(config.epochs):
             order = torch.randperm(len(targets), generator=generator(seed, "probe order", epoch))
             for start in range(0, len(order) - size + 1, size):

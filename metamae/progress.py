@@ -38,15 +38,17 @@ class Reporter:
             self.console.print(text, highlight=False)
 
     @contextmanager
-    def stage(self, title: str, *, total: int, done: int = 0) -> Iterator[Stage]:
+    def stage(
+        self, title: str, *, total: int, done: int = 0, unit: str = "steps"
+    ) -> Iterator[Stage]:
         """A bar over ``total`` units of which ``done`` were done before (after a resume)."""
         if self.console is None:
             yield _Silent()
         elif self.console.is_terminal:
-            with _Bar(self.console, title, total, done) as bar:
+            with _Bar(self.console, title, total, done, unit) as bar:
                 yield bar
         else:
-            yield _Lines(self.console, title, total, done)
+            yield _Lines(self.console, title, total, done, unit)
 
 
 class _Silent:
@@ -57,7 +59,7 @@ class _Silent:
 class _Bar:
     """A rich progress bar with the latest values, the rate and the time left."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
         self.progress = Progress(
             TextColumn("{task.description:<34}"),
             BarColumn(bar_width=24),
@@ -67,7 +69,7 @@ class _Bar:
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self.meter = _Meter()
+        self.meter = _Meter(unit)
         self.task = self.progress.add_task(title, total=total, completed=done, values="", rate="")
 
     def __enter__(self) -> _Bar:
@@ -79,17 +81,15 @@ class _Bar:
 
     def advance(self, **values: float) -> None:
         self.meter.tick()
-        self.progress.update(
-            self.task, advance=1, values=_render(values), rate=self.meter.rate()
-        )
+        self.progress.update(self.task, advance=1, values=_render(values), rate=self.meter.rate())
 
 
 class _Lines:
     """A line at every quarter, for logs and pipes."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
         self.console, self.title, self.total, self.done = console, title, total, done
-        self.meter = _Meter()
+        self.meter = _Meter(unit)
 
     def advance(self, **values: float) -> None:
         self.meter.tick()
@@ -105,8 +105,8 @@ class _Lines:
 
 
 class _Meter:
-    def __init__(self) -> None:
-        self.start, self.count = time.perf_counter(), 0
+    def __init__(self, unit: str) -> None:
+        self.unit, self.start, self.count = unit, time.perf_counter(), 0
 
     def tick(self) -> None:
         self.count += 1
@@ -115,7 +115,7 @@ class _Meter:
         return (time.perf_counter() - self.start) / max(self.count, 1)
 
     def rate(self) -> str:
-        return f"{1 / max(self.seconds_each(), 1e-9):.1f} steps/s"
+        return f"{1 / max(self.seconds_each(), 1e-9):.1f} {self.unit}/s"
 
 
 def _render(values: dict[str, float]) -> str:

@@ -14,8 +14,8 @@ from metamae.checkpoint import write_json
 from metamae.errors import DataError
 
 LABELS = {
-    "random": "random initialisation",
-    "mae": "MAE, deep decoder",
+    "random": "random init",
+    "mae": "MAE (deep)",
     "metamae": "MetaMAE",
 }
 
@@ -93,11 +93,11 @@ def summarise(rows: Sequence[Row]) -> Table:
     The overhead is the ratio of pretraining times to MAE's on the same seeds: the median over
     seeds, which one disturbed run does not move.
     """
-    table = Table(title="Linear probe on frozen features (test)", title_justify="left")
-    for name in ("dataset", "method", "metric"):
-        table.add_column(name, no_wrap=True)
+    table = Table(title="Linear probe on frozen features, test rows", title_justify="left")
+    for name in ("data set", "method", "metric"):
+        table.add_column(name)
     for name in ("mean ± std", "seeds", "steps", "pretrain s", "× MAE"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for cells in summary_cells(rows):
         table.add_row(*cells)
     return table
@@ -108,7 +108,7 @@ def summary_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.method), []).append(row)
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for (dataset, method), group in groups.items():
         seconds = statistics.mean(row.pretrain_seconds for row in group)
         cells.append(

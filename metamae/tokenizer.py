@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from metamae.inputs import Batch, Inputs, Tokens, check_batch
+from metamae.inputs import Batch, Inputs, InputSpec, Tokens, check_batch
 
 
 def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
@@ -75,33 +75,43 @@ class Tokenizer(nn.Module):
         """See the class."""
         super().__init__()
         self.inputs, self.width = inputs, width
-        self.embed = nn.ModuleDict({spec.name: _embedding(spec, width) for spec in inputs})
-        self.type = nn.Parameter(torch.empty(len(inputs), width)) if len(inputs) > 1 else None
-        if self.type is not None:
-            nn.init.normal_(self.type, std=0.02)
+        self.embed = nn.ModuleList(_embedding(spec, width) for spec in inputs)
+        self.type_vectors = (
+            nn.Parameter(torch.empty(len(inputs), width)) if len(inputs) > 1 else None
+        )
+        if self.type_vectors is not None:
+            nn.init.normal_(self.type_vectors, std=0.02)
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """Raw tokens of a batch: what a decoder has to predict."""
         return {spec.name: spec.patchify(batch[spec.name]) for spec in self.inputs}
+
+    def symbol_table(self, number: int) -> Tensor:
+        """Embedding table ``(vocabulary, D)`` of token input ``number``, which its head shares."""
+        table = self.embed[number]
+        assert isinstance(table, nn.Embedding)
+        return table.weight
 
     def forward(self, batch: Batch) -> Tensor:
         """Embedded tokens with positions; token grids may differ from pretraining's."""
         check_batch(self.inputs, batch)
         joined = []
         for number, spec in enumerate(self.inputs):
-            tokens = self.embed[spec.name](spec.patchify(batch[spec.name]))
+            tokens = self.embed[number](spec.patchify(batch[spec.name]))
             positions = sincos_positions(spec.grid_of(batch[spec.name]), self.width)
             tokens = tokens + positions.to(tokens)
-            joined.append(tokens if self.type is None else tokens + self.type[number])
+            joined.append(
+                tokens if self.type_vectors is None else tokens + self.type_vectors[number]
+            )
         return torch.cat(joined, dim=1)
 
 
-def _embedding(spec: object, width: int) -> nn.Module:
+def _embedding(spec: InputSpec, width: int) -> nn.Module:
     if isinstance(spec, Tokens):
         table = nn.Embedding(spec.vocabulary, width)
         nn.init.xavier_uniform_(table.weight)
         return table
-    return xavier_linear(spec.values, width)  # type: ignore[attr-defined]
+    return xavier_linear(spec.values, width)
 
 
 def xavier_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

@@ -122,7 +122,12 @@ class _Run:
     def __init__(
         self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
     ) -> None:
-        self.config, self.data, self.run_dir, self.device = config, dataset.pretrain, run_dir, device
+        self.config, self.data, self.run_dir, self.device = (
+            config,
+            dataset.pretrain,
+            run_dir,
+            device,
+        )
         check_enough(self.data, config.training.batch_size, dataset.name)
         self.method = build_method(config, dataset.inputs).to(device).train()
         self.optimiser = torch.optim.AdamW(

@@ -87,9 +87,7 @@ def _tokens(name: str, length: int, card: Card) -> Tokens:
 
 
 _RECIPES = {
-    "sensors": _Recipe(
-        stands_for="pamap2", inputs=_signal, token_size=(4,), standardise=(0, 2)
-    ),
+    "sensors": _Recipe(stands_for="pamap2", inputs=_signal, token_size=(4,), standardise=(0, 2)),
     "basic_motions": _Recipe(
         stands_for="pamap2", inputs=_signal, token_size=(4,), standardise=(0, 2)
     ),
@@ -178,7 +176,11 @@ def read_card(name: str) -> Card:
 
 
 def _partition(
-    recipe: _Recipe, arrays: dict[str, Array], split: str, inputs: Inputs, scaling: dict[str, Affine]
+    recipe: _Recipe,
+    arrays: dict[str, Array],
+    split: str,
+    inputs: Inputs,
+    scaling: dict[str, Affine],
 ) -> Partition:
     raw = [arrays[f"{key}_{split}"] for key in recipe.keys]
     if recipe.channel_axis:
