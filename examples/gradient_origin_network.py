@@ -11,7 +11,7 @@ What differs from the paper: 8x8 digits and a small perceptron; ELU, whose secon
 outer gradient uses; no batch normalisation, which would tie the latents of a batch together; and
 the squared error is summed over pixels, not averaged. With step size 1 the gradient *is* the
 latent: averaged over 64 pixels it starts 64 times smaller, next to the origin, and F must first
-learn to amplify it (the authors' code averages, and lets batch normalisation amplify). The sum
+learn to amplify it (the authors' code averages, but batch normalisation rescales there). The sum
 trains faster and further; compare with --reduce mean.
 """
 
@@ -43,9 +43,9 @@ class GradientOriginNetwork(nn.Module):
 
     def __init__(self, reduce: str) -> None:
         super().__init__()
-        inner, middle = nn.Linear(LATENT, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
-        outer = nn.Linear(HIDDEN, PIXELS)
-        self.decoder = nn.Sequential(inner, nn.ELU(), middle, nn.ELU(), outer, nn.Sigmoid())
+        first, second = nn.Linear(LATENT, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        last = nn.Linear(HIDDEN, PIXELS)
+        self.decoder = nn.Sequential(first, nn.ELU(), second, nn.ELU(), last, nn.Sigmoid())
         self.reduce = reduce
         # "Encode" every image to the origin, then take one step of size 1 down its own loss:
         # z' = 0 - 1 * dL/dz. There is nothing to align, so there is no contrast.
@@ -79,15 +79,14 @@ def train(network: GradientOriginNetwork, images: Tensor, steps: int) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if step % 200 == 0:
+        if step % 250 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
 
 
-def draw(originals: Tensor, decoded: Tensor, file: Path) -> None:
-    """Originals in the upper row, reconstructions in the lower one."""
-    figure = Figure(figsize=(len(originals), 2.3), layout="constrained")
-    rows = {"original": originals, "decoded": decoded}
-    for axes, (title, images) in zip(figure.subplots(2, len(originals)), rows.items(), strict=True):
+def draw(rows: dict[str, Tensor], file: Path) -> None:
+    """One row of images for each entry."""
+    figure = Figure(figsize=(12, 2.3), layout="constrained")
+    for axes, (title, images) in zip(figure.subplots(2, 12), rows.items(), strict=True):
         for axis, image in zip(axes, images, strict=True):
             axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
@@ -100,19 +99,19 @@ def main() -> None:
     """Train on digits, report the loss on unseen ones, draw some of them."""
     parser = argparse.ArgumentParser(description="Train a gradient origin network on 8x8 digits.")
     parser.add_argument("--out", type=Path, default=Path("runs/gon"), help="folder of the picture")
-    parser.add_argument("--steps", type=int, default=800, help="training steps")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--reduce", choices=("sum", "mean"), default="sum", help="over pixels")
     options = parser.parse_args()
-
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # products this small only lose time to further threads
     images, unseen = load_digits()
     network, picture = GradientOriginNetwork(options.reduce), options.out / "reconstructions.png"
     before = reconstruct(network, unseen)[1]
     train(network, images, options.steps)
     decoded, after = reconstruct(network, unseen)
-    mean_image = (unseen - images.mean(dim=0)).square().sum(dim=1).mean().item()
-    print(f"test loss before {before:.4f} after {after:.4f} (the mean image: {mean_image:.4f})")
-    draw(unseen[:12], decoded[:12], picture)
+    mean = (unseen - images.mean(dim=0)).square().sum(dim=1).mean()
+    print(f"test loss before {before:.4f} after {after:.4f} (the mean image: {mean:.4f})")
+    draw({"original": unseen[:12], "decoded": decoded[:12]}, picture)
     print(f"wrote {picture}")
 
 

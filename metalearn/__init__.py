@@ -4,16 +4,25 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 
 * :mod:`metalearn.encoding` - a support set becomes a latent in one pass (amortisation);
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
-* :mod:`metalearn.differentiation` - how gradients flow through those steps;
-* :mod:`metalearn.updates` - step sizes and update rules of the steps;
+* :mod:`metalearn.differentiation`, :mod:`metalearn.finite_difference`, :mod:`metalearn.implicit` -
+  how gradients flow through those steps;
+* :mod:`metalearn.updates`, :mod:`metalearn.torch_optimisers` - step sizes and update rules;
+* :mod:`metalearn.attention` - attention with a second derivative;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
 """
 
-from metalearn.adaptation import Adaptation, LatentAdapter
+from metalearn.adaptation import Adaptation, LatentAdapter, Trace
+from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
-from metalearn.differentiation import FirstOrder, GradientPolicy, Unrolled
+from metalearn.differentiation import (
+    Checkpointed,
+    FirstOrder,
+    GradientPolicy,
+    Truncated,
+    Unrolled,
+)
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
     DisconnectedLossError,
@@ -24,16 +33,32 @@ from metalearn.errors import (
     SecondDerivativeError,
     SupportLossShapeError,
 )
+from metalearn.finite_difference import FiniteDifference
+from metalearn.implicit import Implicit
 from metalearn.objective import MetaLoss, MetaObjective
-from metalearn.updates import FixedStepSize, GradientDescent, LearnedStepSize, UpdateRule
+from metalearn.torch_optimisers import TorchOptimiser
+from metalearn.updates import (
+    ClipGradient,
+    FixedStepSize,
+    GradientDescent,
+    LearnedStepSize,
+    Momentum,
+    NormaliseGradient,
+    StepSize,
+    UpdateRule,
+)
 
 __all__ = [
     "Adaptation",
+    "Checkpointed",
+    "ClipGradient",
     "DisconnectedLossError",
+    "FiniteDifference",
     "FirstOrder",
     "FixedStepSize",
     "GradientDescent",
     "GradientPolicy",
+    "Implicit",
     "LatentAdapter",
     "LatentError",
     "LearnedStepSize",
@@ -42,13 +67,20 @@ __all__ = [
     "MetaObjective",
     "MetalearnError",
     "MissingBettyError",
+    "Momentum",
     "NonFiniteLossError",
+    "NormaliseGradient",
     "Projector",
     "SecondDerivativeError",
     "SetEncoder",
+    "StepSize",
     "SupportEncoder",
     "SupportLossShapeError",
     "TaskContrastiveLoss",
+    "TorchOptimiser",
+    "Trace",
+    "Truncated",
     "Unrolled",
     "UpdateRule",
+    "plain_attention",
 ]

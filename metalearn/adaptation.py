@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.differentiation import (
-    FirstOrder,
-    GradientPolicy,
+from metalearn.differentiation import GradientPolicy, Refinement, Unrolled
+from metalearn.inner import (
     InnerLoop,
     SupportLoss,
-    Unrolled,
+    in_transform,
     refuse_inference_mode,
     refuse_missing_second_derivative,
+    task_norm,
 )
 from metalearn.pytrees import Latent, check_latent, unflatten
 from metalearn.updates import FixedStepSize, GradientDescent, StepSize, UpdateRule
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How every task moved, recorded on request (``trace=True``); all detached, ``(steps, B)``.
+
+    Attributes:
+        gradient_norms: Norm of the support gradient before each step.
+        step_norms: Length of each step.
+        step_sizes: Their ratio: the effective step size, after learned sizes, clipping, momentum.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter
+        >>> adapter = LatentAdapter(step_size=0.5, steps=1)
+        >>> adapter(torch.ones(2, 1), lambda z: z.square().sum(1), trace=True).trace.step_sizes
+        tensor([[0.5000, 0.5000]])
+    """
+
+    gradient_norms: Tensor
+    step_norms: Tensor
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """Effective step sizes; 0 where the gradient is 0."""
+        return torch.where(self.gradient_norms > 0, self.step_norms / self.gradient_norms, 0.0)
 
 
 @dataclass(frozen=True)
@@ -29,10 +56,19 @@ class Adaptation:
         losses: Detached support losses, ``(steps, B)``: row ``t`` was taken before step ``t``. One
             more row, taken after the last step, when the adapter was called with
             ``final_loss=True`` (one more evaluation of the support loss).
+        trace: Norms per step and task when called with ``trace=True``, else ``None``.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter
+        >>> adapter = LatentAdapter(step_size=0.5, steps=1)
+        >>> adapter(torch.ones(2, 1), lambda z: z.square().sum(1), final_loss=True)
+        Adaptation(tasks=2, mean support loss 1 -> 0 over 2 evaluations)
     """
 
     latent: Latent
     losses: Tensor
+    trace: Trace | None = None
 
     def __repr__(self) -> str:
         """First and last mean loss, which is what one looks for."""
@@ -58,11 +94,13 @@ class LatentAdapter(nn.Module):
         step_size: A number, or a :class:`~metalearn.updates.StepSize` such as
             :class:`~metalearn.updates.LearnedStepSize`.
         steps: Number of inner steps, at least 1.
-        differentiation: How the outer gradient flows through the steps: ``Unrolled()`` (exact,
-            the default) or ``FirstOrder()``.
-        update: The update rule; plain gradient descent by default.
+        differentiation: How the outer gradient flows through the steps; exact by default. See
+            :mod:`metalearn.differentiation` for the choice.
+        update: The update rule; plain gradient descent by default. See :mod:`metalearn.updates`.
         check_finite: Stop with the task's index when a support loss is not finite. Costs one
             device synchronisation a step on CUDA.
+        full_precision: Run the inner loop in float32 with autocast switched off, whatever the
+            caller's; the refined latent has the given dtype again.
 
     Shape:
         ``latent`` is a tensor ``(B, ...)`` or a pytree of such tensors with the task axis first;
@@ -75,7 +113,7 @@ class LatentAdapter(nn.Module):
         DisconnectedLossError: the support loss does not depend on the latent.
         NonFiniteLossError: a support loss is not finite.
         SecondDerivativeError: an exact policy meets a kernel without second derivative (looked
-            for on the first call with gradients enabled).
+            for on the first call with each loss function).
 
     Example:
         >>> import torch
@@ -99,6 +137,7 @@ class LatentAdapter(nn.Module):
         differentiation: GradientPolicy | None = None,
         update: UpdateRule | None = None,
         check_finite: bool = True,
+        full_precision: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -109,7 +148,8 @@ class LatentAdapter(nn.Module):
         self.differentiation = Unrolled() if differentiation is None else differentiation
         self.update = GradientDescent() if update is None else update
         self.check_finite = check_finite
-        self._second_derivative_seen = False
+        self.full_precision = full_precision
+        self._differentiable_losses: set[object] = set()
 
     def forward(
         self,
@@ -118,36 +158,67 @@ class LatentAdapter(nn.Module):
         *,
         steps: int | None = None,
         final_loss: bool = False,
+        trace: bool = False,
     ) -> Adaptation:
         """Refine ``latent``; ``steps`` overrides the adapter's number of steps for this call."""
+        steps = self.steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"expected at least 0 inner steps, got steps={steps}")
         leaves, structure, tasks = check_latent(latent)
         refuse_inference_mode(leaves)
+        dtypes = [leaf.dtype for leaf in leaves]
+        if self.full_precision:
+            leaves = [_at_least_float32(leaf) for leaf in leaves]
         inner = InnerLoop(
             support_loss=support_loss,
             step_size=self.step_size,
             update=self.update,
-            steps=self.steps if steps is None else steps,
+            steps=steps,
             structure=structure,
             tasks=tasks,
+            device=leaves[0].device,
             check_finite=self.check_finite,
+            full_precision=self.full_precision,
         )
-        refined, trace = self.differentiation.refine(inner, leaves)
-        self._check_second_derivative(refined)
+        found = self.differentiation.refine(inner, leaves)
+        self._check_second_derivative(support_loss, found.leaves)
+        losses = [step.losses for step in found.steps]
         if final_loss:
             with torch.no_grad():
-                trace.append(inner.losses(refined, inner.steps))
-        losses = torch.stack(trace) if trace else leaves[0].new_zeros((0, tasks))
-        return Adaptation(latent=unflatten(refined, structure), losses=losses)
+                losses.append(inner.losses(found.leaves, inner.steps))
+        refined = [leaf.to(dtype) for leaf, dtype in zip(found.leaves, dtypes, strict=True)]
+        return Adaptation(
+            latent=unflatten(refined, structure),
+            losses=torch.stack(losses) if losses else leaves[0].new_zeros((0, tasks)),
+            trace=_trace(leaves, found) if trace else None,
+        )
 
-    def _check_second_derivative(self, refined: list[Tensor]) -> None:
-        # Walking the graph costs milliseconds, so once per adapter is enough.
-        if self._second_derivative_seen or not torch.is_grad_enabled():
+    def _check_second_derivative(self, support_loss: SupportLoss, refined: list[Tensor]) -> None:
+        if not self.differentiation.needs_second_derivative:
             return
-        if isinstance(self.differentiation, FirstOrder) or torch.compiler.is_compiling():
+        if in_transform() or not torch.is_grad_enabled():
             return
-        refuse_missing_second_derivative(refined)
-        self._second_derivative_seen = True
+        # Walking the graph costs milliseconds, so each piece of code is looked at once.
+        code = getattr(support_loss, "__code__", type(support_loss))
+        if code not in self._differentiable_losses:
+            refuse_missing_second_derivative(refined)
+            self._differentiable_losses.add(code)
 
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""
         return f"steps={self.steps}, differentiation={self.differentiation}, update={self.update}"
+
+
+def _at_least_float32(leaf: Tensor) -> Tensor:
+    return leaf if leaf.dtype == torch.float64 else leaf.float()
+
+
+@torch.no_grad()
+def _trace(start: Sequence[Tensor], found: Refinement) -> Trace:
+    gradient_norms, step_norms, before = [], [], start
+    for step in found.steps:
+        gradient_norms.append(task_norm(step.gradients))
+        moves = [after - old for after, old in zip(step.leaves, before, strict=True)]
+        step_norms.append(task_norm(moves))
+        before = step.leaves
+    return Trace(torch.stack(gradient_norms), torch.stack(step_norms))

@@ -75,17 +75,18 @@ class SetEncoder(nn.Module):
             raise ValueError(
                 f"expected support of shape (B, S, {self.features}), got {tuple(support.shape)}"
             )
-        elements = self.element(support)
         if present is None:
-            return self._read(elements.mean(dim=1))
+            present = support.new_ones(support.shape[:2], dtype=torch.bool)
         if present.dtype != torch.bool or present.shape != support.shape[:2]:
             raise ValueError(
                 f"expected a boolean mask of shape {tuple(support.shape[:2])}, "
                 f"got {present.dtype} of shape {tuple(present.shape)}"
             )
-        # where(), not a product: a NaN in an empty slot must not leak into the mean.
-        elements = torch.where(present.unsqueeze(-1), elements, elements.new_zeros(()))
-        count = present.sum(dim=1, keepdim=True).clamp(min=1)
+        # Emptied before and after: a NaN in an empty slot must reach neither value nor gradient.
+        present = present.unsqueeze(-1)
+        elements = self.element(torch.where(present, support, 0.0))
+        elements = torch.where(present, elements, 0.0)
+        count = present.sum(dim=1).clamp(min=1)
         return self._read(elements.sum(dim=1) / count)
 
     def _read(self, mean: Tensor) -> Tensor:

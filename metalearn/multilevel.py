@@ -31,10 +31,15 @@ def import_betty() -> ModuleType:
     try:
         version = importlib.metadata.version("betty-ml")
         betty = importlib.import_module("betty")
-    except (importlib.metadata.PackageNotFoundError, ImportError) as missing:
+    except importlib.metadata.PackageNotFoundError as missing:
         raise MissingBettyError(
             f"expected betty-ml {REQUIRED_VERSION}, found none; run: {INSTALL_COMMAND}"
         ) from missing
+    except ImportError as broken:
+        raise MissingBettyError(
+            f"expected betty-ml {REQUIRED_VERSION} to import, it fails ({broken}); "
+            f"run: {INSTALL_COMMAND}"
+        ) from broken
     if version != REQUIRED_VERSION:
         raise MissingBettyError(
             f"expected betty-ml {REQUIRED_VERSION}, found {version}; run: {INSTALL_COMMAND}"

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from metalearn.adaptation import Adaptation, LatentAdapter
 from metalearn.contrast import TaskContrastiveLoss
-from metalearn.differentiation import SupportLoss
 from metalearn.encoding import SupportEncoder
 from metalearn.errors import SupportLossShapeError
+from metalearn.inner import SupportLoss
 from metalearn.pytrees import Latent
 
 
@@ -26,6 +26,15 @@ class MetaLoss:
         contrast: Contrastive loss, a scalar; ``None`` without a contrast.
         latent: The amortised latent.
         adaptation: The refined latent and the support losses on the way.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter, MetaObjective
+        >>> objective = MetaObjective(lambda support: support, LatentAdapter(step_size=0.5))
+        >>> loss = lambda z: z.square().sum(1)
+        >>> result = objective(torch.ones(2, 1), support_loss=loss, query_loss=loss)
+        >>> result.loss, result.contrast is None
+        (tensor(0., grad_fn=<MeanBackward0>), True)
     """
 
     loss: Tensor
@@ -80,7 +89,7 @@ class MetaObjective(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        if contrast_weight < 0:
+        if not contrast_weight >= 0:
             raise ValueError(f"expected contrast_weight >= 0, got {contrast_weight}")
         self.encoder = encoder
         self.adapter = adapter

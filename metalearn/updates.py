@@ -15,7 +15,16 @@ from torch.utils import _pytree
 
 
 class StepSize(nn.Module):
-    """Base of step sizes. ``step_size(step, leaf)`` broadcasts against leaf number ``leaf``."""
+    """Base of step sizes. ``step_size(step, leaf)`` broadcasts against leaf number ``leaf``.
+
+    Example:
+        >>> from metalearn import StepSize
+        >>> class Halving(StepSize):
+        ...     def forward(self, step, leaf):
+        ...         return 0.5**step
+        >>> Halving()(step=2, leaf=0)
+        0.25
+    """
 
     def forward(self, step: int, leaf: int) -> Tensor | float:
         """Size of step number ``step`` (from 0) for leaf number ``leaf`` of the latent."""
@@ -87,6 +96,8 @@ class LearnedStepSize(StepSize):
         widths: list[int | None] = [None] if channels is None else _pytree.tree_leaves(channels)
         self.shared = len(widths) == 1
         self.steps = steps
+        if any(width is not None and width < 1 for width in widths):
+            raise ValueError(f"expected positive channel counts, got {widths}")
         start = torch.tensor(initial).log()
         self.log_value = nn.ParameterList(
             nn.Parameter(start.repeat(steps or 1, width or 1)) for width in widths
@@ -155,7 +166,7 @@ class GradientDescent:
     ) -> tuple[list[Tensor], None]:
         """Move every leaf against its gradient."""
         moved = [
-            leaf - _in_dtype_of(leaf, size) * gradient
+            leaf - in_dtype_of(leaf, size) * gradient
             for leaf, gradient, size in zip(leaves, gradients, sizes, strict=True)
         ]
         return moved, None
@@ -165,6 +176,175 @@ class GradientDescent:
         return "GradientDescent()"
 
 
-def _in_dtype_of(leaf: Tensor, size: Tensor | float) -> Tensor | float:
+class Momentum:
+    r"""Heavy-ball or Nesterov momentum, differentiable through its buffer.
+
+    .. math:: m_t = \mu m_{t-1} + g_t, \qquad z_{t+1} = z_t - \alpha\, m_t
+
+    (with Nesterov: :math:`z_{t+1} = z_t - \alpha (g_t + \mu m_t)`), as in ``torch.optim.SGD``.
+
+    Args:
+        momentum: :math:`\mu`, in [0, 1).
+        nesterov: Whether to look ahead.
+
+    Raises:
+        ValueError: a momentum out of range.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter, Momentum
+        >>> adapter = LatentAdapter(1.0, steps=2, update=Momentum(0.5))
+        >>> adapter(torch.zeros(1, 1), lambda z: z.sum(1)).latent  # 0 - 1 - (1 + 0.5)
+        tensor([[-2.5000]])
+    """
+
+    def __init__(self, momentum: float = 0.9, *, nesterov: bool = False) -> None:
+        """See the class."""
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"expected a momentum in [0, 1), got {momentum}")
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def initial_state(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Empty buffers."""
+        return [torch.zeros_like(leaf) for leaf in leaves]
+
+    def __call__(
+        self,
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        sizes: Sequence[Tensor | float],
+        state: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """One step."""
+        state = [self.momentum * m + g for m, g in zip(state, gradients, strict=True)]
+        direction = state
+        if self.nesterov:
+            direction = [g + self.momentum * m for g, m in zip(gradients, state, strict=True)]
+        moved, _ = GradientDescent()(leaves, direction, sizes, None)
+        return moved, state
+
+    def __repr__(self) -> str:
+        """Constructor call."""
+        return f"Momentum({self.momentum}, nesterov={self.nesterov})"
+
+
+class ClipGradient:
+    r"""Clips every task's gradient to a norm before another rule uses it.
+
+    .. math:: g \leftarrow g \cdot \min(1, c / \lVert g_b \rVert)
+
+    The norm is that of one task over all leaves, so a task never scales another's gradient. It is
+    differentiated through.
+
+    Args:
+        max_norm: :math:`c`, positive.
+        then: The rule that takes the step; plain gradient descent by default.
+
+    Raises:
+        ValueError: a norm that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import ClipGradient, LatentAdapter
+        >>> adapter = LatentAdapter(1.0, update=ClipGradient(0.5))
+        >>> adapter(torch.zeros(2, 1), lambda z: z.sum(1) * torch.tensor([0.1, 9.0])).latent
+        tensor([[-0.1000],
+                [-0.5000]])
+    """
+
+    def __init__(self, max_norm: float, then: UpdateRule | None = None) -> None:
+        """See the class."""
+        if not max_norm > 0:
+            raise ValueError(f"expected a positive norm, got {max_norm}")
+        self.max_norm = max_norm
+        self.then: UpdateRule = GradientDescent() if then is None else then
+
+    def initial_state(self, leaves: Sequence[Tensor]) -> Any:
+        """The inner rule's."""
+        return self.then.initial_state(leaves)
+
+    def __call__(
+        self,
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        sizes: Sequence[Tensor | float],
+        state: Any,
+    ) -> tuple[list[Tensor], Any]:
+        """One step."""
+        norm = _safe_task_norm(gradients)
+        factor = (self.max_norm / norm).clamp(max=1.0)
+        return self.then(leaves, _scale_tasks(factor, gradients), sizes, state)
+
+    def __repr__(self) -> str:
+        """Constructor call."""
+        return f"ClipGradient({self.max_norm}, then={self.then})"
+
+
+class NormaliseGradient:
+    r"""Divides every task's gradient by its norm before another rule uses it.
+
+    .. math:: g \leftarrow g / (\lVert g_b \rVert + \epsilon)
+
+    A step then has the length of its step size, whatever the scale of the loss. The norm is that
+    of one task over all leaves, and is differentiated through.
+
+    Args:
+        epsilon: Keeps vanishing gradients finite; positive.
+        then: The rule that takes the step; plain gradient descent by default.
+
+    Raises:
+        ValueError: an epsilon that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter, NormaliseGradient
+        >>> adapter = LatentAdapter(2.0, update=NormaliseGradient())
+        >>> adapter(torch.zeros(1, 2), lambda z: 5 * z[:, 0]).latent
+        tensor([[-2.,  0.]])
+    """
+
+    def __init__(self, epsilon: float = 1e-8, then: UpdateRule | None = None) -> None:
+        """See the class."""
+        if not epsilon > 0:
+            raise ValueError(f"expected a positive epsilon, got {epsilon}")
+        self.epsilon = epsilon
+        self.then: UpdateRule = GradientDescent() if then is None else then
+
+    def initial_state(self, leaves: Sequence[Tensor]) -> Any:
+        """The inner rule's."""
+        return self.then.initial_state(leaves)
+
+    def __call__(
+        self,
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        sizes: Sequence[Tensor | float],
+        state: Any,
+    ) -> tuple[list[Tensor], Any]:
+        """One step."""
+        factor = 1.0 / (_safe_task_norm(gradients) + self.epsilon)
+        return self.then(leaves, _scale_tasks(factor, gradients), sizes, state)
+
+    def __repr__(self) -> str:
+        """Constructor call."""
+        return f"NormaliseGradient({self.epsilon}, then={self.then})"
+
+
+def _safe_task_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of each task's gradient, ``(B,)``; its derivative is finite at 0."""
+    squares = [gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients]
+    total = torch.stack(squares).sum(0)
+    return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()
+
+
+def _scale_tasks(factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Multiply task ``b`` of every leaf by ``factor[b]``."""
+    return [
+        gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
+        for gradient in gradients
+    ]
+
+
+def in_dtype_of(leaf: Tensor, size: Tensor | float) -> Tensor | float:
     """A float32 step size must not promote a bfloat16 latent."""
     return size.to(leaf.dtype) if isinstance(size, Tensor) else size

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metalearn import plain_attention
 from metamae.config import EncoderConfig
 from metamae.tokenizer import xavier_linear
 
@@ -15,7 +16,7 @@ class Attention(nn.Module):
     """Multi-head self-attention ``(B, T, D)`` to ``(B, T, D)``.
 
     ``fused=True`` uses torch's fused kernel, which is fast and has no second derivative.
-    ``fused=False`` is plain matrix products and a softmax: the same function, differentiable any
+    ``fused=False`` uses :func:`metalearn.plain_attention`: the same function, differentiable any
     number of times, as :class:`metalearn.LatentAdapter` needs.
     """
 
@@ -36,8 +37,7 @@ class Attention(nn.Module):
         if self.fused:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
-            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            mixed = scores.softmax(dim=-1) @ value
+            mixed = plain_attention(query, key, value)
         attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
         return attended
 

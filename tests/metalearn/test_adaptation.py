@@ -400,6 +400,34 @@ def test_no_grad_gives_the_same_value_without_a_graph(policy: GradientPolicy) ->
     assert torch.equal(without.losses, with_graph.losses)
 
 
+@pytest.mark.parametrize(
+    ("policy", "enabled", "recorded"),
+    [(Unrolled(), True, True), (Unrolled(), False, False), (FirstOrder(), True, False)],
+)
+def test_a_second_order_graph_is_recorded_only_where_it_is_used(
+    policy: GradientPolicy, enabled: bool, recorded: bool
+) -> None:
+    """Grad mode is on inside the inner backward pass exactly when its graph is kept."""
+    modes = []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Tensor) -> Tensor:
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            modes.append(torch.is_grad_enabled())
+            return gradient
+
+    latent = random(2, 3, requires_grad=True)
+    with torch.set_grad_enabled(enabled):
+        LatentAdapter(0.3, steps=2, differentiation=policy)(
+            latent, lambda z: Spy.apply(z).square().sum(1)
+        )
+    assert modes == [recorded, recorded]
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_losses_are_those_on_the_way(policy: GradientPolicy) -> None:
     """Row t before step t, one more row after the last step on request; all detached."""

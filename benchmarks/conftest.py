@@ -1,0 +1,54 @@
+"""Options of the benchmarks, and the tables they end with.
+
+    pytest benchmarks/ --benchmark                 # on CPU, and on CUDA where there is one
+    pytest benchmarks/ --benchmark --device cpu -k overhead
+
+Without ``--benchmark`` everything is collected and skipped.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+TABLES: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="run the benchmarks (minutes)")
+    parser.addoption("--device", default="auto", help="auto (CPU, and CUDA if any), cpu or cuda")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--benchmark"):
+        return
+    skip = pytest.mark.skip(reason="benchmarks take minutes: add --benchmark to run them")
+    for item in items:
+        item.add_marker(skip)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("--device")
+    names = ["cpu", "cuda"] if chosen == "auto" else [chosen]
+    metafunc.parametrize("device", names, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def tables() -> list[str]:
+    """Text added here is printed after the run."""
+    return TABLES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for table in TABLES:
+        terminalreporter.write_line("")
+        terminalreporter.write(table)

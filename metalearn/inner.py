@@ -1,0 +1,228 @@
+"""The inner loop's moving parts: a support loss, its gradient, one step. Policies arrange them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import (
+    DisconnectedLossError,
+    LatentError,
+    NonFiniteLossError,
+    SecondDerivativeError,
+    SupportLossShapeError,
+)
+from metalearn.pytrees import Latent, Structure, unflatten
+from metalearn.updates import StepSize, UpdateRule
+
+SupportLoss = Callable[[Latent], Tensor]
+"""``support_loss(latent) -> (B,)``: one loss per task, computed from that task's latent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one inner step produced.
+
+    Attributes:
+        leaves: The moved latent.
+        state: State of the update rule.
+        losses: Detached support losses before the step, ``(B,)``.
+        gradients: Gradients the update rule was given.
+    """
+
+    leaves: list[Tensor]
+    state: Any
+    losses: Tensor
+    gradients: list[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLoop:
+    """What a policy has to run: a support loss, its update rule, and the number of steps."""
+
+    support_loss: SupportLoss
+    step_size: StepSize
+    update: UpdateRule
+    steps: int
+    structure: Structure
+    tasks: int
+    device: torch.device
+    check_finite: bool = True
+    full_precision: bool = False
+
+    def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
+        """Support loss of every task, ``(B,)``, validated."""
+        with self._precision():
+            losses = self.support_loss(unflatten(leaves, self.structure))
+        if not isinstance(losses, Tensor) or losses.shape != (self.tasks,):
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise SupportLossShapeError(
+                f"expected one support loss per task, shape ({self.tasks},), got {got}; "
+                "reduce over every axis but the first, e.g. loss.flatten(1).mean(1)"
+            )
+        if self.check_finite and not in_transform():
+            _refuse_non_finite(losses, step)
+        return losses
+
+    def gradient(
+        self, leaves: Sequence[Tensor], step: int, *, create_graph: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradient of each task's loss in that task's latent, and the losses, detached.
+
+        Losses are summed over tasks: task ``b``'s loss depends on task ``b``'s latent alone, so
+        the gradient of the sum holds every task's own gradient whatever the batch size.
+        """
+        if in_transform():
+            return self._functional_gradient(leaves, step, create_graph=create_graph)
+        with torch.enable_grad():
+            # A fresh view is differentiated, so a closure that also captured the latent directly
+            # does not change the result, and the caller's tensors are never leaves of this graph.
+            points = [
+                leaf.view_as(leaf)
+                if create_graph and leaf.requires_grad
+                else leaf.detach().requires_grad_()
+                for leaf in leaves
+            ]
+            losses = self.losses(points, step)
+            gradients = loss_gradient(losses, points, create_graph=create_graph)
+        return gradients, losses.detach()
+
+    def step(self, leaves: Sequence[Tensor], state: Any, step: int, *, create_graph: bool) -> Step:
+        """Take one inner step."""
+        gradients, losses = self.gradient(leaves, step, create_graph=create_graph)
+        return self.move(leaves, gradients, losses, state, step)
+
+    def move(
+        self,
+        leaves: Sequence[Tensor],
+        gradients: list[Tensor],
+        losses: Tensor,
+        state: Any,
+        step: int,
+    ) -> Step:
+        """Apply the update rule to gradients that were computed before."""
+        sizes = [self.step_size(step, leaf) for leaf in range(len(leaves))]
+        moved, state = self.update(leaves, gradients, sizes, state)
+        for before, after in zip(leaves, moved, strict=True):
+            if before.shape != after.shape:
+                raise LatentError(
+                    f"expected a step to keep the latent's shape {tuple(before.shape)}, got "
+                    f"{tuple(after.shape)}; step sizes must broadcast against the latent: "
+                    "`channels` is the size of its last axis"
+                )
+        return Step(leaves=moved, state=state, losses=losses, gradients=gradients)
+
+    def _functional_gradient(
+        self, leaves: Sequence[Tensor], step: int, *, create_graph: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """The same by ``torch.func``, which ``torch.compile`` and ``torch.func`` can trace."""
+
+        def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
+            losses = self.losses(points, step)
+            return losses.sum(), losses.detach()
+
+        gradients, losses = torch.func.grad(total, has_aux=True)(list(leaves))
+        if not create_graph:
+            gradients = [gradient.detach() for gradient in gradients]
+        return gradients, losses.detach()
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self.full_precision:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
+
+def loss_gradient(losses: Tensor, points: Sequence[Tensor], *, create_graph: bool) -> list[Tensor]:
+    """Gradient of summed losses in every point; zeros for a leaf the losses do not use.
+
+    Raises:
+        DisconnectedLossError: if they use none of them.
+    """
+    gradients: Sequence[Tensor | None] = [None]
+    if losses.requires_grad:
+        gradients = torch.autograd.grad(
+            losses.sum(), points, create_graph=create_graph, allow_unused=True
+        )
+    if all(gradient is None for gradient in gradients):
+        raise DisconnectedLossError(
+            "expected a support loss that depends on the latent it is given, got one that does "
+            "not; compute it from the function's argument, without detach() or torch.no_grad()"
+        )
+    return [
+        torch.zeros_like(point) if gradient is None else gradient
+        for point, gradient in zip(points, gradients, strict=True)
+    ]
+
+
+def in_transform() -> bool:
+    """Whether ``torch.compile`` is tracing or a ``torch.func`` transform is active."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def task_norm(leaves: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all leaves of each task, ``(B,)``."""
+    return torch.stack([x.reshape(len(x), -1).square().sum(1) for x in leaves]).sum(0).sqrt()
+
+
+def per_task(values: Tensor, leaf: Tensor) -> Tensor:
+    """Reshape ``(B,)`` so that it broadcasts against a leaf ``(B, ...)``."""
+    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _refuse_non_finite(losses: Tensor, step: int) -> None:
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return
+    tasks = (~finite).nonzero().flatten().tolist()
+    shown = ", ".join(map(str, tasks[:5])) + (", ..." if len(tasks) > 5 else "")
+    raise NonFiniteLossError(
+        f"expected finite support losses, got {losses.detach()[tasks[0]].item()} before inner step "
+        f"{step + 1} in {len(tasks)} of {len(losses)} tasks (index {shown}); "
+        "look for NaN in these inputs, or lower the step size"
+    )
+
+
+def refuse_missing_second_derivative(results: Sequence[Tensor]) -> None:
+    """Raise if the graph of ``results`` holds an operation without a derivative.
+
+    Autograd records such an operation (the backward of a fused attention kernel, for instance) as
+    a node called ``NotImplemented`` and fails only in the outer ``backward()``, far from the
+    cause. Finding it here gives an error that says what to do.
+
+    Raises:
+        SecondDerivativeError: if there is such a node.
+    """
+    pending = [leaf.grad_fn for leaf in results if leaf.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name().rpartition("::")[2] == "NotImplemented":
+            raise SecondDerivativeError(
+                "expected a support loss that can be differentiated twice, got one that runs "
+                "through a kernel without second derivative (fused attention is the usual one); "
+                "use metalearn.plain_attention inside the support loss, or a policy that takes "
+                "first derivatives only: LatentAdapter(differentiation=FiniteDifference()) or "
+                "FirstOrder()"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+
+
+def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
+    """Inner gradients cannot be taken of inference tensors."""
+    if in_transform():
+        return
+    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in leaves):
+        raise LatentError(
+            "expected normal tensors, got torch.inference_mode(); "
+            "inner steps need gradients: evaluate under torch.no_grad() instead"
+        )

@@ -1,0 +1,273 @@
+"""Configuration: published presets, overrides, and errors that name the key at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import yaml
+
+from metamae import Config, ConfigError, build_method, load_dataset, make_config
+from metamae.config import METHODS, list_presets, load_preset
+from metamae.data import POCKET, stands_for
+
+# Table 8 of the paper: step size, contrast weight, decoder depth, dropout, mask ratio, batch; and
+# the batch of the probe.
+TABLE_8 = {
+    "pamap2": (0.5, 1.0, 4, 0.1, 0.85, 256, 256),
+    "higgs": (1.0, 1.0, 6, 0.1, 0.5, 256, 256),
+    "eurosat": (0.1, 1.0, 4, 0.0, 0.85, 64, 64),
+    "genomics": (0.1, 0.01, 2, 0.0, 0.5, 32, 64),
+    "pfam": (0.1, 1.0, 4, 0.0, 0.15, 128, 128),
+    "librispeech": (0.1, 1.0, 4, 0.0, 0.85, 64, 64),
+    "wafermap": (0.1, 0.1, 6, 0.0, 0.15, 128, 128),
+    "imagenet32": (0.1, 0.1, 4, 0.0, 0.85, 64, 64),
+    "mscoco": (0.5, 0.1, 2, 0.0, 0.5, 64, 64),
+}
+SMALL = ("encoder.depth=1", "decoder.depth=1")
+
+
+def test_there_is_a_preset_for_every_data_set() -> None:
+    """Of the paper and in the pocket, and for nothing else."""
+    assert set(list_presets("paper")) == set(TABLE_8)
+    assert set(list_presets("pocket")) == set(POCKET)
+
+
+@pytest.mark.parametrize("name", TABLE_8)
+def test_a_paper_preset_holds_the_published_settings(name: str) -> None:
+    """Table 8, and what all data sets share (appendix of the paper)."""
+    config = make_config(name, preset="paper")
+    assert TABLE_8[name] == (
+        config.adaptation.step_size,
+        config.contrast.weight,
+        config.decoder.depth,
+        config.encoder.dropout,
+        config.masking.mask_ratio,
+        config.training.batch_size,
+        config.probe.batch_size,
+    )
+    assert (config.encoder.width, config.encoder.depth, config.encoder.heads) == (256, 12, 8)
+    assert (config.decoder.width, config.decoder.heads) == (128, 4)
+    assert config.encoder.mlp_ratio == config.decoder.mlp_ratio == 2.0
+    assert (config.contrast.hidden, config.contrast.out) == (1024, 128)
+    assert (config.contrast.temperature, config.masking.nearby_ratio) == (0.5, 0.1)
+    assert (config.adaptation.steps, config.adaptation.differentiation) == (1, "unrolled")
+    assert (config.adaptation.learned, config.training.autocast) == ("none", "off")
+    assert (config.training.steps, config.training.checkpoint_every) == (100_000, 10_000)
+    assert config.training.learning_rate == config.training.weight_decay == 1e-4
+    assert config.probe.learning_rate == config.probe.weight_decay == 1e-4
+    assert (config.probe.epochs, config.probe.standardise) == (100, False)
+
+
+@pytest.mark.parametrize("name", POCKET)
+@pytest.mark.parametrize("preset", ["pocket", "paper"])
+def test_both_presets_of_a_pocket_set_fit_its_data(name: str, preset: str) -> None:
+    """The method can be built: every mask ratio leaves tokens on both sides."""
+    stem = name if preset == "pocket" else stands_for(name)
+    config = make_config(name, preset=preset, preset_name=stem, overrides=SMALL)
+    data = load_dataset(name)
+    method = build_method(config, data.inputs)
+    assert all(count > 0 for count in method.network.masking.support_counts)
+    assert all(count > 0 for count in method.network.masking.query_counts)
+    if preset == "pocket":
+        assert config.training.batch_size <= len(data.pretrain)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [(p, n) for p in ("pocket", "paper") for n in list_presets(p)]
+)
+def test_yaml_round_trips(preset: str, name: str) -> None:
+    """A saved configuration reads back as the same object, tuples and bare `off` included."""
+    config = make_config(name, preset=preset, overrides=["token_size=[4, 2]"], seed=3)
+    assert config.token_size == (4, 2)
+    assert Config.from_dict(yaml.safe_load(config.to_yaml())) == config
+    assert Config.from_dict(config.to_dict()) == config
+    assert list(config.to_dict()) == [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("trainig.steps=1", "training"),
+        ("sed=1", "seed"),
+        ("training.step=1", "steps"),
+        ("encoder.widht=16", "width"),
+        ("adaptation.stepsize=1", "step_size"),
+        ("probe.standardize=true", "standardise"),
+        ("contrast.temprature=1", "temperature"),
+        ("masking.mask_ration=0.5", "mask_ratio"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
+    """At the top and inside a section; the section is named too."""
+    wrong = override.partition("=")[0].split(".")
+    with pytest.raises(ConfigError, match=f"did you mean '{nearest}'") as caught:
+        make_config("sensors", overrides=[override])
+    assert repr(wrong[-1] if wrong[-1] != "steps" else wrong[0]) in str(caught.value)
+    if len(wrong) == 2 and wrong[0] != "trainig":
+        assert f"in {wrong[0]} (" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=1.5",
+        "training.steps=true",
+        "training.steps=1e3",
+        "training.steps=many",
+        "training.steps=",
+        "training.learning_rate=abc",
+        "training.learning_rate=false",
+        "training.learning_rate=[1.0]",
+        "encoder.width=null",
+        "encoder.dropout=true",
+        "probe.standardise=1",
+        "seed=0.5",
+        "dataset=3",
+        "method=3",
+        "token_size=[2, x]",
+        "token_size=[true]",
+    ],
+)
+def test_a_wrong_type_is_refused(override: str) -> None:
+    """Naming the key and what was given; a bool is no int, an int is no bool."""
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"expected {key} to be (int|float|bool|str), got "):
+        make_config("sensors", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.learning_rate=1e-4", 1e-4),
+        ("training.learning_rate=3E2", 300.0),
+        ("training.learning_rate=1", 1.0),
+        ("training.learning_rate=0.5", 0.5),
+        ("training.steps=7", 7),
+        ("training.autocast=off", "off"),
+        ("training.autocast=bfloat16", "bfloat16"),
+        ("probe.standardise=true", True),
+        ("token_size=4", (4,)),
+        ("token_size=[4, 2]", (4, 2)),
+        ("token_size=[]", ()),
+    ],
+)
+def test_an_override_is_read_as_yaml(override: str, expected: Any) -> None:
+    """With the exponents and the bare `off` that YAML 1.1 gets wrong."""
+    value: Any = make_config("sensors", overrides=[override])
+    for part in override.partition("=")[0].split("."):
+        value = getattr(value, part)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_what_comes_later_wins() -> None:
+    """Defaults, then the preset, then keyword values, then overrides from left to right."""
+    assert make_config("sensors").training.batch_size == 64
+    assert make_config("genomes").adaptation.step_size == 0.1
+    assert make_config("sensors", seed=3).seed == 3
+    overrides = ["seed=4", "training.steps=5", "training.steps=6"]
+    config = make_config("sensors", seed=3, overrides=overrides)
+    assert (config.seed, config.training.steps) == (4, 6)
+    assert make_config("sensors").training == dataclasses.replace(
+        config.training, steps=make_config("sensors").training.steps
+    )
+
+
+@pytest.mark.parametrize("override", ["x", "=3", "training", "training.steps:3", ""])
+def test_an_override_needs_key_and_value(override: str) -> None:
+    with pytest.raises(ConfigError, match="expected an override like training.steps=100, got "):
+        make_config("sensors", overrides=[override])
+
+
+@pytest.mark.parametrize("override", ["training=5", "encoder=[]", "encoder=null"])
+def test_a_section_is_not_a_value(override: str) -> None:
+    section = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"expected a section for {section}"):
+        make_config("sensors", overrides=[override])
+
+
+def test_a_value_is_not_a_section() -> None:
+    with pytest.raises(ConfigError, match=r"a section before the last dot of 'training\.steps\.x'"):
+        make_config("sensors", overrides=["training.steps.x=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=-1", "seed >= 0"),
+        ("method=mea", "did you mean 'mae'"),
+        ("preset=small", "preset among pocket, paper"),
+        ("encoder.width=18", "encoder.width to be a positive multiple of 4"),
+        ("encoder.width=0", "encoder.width to be a positive multiple of 4"),
+        ("encoder.heads=3", "encoder.heads to divide encoder.width"),
+        ("encoder.heads=0", "encoder.heads to divide encoder.width"),
+        ("decoder.heads=3", "decoder.heads to divide decoder.width"),
+        ("encoder.depth=-1", "encoder.depth >= 0"),
+        ("encoder.dropout=1", r"encoder.dropout in \[0, 1\)"),
+        ("encoder.dropout=.nan", r"encoder.dropout in \[0, 1\)"),
+        ("adaptation.step_size=-0.1", "adaptation.step_size >= 0"),
+        ("adaptation.steps=0", "adaptation.steps >= 1"),
+        ("adaptation.learned=all", "adaptation.learned among none, scalar, channel, step"),
+        ("adaptation.differentiation=exact", "among unrolled, first_order"),
+        ("contrast.weight=-1", "contrast.weight >= 0"),
+        ("contrast.temperature=0", "contrast.temperature > 0"),
+        ("training.steps=-1", "training.steps >= 0"),
+        ("training.batch_size=0", "training.batch_size >= 1"),
+        ("training.log_every=0", "training.log_every >= 1"),
+        ("training.checkpoint_every=0", "training.checkpoint_every >= 1"),
+        ("training.learning_rate=0", "training.learning_rate > 0"),
+        ("training.learning_rate=nan", "training.learning_rate > 0"),
+        ("training.weight_decay=-1", "training.weight_decay >= 0"),
+        ("training.autocast=float16", "training.autocast among off, bfloat16"),
+        ("probe.epochs=0", "probe.epochs >= 1"),
+        ("probe.batch_size=0", "probe.batch_size >= 1"),
+        ("probe.learning_rate=0", "probe.learning_rate > 0"),
+    ],
+)
+def test_an_impossible_value_is_refused(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        make_config("sensors", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "encoder.mlp_ratio=0",
+        "decoder.mlp_ratio=-1",
+        "contrast.hidden=0",
+        "contrast.out=0",
+        "probe.weight_decay=-1",
+        "adaptation.step_size=.inf",
+    ],
+)
+def test_a_value_that_only_torch_would_refuse_is_refused_by_name(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        make_config("sensors", overrides=[override])
+
+
+def test_a_zero_step_size_cannot_be_learned() -> None:
+    with pytest.raises(ConfigError, match=r"adaptation\.step_size"):
+        make_config("sensors", overrides=["adaptation.step_size=0", "adaptation.learned=scalar"])
+
+
+def test_broken_yaml_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"YAML value in override 'training\.steps=\['") as caught:
+        make_config("sensors", overrides=["training.steps=["])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'sensors'") as caught:
+        load_preset("pocket", "sensor")
+    assert all(name in str(caught.value) for name in POCKET)
+
+
+def test_a_configuration_cannot_be_changed_and_knows_its_methods() -> None:
+    config = make_config("sensors")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+    assert METHODS == ("random", "mae", "metamae")
+    with pytest.raises(ConfigError, match="expected all required keys"):
+        Config.from_dict({"seed": 3})

@@ -1,0 +1,176 @@
+"""Pictures: predictions stand where they were made, and every modality can be drawn."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import Tensor
+
+from metamae import MAE, build_method, load_dataset, make_config
+from metamae.data import POCKET, Dataset
+from metamae.figures import draw_curves, draw_reconstructions, reconstruct
+from metamae.inputs import Tokens
+from metamae.masking import Split
+from metamae.randomness import generator
+
+TINY = [
+    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
+    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
+    *("contrast.hidden=16", "contrast.out=8", "adaptation.step_size=5.0"),
+]
+
+
+@cache
+def tiny(name: str, method: str = "metamae") -> tuple[MAE, Dataset]:
+    data = load_dataset(name)
+    config = make_config(name, method=method, overrides=TINY)
+    return build_method(config, data.inputs).eval(), data
+
+
+def picture(path: Path) -> np.ndarray:
+    """Read a PNG: height x width x RGBA, and check that something is drawn on it."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    image = imread(path)
+    assert image.ndim == 3
+    assert image[..., :3].std() > 0.02
+    return image
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_visible_tokens_are_copied_and_masked_ones_predicted(name: str) -> None:
+    """Token by token, against the network's own predictions and the split's own indices."""
+    method, data = tiny(name)
+    network = method.network
+    batch = data.test.batch([0, 5, 9])
+    split: Split = method.draw(3, generator(0, "test"))
+    targets = network.tokenizer.targets(batch)
+    latent, _ = method.latents(batch, split)
+    with torch.no_grad():
+        result = reconstruct(method, latent, targets, split)
+        predictions = network.predict(latent, split)
+    offset, first = 0, [0, 0]  # of the joined tokens; of the support's and the query's columns
+    counts = zip(network.masking.support_counts, network.masking.query_counts, strict=True)
+    for spec, (visible, masked) in zip(data.inputs, counts, strict=True):
+        truth, got, query = targets[spec.name], result[spec.name], predictions[spec.name][1]
+        if isinstance(spec, Tokens):
+            query = query.argmax(-1)
+        assert got.shape == truth.shape
+        assert got.dtype == truth.dtype
+        assert visible + masked == spec.tokens
+        for row in range(3):
+            shown = split.support_idx[row, first[0] : first[0] + visible] - offset
+            hidden = split.query_idx[row, first[1] : first[1] + masked] - offset
+            assert sorted([*shown.tolist(), *hidden.tolist()]) == list(range(spec.tokens))
+            assert torch.equal(got[row, shown], truth[row, shown])
+            torch.testing.assert_close(got[row, hidden], query[row])
+            changed = (got[row, hidden] != truth[row, hidden]).reshape(masked, -1).any(1)
+            assert changed.float().mean() > (0.2 if isinstance(spec, Tokens) else 0.99)
+        offset, first = offset + spec.tokens, [first[0] + visible, first[1] + masked]
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_every_set_can_be_drawn(name: str, tmp_path: Path) -> None:
+    """Without warnings; one line of four panels per example and input."""
+    method, data = tiny(name)
+    draw_reconstructions(method, data.test, tmp_path / "a.png", examples=1)
+    height, width, _ = picture(tmp_path / "a.png").shape
+    assert width == 13 * 110
+    assert height == int((1.9 * len(data.inputs) + 0.6) * 110)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def panels(path: Path) -> list[np.ndarray]:
+    """The four columns of a picture, without the titles."""
+    return np.array_split(picture(path)[60:], 4, axis=1)
+
+
+def test_panels_show_different_things(tmp_path: Path) -> None:
+    """The masked input is not the original, a prediction neither, and the two latents differ."""
+    method, data = tiny("sensors")
+    draw_reconstructions(method, data.test, tmp_path / "a.png", examples=1)
+    original, masked, before, after = panels(tmp_path / "a.png")
+    size = min(panel.shape[1] for panel in (original, masked, before, after))
+    original, masked, before, after = (p[:, :size] for p in (original, masked, before, after))
+    for one, other in ((original, masked), (original, before), (masked, before), (before, after)):
+        assert np.abs(one - other).max() > 0.1
+
+
+def test_mae_predicts_the_same_from_both_latents() -> None:
+    method, data = tiny("sensors", "mae")
+    batch, split = data.test.batch([0, 1]), method.draw(2, generator(0, "test"))
+    before, after = method.latents(batch, split)
+    assert torch.equal(before, after)
+    method, _ = tiny("sensors")
+    before, after = method.latents(batch, split)
+    assert (after - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_the_seed_decides_the_masks_and_examples_their_number(
+    tmp_path: Path, examples: int
+) -> None:
+    method, data = tiny("basic_motions")
+    images = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        path = tmp_path / f"{name}.png"
+        draw_reconstructions(method, data.test, path, examples=examples, seed=seed)
+        images[name] = picture(path)
+    assert images["a"].shape[0] == int((1.9 * examples + 0.6) * 110)
+    assert np.array_equal(images["a"], images["b"])
+    assert not np.array_equal(images["a"], images["c"])
+
+
+def test_drawing_leaves_no_gradients_and_no_figures(tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    method, data = tiny("digits")
+    draw_reconstructions(method, data.test, tmp_path / "a.png", examples=1)
+    assert all(weight.grad is None for weight in method.parameters())
+    assert not pyplot.get_fignums()
+
+
+def history(steps: int, *, meta: bool, level: float = 1.0) -> dict[str, list[list[float]]]:
+    names = ("loss", "query", *(("support_before", "support_after") if meta else ()))
+    return {name: [[1 + 10 * i, level / (1 + i)] for i in range(steps)] for name in names}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_curves_are_drawn(tmp_path: Path, steps: int, seeds: int) -> None:
+    runs = {
+        method: [history(steps, meta=method == "metamae", level=2.0 + s) for s in range(seeds)]
+        for method in ("mae", "metamae")
+    }
+    draw_curves(runs, tmp_path / "curves.png")
+    assert picture(tmp_path / "curves.png").shape[1] == 11 * 110
+
+
+def test_curves_of_mae_alone_say_that_nothing_was_refined(tmp_path: Path) -> None:
+    draw_curves({"mae": [history(9, meta=False)]}, tmp_path / "mae.png")
+    draw_curves({"metamae": [history(9, meta=True)]}, tmp_path / "meta.png")
+    mae, meta = (picture(tmp_path / f"{name}.png") for name in ("mae", "meta"))
+    half = mae.shape[1] // 2
+    assert (mae[:, half:, :3].mean() - meta[:, half:, :3].mean()) > 1e-3  # less ink
+
+
+def test_histories_of_unlike_lengths_can_be_drawn(tmp_path: Path) -> None:
+    """Such as a seed that was resumed with other logging."""
+    runs = [history(9, meta=True), history(12, meta=True)]
+    draw_curves({"metamae": runs}, tmp_path / "curves.png")
+    picture(tmp_path / "curves.png")
+
+
+def test_reconstruction_does_not_change_its_arguments() -> None:
+    method, data = tiny("captioned")
+    batch, split = data.test.batch([0, 1]), method.draw(2, generator(0, "test"))
+    targets = method.network.tokenizer.targets(batch)
+    copies: dict[str, Tensor] = {name: tokens.clone() for name, tokens in targets.items()}
+    latent, _ = method.latents(batch, split)
+    with torch.no_grad():
+        reconstruct(method, latent, targets, split)
+    assert all(torch.equal(targets[name], copies[name]) for name in copies)

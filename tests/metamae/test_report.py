@@ -1,0 +1,168 @@
+"""Result rows and the table: what is written reads back, and the numbers are the right ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from metamae import DataError
+from metamae.config import METHODS
+from metamae.data import POCKET
+from metamae.report import (
+    LABELS,
+    Row,
+    mean_and_spread,
+    read_rows,
+    summarise,
+    summary_cells,
+    write_rows,
+)
+
+
+def row(**values: Any) -> Row:
+    given: dict[str, Any] = {
+        "dataset": "sensors",
+        "method": "mae",
+        "seed": 0,
+        "metric": "accuracy",
+        "value": 0.5,
+        "best": 0.6,
+        "train_value": 0.7,
+        "protocol": "linear",
+        "steps": 100,
+        "pretrain_seconds": 10.0,
+        "probe_seconds": 1.0,
+        "batch_size": 64,
+        "device": "cpu",
+        "hardware": "a processor",
+        "torch": "2",
+        "revision": "abc",
+    }
+    return Row(**{**given, **values})
+
+
+def test_rows_read_back_as_written(tmp_path: Path) -> None:
+    rows = [row(seed=1, value=1 / 3), row(method="metamae", pretrain_seconds=0.125)]
+    write_rows(tmp_path / "new" / "results.json", rows)
+    assert read_rows(tmp_path / "new" / "results.json") == rows
+    plain = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert plain == [dataclasses.asdict(one) for one in rows]
+    assert rows[1].key == ("sensors", "metamae", 0)
+
+
+def test_no_file_means_no_rows(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "results.json") == []
+
+
+def test_a_row_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    write_rows(file, [row()])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows(file, [row(value=math.nan)])
+    assert read_rows(file) == [row()]
+
+
+def refused(file: Path) -> None:
+    with pytest.raises(DataError, match="got a damaged file") as caught:
+        read_rows(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "move it away" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[{", b"null", b"[1]", b'{"a": 1}', b"\xff\xfe\x00"])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    refused(tmp_path / "results.json")
+
+
+def test_a_row_with_missing_or_surplus_keys_is_refused(tmp_path: Path) -> None:
+    file, whole = tmp_path / "results.json", dataclasses.asdict(row())
+    for bad in ({k: v for k, v in whole.items() if k != "value"}, whole | {"loss": 1}):
+        file.write_text(json.dumps([bad]))
+        refused(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"value": "abc"}, {"value": None}, {"seed": "0"}, {"method": "capri"}, {"dataset": 3}],
+)
+def test_a_row_with_a_wrong_value_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([dataclasses.asdict(row()) | change]))
+    refused(file)
+
+
+def test_mean_and_spread() -> None:
+    """In percent, with the sample deviation; none is claimed from one value."""
+    assert mean_and_spread([0.5, 0.6, 0.7]) == "60.0 ± 10.0"
+    assert mean_and_spread([0.1, 0.2]) == "15.0 ± 7.1"
+    assert mean_and_spread([0.4, 0.4]) == "40.0 ± 0.0"
+    assert mean_and_spread([0.8765]) == "87.7"  # or 87.6, were it cut
+
+
+def cells(rows: list[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
+    return {(line[0], line[1]): line[2:] for line in summary_cells(rows)}
+
+
+def test_a_line_per_data_set_and_method() -> None:
+    found = cells(
+        [
+            row(value=0.5, pretrain_seconds=10.0),
+            row(value=0.7, pretrain_seconds=12.0, seed=1),
+            row(method="random", steps=0, pretrain_seconds=0.0, value=0.25),
+            row(dataset="digits", metric="weighted_f1", steps=7),
+        ]
+    )
+    assert found["sensors", LABELS["mae"]] == (
+        "accuracy",
+        "60.0 ± 14.1",
+        "2",
+        "100",
+        "11.0",
+        "1.00",
+    )
+    assert found["sensors", LABELS["random"]] == ("accuracy", "25.0", "1", "0", "-", "-")
+    assert found["digits", LABELS["mae"]][:4] == ("weighted f1", "50.0", "1", "7")
+    assert len(found) == 3
+
+
+def test_the_overhead_is_the_median_ratio_of_equal_seeds() -> None:
+    """Ratios 1.5, 2, 5: neither their mean nor the ratio of means; the order does not matter."""
+    mae = {0: 10.0, 1: 20.0, 2: 1.0}
+    meta = {2: 5.0, 0: 15.0, 1: 40.0}
+    rows = [row(seed=seed, pretrain_seconds=time) for seed, time in mae.items()]
+    rows += [row(method="metamae", seed=s, pretrain_seconds=time) for s, time in meta.items()]
+    assert cells(rows)["sensors", LABELS["metamae"]][-1] == "2.00"
+    assert cells(rows)["sensors", LABELS["mae"]][-1] == "1.00"
+    assert cells(rows[:1] + rows[3:])["sensors", LABELS["metamae"]][-1] == "1.50"  # seed 0 alone
+
+
+def test_there_is_no_overhead_without_mae_on_that_seed() -> None:
+    meta = row(method="metamae", seed=3)
+    for others in ([], [row(seed=0)], [row(seed=3, steps=0)], [row(seed=3, dataset="digits")]):
+        assert cells([meta, *others])["sensors", LABELS["metamae"]][-1] == "-"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_shows_every_cell_in_full(width: int) -> None:
+    """At the 80 columns of a pipe or log too: nothing may end in an ellipsis."""
+    rows = [
+        row(dataset=name, method=method, seed=seed, value=0.4 + 0.1 * seed, pretrain_seconds=123.4)
+        for name in POCKET
+        for method in METHODS
+        for seed in (0, 1)
+    ]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(summarise(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert text.count("45.0 ± 7.1") == len(POCKET) * len(METHODS)
+    assert all(name in text for name in POCKET)
