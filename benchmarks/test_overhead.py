@@ -47,7 +47,9 @@ def training_step(config: Config, dataset: Dataset, device: torch.device) -> Cal
 def measure(name: str, device: torch.device, rounds: int) -> dict[str, object]:
     """One row: both methods interleaved on the pocket preset of one data set."""
     config, dataset = make_config(name), load_dataset(name)
-    sides = {m: training_step(replace(config, method=m), dataset, device) for m in ("mae", "metamae")}
+    sides = {
+        m: training_step(replace(config, method=m), dataset, device) for m in ("mae", "metamae")
+    }
     times = interleave(sides, device, rounds=rounds)
     ratios = [b / a for a, b in zip(times["mae"], times["metamae"], strict=True)]
     return {

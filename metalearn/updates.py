@@ -228,7 +228,37 @@ class Momentum:
         return f"Momentum({self.momentum}, nesterov={self.nesterov})"
 
 
-class ClipGradient:
+class _ScaledGradient:
+    """Scales each task's gradient by a function of its norm, then lets another rule step."""
+
+    def __init__(self, then: UpdateRule | None) -> None:
+        self.then: UpdateRule = GradientDescent() if then is None else then
+
+    def factor(self, norm: Tensor) -> Tensor:
+        """What to multiply the gradients of each task by, ``(B,)``, given their norms."""
+        raise NotImplementedError
+
+    def initial_state(self, leaves: Sequence[Tensor]) -> Any:
+        """The inner rule's."""
+        return self.then.initial_state(leaves)
+
+    def __call__(
+        self,
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        sizes: Sequence[Tensor | float],
+        state: Any,
+    ) -> tuple[list[Tensor], Any]:
+        """One step."""
+        factor = self.factor(_safe_task_norm(gradients))
+        scaled = [
+            gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
+            for gradient in gradients
+        ]
+        return self.then(leaves, scaled, sizes, state)
+
+
+class ClipGradient(_ScaledGradient):
     r"""Clips every task's gradient to a norm before another rule uses it.
 
     .. math:: g \leftarrow g \cdot \min(1, c / \lVert g_b \rVert)
@@ -254,33 +284,21 @@ class ClipGradient:
 
     def __init__(self, max_norm: float, then: UpdateRule | None = None) -> None:
         """See the class."""
+        super().__init__(then)
         if not max_norm > 0:
             raise ValueError(f"expected a positive norm, got {max_norm}")
         self.max_norm = max_norm
-        self.then: UpdateRule = GradientDescent() if then is None else then
 
-    def initial_state(self, leaves: Sequence[Tensor]) -> Any:
-        """The inner rule's."""
-        return self.then.initial_state(leaves)
-
-    def __call__(
-        self,
-        leaves: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        sizes: Sequence[Tensor | float],
-        state: Any,
-    ) -> tuple[list[Tensor], Any]:
-        """One step."""
-        norm = _safe_task_norm(gradients)
-        factor = (self.max_norm / norm).clamp(max=1.0)
-        return self.then(leaves, _scale_tasks(factor, gradients), sizes, state)
+    def factor(self, norm: Tensor) -> Tensor:
+        """At most 1."""
+        return (self.max_norm / norm).clamp(max=1.0)
 
     def __repr__(self) -> str:
         """Constructor call."""
         return f"ClipGradient({self.max_norm}, then={self.then})"
 
 
-class NormaliseGradient:
+class NormaliseGradient(_ScaledGradient):
     r"""Divides every task's gradient by its norm before another rule uses it.
 
     .. math:: g \leftarrow g / (\lVert g_b \rVert + \epsilon)
@@ -305,25 +323,14 @@ class NormaliseGradient:
 
     def __init__(self, epsilon: float = 1e-8, then: UpdateRule | None = None) -> None:
         """See the class."""
+        super().__init__(then)
         if not epsilon > 0:
             raise ValueError(f"expected a positive epsilon, got {epsilon}")
         self.epsilon = epsilon
-        self.then: UpdateRule = GradientDescent() if then is None else then
 
-    def initial_state(self, leaves: Sequence[Tensor]) -> Any:
-        """The inner rule's."""
-        return self.then.initial_state(leaves)
-
-    def __call__(
-        self,
-        leaves: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        sizes: Sequence[Tensor | float],
-        state: Any,
-    ) -> tuple[list[Tensor], Any]:
-        """One step."""
-        factor = 1.0 / (_safe_task_norm(gradients) + self.epsilon)
-        return self.then(leaves, _scale_tasks(factor, gradients), sizes, state)
+    def factor(self, norm: Tensor) -> Tensor:
+        """The inverse norm."""
+        return 1.0 / (norm + self.epsilon)
 
     def __repr__(self) -> str:
         """Constructor call."""
@@ -335,14 +342,6 @@ def _safe_task_norm(gradients: Sequence[Tensor]) -> Tensor:
     squares = [gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients]
     total = torch.stack(squares).sum(0)
     return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()
-
-
-def _scale_tasks(factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Multiply task ``b`` of every leaf by ``factor[b]``."""
-    return [
-        gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
-        for gradient in gradients
-    ]
 
 
 def in_dtype_of(leaf: Tensor, size: Tensor | float) -> Tensor | float:

@@ -134,7 +134,7 @@ class Experiment:
             config.probe,
             seed=config.seed,
             reporter=reporter,
-            title=f"{dataset.name}: probe {config.method} (seed {config.seed})",
+            title=f"{dataset.name} {config.method} #{config.seed}: probe",
         )
 
     def _row(

@@ -38,6 +38,12 @@ def _check_divides(what: str, size: int, by: int) -> None:
         )
 
 
+def _check_positive(name: str, **sizes: int) -> None:
+    for what, size in sizes.items():
+        if size < 1:
+            raise InputError(f"expected {what} >= 1 of input {name!r}, got {size}")
+
+
 def _check_real(name: str, x: Tensor, shape: Sequence[int | None]) -> None:
     expected = "(B, " + ", ".join("any" if s is None else str(s) for s in shape) + ")"
     fits = x.ndim == len(shape) + 1 and all(
@@ -70,7 +76,8 @@ class Signal:
     channel_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check divisibility."""
+        """Check sizes."""
+        _check_positive(self.name, channels=self.channels)
         _check_divides(f"the length of signal {self.name!r}", self.length, self.token_length)
 
     @property
@@ -88,10 +95,14 @@ class Signal:
         """Values per token."""
         return self.channels * self.token_length
 
-    def patchify(self, x: Tensor) -> Tensor:
-        """Cut ``(B, C, T)`` into ``(B, L, t * C)``, time-major inside a token."""
+    def check(self, x: Tensor) -> None:
+        """Raise ``InputError`` unless a batch can be cut into tokens; any length passes."""
         _check_real(self.name, x, (self.channels, None))
         _check_divides(f"the length of signal {self.name!r}", x.shape[-1], self.token_length)
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut ``(B, C, T)`` into ``(B, L, t * C)``, time-major inside a token."""
+        self.check(x)
         return rearrange(x, "b c (l t) -> b l (t c)", t=self.token_length)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
@@ -123,7 +134,8 @@ class Image:
     channel_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check divisibility."""
+        """Check sizes."""
+        _check_positive(self.name, channels=self.channels)
         _check_divides(f"the height of image {self.name!r}", self.height, self.patch[0])
         _check_divides(f"the width of image {self.name!r}", self.width, self.patch[1])
 
@@ -142,11 +154,15 @@ class Image:
         """Values per token."""
         return self.channels * self.patch[0] * self.patch[1]
 
-    def patchify(self, x: Tensor) -> Tensor:
-        """Cut ``(B, C, H, W)`` into ``(B, H' W', ph * pw * C)``, row-major."""
+    def check(self, x: Tensor) -> None:
+        """Raise ``InputError`` unless a batch can be cut into patches; any size passes."""
         _check_real(self.name, x, (self.channels, None, None))
         _check_divides(f"the height of image {self.name!r}", x.shape[-2], self.patch[0])
         _check_divides(f"the width of image {self.name!r}", x.shape[-1], self.patch[1])
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut ``(B, C, H, W)`` into ``(B, H' W', ph * pw * C)``, row-major."""
+        self.check(x)
         ph, pw = self.patch
         return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=ph, q=pw)
 
@@ -175,6 +191,10 @@ class Tabular:
     columns: int
     column_names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        _check_positive(self.name, columns=self.columns)
+
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of columns."""
@@ -190,9 +210,13 @@ class Tabular:
         """Values per token."""
         return 1
 
+    def check(self, x: Tensor) -> None:
+        """Raise ``InputError`` unless a batch has these columns."""
+        _check_real(self.name, x, (self.columns,))
+
     def patchify(self, x: Tensor) -> Tensor:
         """Give every column a token: ``(B, columns)`` to ``(B, columns, 1)``."""
-        _check_real(self.name, x, (self.columns,))
+        self.check(x)
         return x.unsqueeze(-1)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
@@ -222,7 +246,8 @@ class Tokens:
     alphabet: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the alphabet, when given, names every symbol."""
+        """Check sizes, and that the alphabet, when given, names every symbol."""
+        _check_positive(self.name, length=self.length, vocabulary=self.vocabulary)
         if self.alphabet and len(self.alphabet) != self.vocabulary:
             raise InputError(
                 f"expected {self.vocabulary} names in the alphabet of {self.name!r}, "
@@ -239,12 +264,24 @@ class Tokens:
         """Tokens per example."""
         return self.length
 
-    def patchify(self, x: Tensor) -> Tensor:
-        """Check the indices and return them as int64 ``(B, L)``."""
+    def check(self, x: Tensor) -> None:
+        """Raise ``InputError`` unless a batch holds indices; their range is checked on the CPU."""
         if x.ndim != 2:
             raise InputError(f"expected input {self.name!r} of shape (B, L), got {tuple(x.shape)}")
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise InputError(f"expected input {self.name!r} to hold integers, got {x.dtype}")
+        # On an accelerator this would wait for the device; data are checked before they go there.
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high >= self.vocabulary:
+                raise InputError(
+                    f"expected symbols from 0 to {self.vocabulary - 1} in input {self.name!r}, "
+                    f"got {low if low < 0 else high}"
+                )
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Check the indices and return them as int64 ``(B, L)``."""
+        self.check(x)
         return x.long()
 
     def grid_of(self, x: Tensor) -> tuple[int, ...]:
@@ -254,6 +291,13 @@ class Tokens:
 
 InputSpec: TypeAlias = Signal | Image | Tabular | Tokens
 Inputs: TypeAlias = tuple[InputSpec, ...]
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Raise ``InputError`` unless there is at least one input and their names differ."""
+    names = [spec.name for spec in inputs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"expected one or more inputs with different names, got {names}")
 
 
 def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
@@ -268,9 +312,11 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
     names = [spec.name for spec in inputs]
     if sorted(batch) != sorted(names):
         raise InputError(f"expected a batch with inputs {names}, got {list(batch)}")
+    for spec in inputs:
+        spec.check(batch[spec.name])
     sizes = {name: len(batch[name]) for name in names}
-    if len(set(sizes.values())) != 1:
-        raise InputError(f"expected one batch size for all inputs, got {sizes}")
+    if len(set(sizes.values())) != 1 or min(sizes.values()) < 1:
+        raise InputError(f"expected one batch size of at least 1 for all inputs, got {sizes}")
     for spec in inputs:
         if exact and spec.grid_of(batch[spec.name]) != spec.grid:
             raise InputError(

@@ -17,8 +17,10 @@ from metalearn.differentiation import FirstOrder, GradientPolicy, Unrolled
 from metalearn.updates import FixedStepSize, LearnedStepSize, StepSize
 from metamae.autoencoder import MaskedAutoencoder
 from metamae.config import AdaptationConfig, Config
+from metamae.errors import InputError
 from metamae.inputs import Batch, Inputs, check_batch
 from metamae.masking import Masking, Split
+from metamae.randomness import seeded
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,19 @@ class MAE(nn.Module):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
-        check_batch(self.network.inputs, batch, exact=True)
+        self._check(batch, split)
         targets = self.network.tokenizer.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         query = self.network.query_loss(latent, targets, split).mean()
         return PretextLoss(query, {"query": query.detach()})
+
+    def _check(self, batch: Batch, split: Split) -> None:
+        size = check_batch(self.network.inputs, batch, exact=True)
+        if size != len(split.support_idx):
+            raise InputError(
+                f"expected a split of {size} examples, as in the batch, got one of "
+                f"{len(split.support_idx)}; draw it for this batch size"
+            )
 
     def features(self, batch: Batch) -> Tensor:
         """Mean token features ``(B, D)``."""
@@ -124,7 +134,7 @@ class MetaMAE(MAE):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
-        check_batch(self.network.inputs, batch, exact=True)
+        self._check(batch, split)
         targets = self.network.tokenizer.targets(batch)
         result = self.meta(
             self.network.visible_tokens(batch, split),
@@ -175,8 +185,7 @@ def build_method(config: Config, inputs: Inputs) -> MAE:
         (128,)
     """
     masking = Masking(inputs, config.masking.mask_ratio, config.masking.nearby_ratio)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         network = MaskedAutoencoder(
             inputs,
             config.encoder,

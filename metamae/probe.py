@@ -14,7 +14,7 @@ from metamae.data.dataset import Array, Task, check_classes
 from metamae.errors import InputError
 from metamae.metrics import METRICS
 from metamae.progress import Reporter
-from metamae.randomness import fold, generator
+from metamae.randomness import fold, generator, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,7 @@ def fit_probe(
     _check(train_features, train_labels, test_features, test_labels, task)
     if config.standardise:
         train_features, test_features = standardise(train_features, test_features)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(seed, "probe"))
+    with seeded(fold(seed, "probe")):
         layer = nn.Linear(train_features.shape[1], task.outputs)
     optimiser = torch.optim.Adam(
         layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

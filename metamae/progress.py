@@ -61,9 +61,9 @@ class _Bar:
 
     def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>5}/{task.total}"),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed:>4}/{task.total}"),
             TextColumn("{task.fields[values]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
@@ -98,7 +98,7 @@ class _Lines:
             return
         left = self.meter.seconds_each() * (self.total - self.done)
         self.console.print(
-            f"{self.title:<34} {self.done:>6}/{self.total} {_render(values)} "
+            f"{self.title:<28} {self.done:>6}/{self.total} {_render(values)} "
             f"{self.meter.rate()} {left:.0f} s left",
             highlight=False,
         )

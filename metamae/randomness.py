@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,3 +25,30 @@ def fold(seed: int, stream: str, index: int = 0) -> int:
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     """A CPU generator for one draw; CPU, so that CUDA runs see the same masks and order."""
     return torch.Generator().manual_seed(fold(seed, stream, index))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators inside the block, and restore them after it.
+
+    Args:
+        seed: The seed.
+        device: A CUDA device whose generator is seeded and restored too.
+
+    Example:
+        >>> import torch
+        >>> from metamae.randomness import seeded
+        >>> with seeded(0):
+        ...     first = torch.rand(2)
+        >>> with seeded(0):
+        ...     torch.equal(first, torch.rand(2))
+        True
+    """
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        # torch.manual_seed would also seed the devices that are not restored.
+        torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from metamae.inputs import Batch, Inputs, InputSpec, Tokens, check_batch
+from metamae.inputs import Batch, Inputs, InputSpec, Tokens, check_batch, check_inputs
 
 
 def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
@@ -33,14 +33,16 @@ def _sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
             f"expected a width divisible by {2 * len(grid)} for positions on a {len(grid)}-D grid, "
             f"got {width}"
         )
-    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    # On the CPU whatever the default device: the table is cached.
+    ranges = (torch.arange(size, device="cpu") for size in grid)
+    axes = torch.meshgrid(*ranges, indexing="ij")
     share = width // len(grid)
     # axes is (row, column) for images: reversed, so that the column comes first.
     return torch.cat([_sincos(axis.flatten(), share) for axis in reversed(axes)], dim=1)
 
 
 def _sincos(position: Tensor, width: int) -> Tensor:
-    exponent = torch.arange(0, width, 2, dtype=torch.float64) / width
+    exponent = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
     angle = position.double().unsqueeze(1) * 10000.0**-exponent
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
@@ -74,8 +76,12 @@ class Tokenizer(nn.Module):
     def __init__(self, inputs: Inputs, width: int) -> None:
         """See the class."""
         super().__init__()
+        check_inputs(inputs)
         self.inputs, self.width = inputs, width
         self.embed = nn.ModuleList(_embedding(spec, width) for spec in inputs)
+        for number, spec in enumerate(inputs):
+            table = sincos_positions(spec.grid, width)
+            self.register_buffer(f"positions_{number}", table, persistent=False)
         self.type_vectors = (
             nn.Parameter(torch.empty(len(inputs), width)) if len(inputs) > 1 else None
         )
@@ -97,13 +103,19 @@ class Tokenizer(nn.Module):
         check_batch(self.inputs, batch)
         joined = []
         for number, spec in enumerate(self.inputs):
-            tokens = self.embed[number](spec.patchify(batch[spec.name]))
-            positions = sincos_positions(spec.grid_of(batch[spec.name]), self.width)
-            tokens = tokens + positions.to(tokens)
-            joined.append(
-                tokens if self.type_vectors is None else tokens + self.type_vectors[number]
-            )
+            x = batch[spec.name]
+            tokens = self.embed[number](spec.patchify(x))
+            tokens = tokens + self._positions(number, spec.grid_of(x)).to(tokens)
+            if self.type_vectors is not None:
+                tokens = tokens + self.type_vectors[number]
+            joined.append(tokens)
         return torch.cat(joined, dim=1)
+
+    def _positions(self, number: int, grid: tuple[int, ...]) -> Tensor:
+        if grid == self.inputs[number].grid:
+            table: Tensor = self.get_buffer(f"positions_{number}")
+            return table
+        return sincos_positions(grid, self.width)
 
 
 def _embedding(spec: InputSpec, width: int) -> nn.Module:

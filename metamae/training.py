@@ -21,7 +21,7 @@ from metamae.masking import Split
 from metamae.objective import MAE, PretextLoss, build_method
 from metamae.progress import Reporter
 from metamae.provenance import versions
-from metamae.randomness import fold, generator
+from metamae.randomness import fold, generator, seeded
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -102,11 +102,8 @@ def pretrain(
     else:
         write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
-        title = f"{dataset.name}: pretrain {config.method} (seed {config.seed})"
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            reporter.stage(title, total=config.training.steps, done=run.step) as stage,
-        ):
+        title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
+        with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
             for loss in run.train():
                 stage.advance(loss=loss)
     run.save()
@@ -168,8 +165,8 @@ class _Run:
 
     def loss(self, batch: dict[str, Tensor], split: Split) -> PretextLoss:
         """Loss of one step, with this step's dropout."""
-        torch.manual_seed(fold(self.config.seed, "dropout", self.step))
-        with autocast(self.config, self.device):
+        seed = fold(self.config.seed, "dropout", self.step)
+        with seeded(seed, self.device), autocast(self.config, self.device):
             result: PretextLoss = self.method(batch, split)
         return result
 

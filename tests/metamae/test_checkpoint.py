@@ -152,7 +152,8 @@ def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"x", b"\x00" * 300, b"PK\x03\x04", b"}q\x00", bytes(range(256)), b"\x80\x02}\x85R."]
+    "content",
+    [b"x", b"\x00" * 300, b"PK\x03\x04", b"}q\x00", bytes(range(256)), b"\x80\x02}\x85R."],
 )
 def test_a_file_of_something_else_is_refused(path: Path, content: bytes) -> None:
     """And the message gives no advice to load it with `weights_only=False`."""

@@ -164,8 +164,8 @@ def test_an_override_is_read_as_yaml(override: str, expected: Any) -> None:
 
 def test_what_comes_later_wins() -> None:
     """Defaults, then the preset, then keyword values, then overrides from left to right."""
-    assert make_config("sensors").training.batch_size == 64
-    assert make_config("genomes").adaptation.step_size == 0.1
+    preset = load_preset("pocket", "sensors")["training"]["steps"]
+    assert make_config("sensors").training.steps == preset != Config(dataset="x").training.steps
     assert make_config("sensors", seed=3).seed == 3
     overrides = ["seed=4", "training.steps=5", "training.steps=6"]
     config = make_config("sensors", seed=3, overrides=overrides)

@@ -45,7 +45,9 @@ def loaded(name: str) -> Dataset:
 
 def rows(name: str, split: str) -> set[bytes]:
     """Each example of a split as bytes, all its inputs together."""
-    arrays = [raw(name)[f"{key}_{split}"] for key in ("x", "tokens") if f"{key}_{split}" in raw(name)]
+    arrays = [
+        raw(name)[f"{key}_{split}"] for key in ("x", "tokens") if f"{key}_{split}" in raw(name)
+    ]
     return set(map(bytes, np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)))
 
 
@@ -170,7 +172,10 @@ def test_satellite_patches_of_test_share_no_pixel_with_others() -> None:
     taken |= set(map(tuple, arrays["position_train"].tolist()))
     around = [(a, b) for a in range(-2, 3) for b in range(-2, 3)]
     shared = {
-        (x, y) for x, y in arrays["position_test"].tolist() for a, b in around if (x + a, y + b) in taken
+        (x, y)
+        for x, y in arrays["position_test"].tolist()
+        for a, b in around
+        if (x + a, y + b) in taken
     }
     assert not shared
 

