@@ -6,7 +6,8 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
 * :mod:`metalearn.differentiation`, :mod:`metalearn.finite_difference`, :mod:`metalearn.implicit` -
   how gradients flow through those steps;
-* :mod:`metalearn.updates`, :mod:`metalearn.torch_optimisers` - step sizes and update rules;
+* :mod:`metalearn.step_sizes`, :mod:`metalearn.updates`, :mod:`metalearn.torch_optimisers` -
+  how far and in which direction a step goes;
 * :mod:`metalearn.attention` - attention with a second derivative;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
@@ -36,15 +37,13 @@ from metalearn.errors import (
 from metalearn.finite_difference import FiniteDifference
 from metalearn.implicit import Implicit
 from metalearn.objective import MetaLoss, MetaObjective
+from metalearn.step_sizes import FixedStepSize, LearnedStepSize, StepSize
 from metalearn.torch_optimisers import TorchOptimiser
 from metalearn.updates import (
     ClipGradient,
-    FixedStepSize,
     GradientDescent,
-    LearnedStepSize,
     Momentum,
     NormaliseGradient,
-    StepSize,
     UpdateRule,
 )
 

@@ -18,7 +18,8 @@ from metalearn.inner import (
     task_norm,
 )
 from metalearn.pytrees import Latent, check_latent, unflatten
-from metalearn.updates import FixedStepSize, GradientDescent, StepSize, UpdateRule
+from metalearn.step_sizes import FixedStepSize, StepSize
+from metalearn.updates import GradientDescent, UpdateRule
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class LatentAdapter(nn.Module):
     ``.grad``, and works under ``torch.no_grad()``, then without a meta-graph.
 
     Args:
-        step_size: A number, or a :class:`~metalearn.updates.StepSize` such as
-            :class:`~metalearn.updates.LearnedStepSize`.
+        step_size: A number, or a :class:`~metalearn.step_sizes.StepSize` such as
+            :class:`~metalearn.step_sizes.LearnedStepSize`.
         steps: Number of inner steps, at least 1.
         differentiation: How the outer gradient flows through the steps; exact by default. See
             :mod:`metalearn.differentiation` for the choice.

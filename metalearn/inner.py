@@ -18,7 +18,8 @@ from metalearn.errors import (
     SupportLossShapeError,
 )
 from metalearn.pytrees import Latent, Structure, unflatten
-from metalearn.updates import StepSize, UpdateRule
+from metalearn.step_sizes import StepSize
+from metalearn.updates import UpdateRule
 
 SupportLoss = Callable[[Latent], Tensor]
 """``support_loss(latent) -> (B,)``: one loss per task, computed from that task's latent."""

@@ -82,7 +82,9 @@ class AdaptationConfig:
 
     step_size: float = 0.5
     steps: int = 1
-    differentiation: Literal["unrolled", "first_order"] = "unrolled"
+    differentiation: Literal["unrolled", "checkpointed", "first_order", "finite_difference"] = (
+        "unrolled"
+    )
     learned: Literal["none", "scalar", "channel", "step", "channel_step"] = "none"
     support_mean: Literal["task", "batch"] = "task"
 

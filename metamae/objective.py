@@ -12,15 +12,35 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from metalearn import LatentAdapter, MeanPool, MetaObjective, Projector, TaskContrastiveLoss
-from metalearn.differentiation import FirstOrder, GradientPolicy, Unrolled
-from metalearn.updates import FixedStepSize, LearnedStepSize, StepSize
+from metalearn import (
+    Checkpointed,
+    FiniteDifference,
+    FirstOrder,
+    FixedStepSize,
+    GradientPolicy,
+    LatentAdapter,
+    LearnedStepSize,
+    MeanPool,
+    MetaObjective,
+    Projector,
+    StepSize,
+    TaskContrastiveLoss,
+    Unrolled,
+)
 from metamae.autoencoder import MaskedAutoencoder
 from metamae.config import AdaptationConfig, Config
 from metamae.errors import InputError
 from metamae.inputs import Batch, Inputs, check_batch
 from metamae.masking import Masking, Split
 from metamae.randomness import seeded
+
+POLICIES: dict[str, GradientPolicy] = {
+    "unrolled": Unrolled(),
+    "checkpointed": Checkpointed(),
+    "first_order": FirstOrder(),
+    "finite_difference": FiniteDifference(),
+}
+"""Gradient policies by the name that a configuration uses."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +225,6 @@ def build_method(config: Config, inputs: Inputs) -> MAE:
 
 def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
     """The latent adapter that a configuration describes, for latents ``width`` wide."""
-    policies: dict[str, GradientPolicy] = {"unrolled": Unrolled(), "first_order": FirstOrder()}
     step_size: StepSize = FixedStepSize(config.step_size)
     if config.learned != "none":
         step_size = LearnedStepSize(
@@ -214,7 +233,7 @@ def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
             steps=config.steps if "step" in config.learned else None,
         )
     return LatentAdapter(
-        step_size, steps=config.steps, differentiation=policies[config.differentiation]
+        step_size, steps=config.steps, differentiation=POLICIES[config.differentiation]
     )
 
 

@@ -15,9 +15,9 @@ from metamae.randomness import generator
 from metamae.training import pretrain
 
 SMALLER = [
-    *("encoder.width=32", "encoder.depth=2", "decoder.width=32", "decoder.depth=1"),
-    *("contrast.hidden=64", "contrast.out=32", "training.steps=80", "training.learning_rate=3e-3"),
-    *("probe.epochs=30", "probe.learning_rate=1e-2"),
+    *("encoder.width=64", "encoder.depth=2", "decoder.width=32", "decoder.depth=1"),
+    *("contrast.hidden=64", "contrast.out=32", "training.steps=80", "training.batch_size=32"),
+    *("training.learning_rate=3e-3", "probe.epochs=30", "probe.learning_rate=1e-2"),
 ]
 
 

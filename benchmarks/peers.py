@@ -1,0 +1,291 @@
+"""Two meta-learning problems, and how other libraries and plain torch take their meta-gradient.
+
+A :class:`Problem` is: start somewhere, take gradient steps on every task's support loss, and
+differentiate the mean query loss of the tasks through those steps, in the start and in everything
+else the losses use. All exact ways compute this same number, checked against float64.
+
+Libraries that adapt the parameters of a module get a module whose parameters are what is adapted;
+that is how they are used. Each comes in the forms it supports:
+
+* *batched*: one adapted copy per task with a leading task axis, all tasks at once. This is ours;
+  by hand and with any library it means writing the module with that axis (:class:`Copies`).
+* *task by task*: an ordinary ``nn.Module`` adapted to one task after the other, one ``backward()``
+  each: the loop in the examples of higher and learn2learn. Not written for the decoder, whose
+  batch holds 64 tasks.
+* *vmap*: ``torch.func``'s own: one task's code, vectorised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamae import build_method, load_dataset, make_config
+from metamae.randomness import generator
+
+Leaves = list[Tensor]
+PEERS = ("higher", "torchopt", "learn2learn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A meta-gradient to take, in ``start`` and ``others``.
+
+    Attributes:
+        start: What adaptation starts from. With ``shared``, one start for all tasks; otherwise
+            tensors ``(B, ...)``.
+        others: What the losses use besides.
+        support: One loss per task ``(B,)`` of leaves ``(B, ...)``; ``query`` likewise.
+        network: With ``shared``: the module whose parameters are ``start``.
+        data: With ``shared``: support inputs and targets, query inputs and targets, ``(B, ...)``.
+    """
+
+    name: str
+    tasks: int
+    step_size: float
+    start: Leaves
+    others: Leaves
+    support: Callable[[Sequence[Tensor]], Tensor]
+    query: Callable[[Sequence[Tensor]], Tensor]
+    network: nn.Module | None = None
+    data: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def copies(self) -> Leaves:
+        """The start of every task."""
+        if self.network is None:
+            return list(self.start)
+        return [leaf.expand(self.tasks, *leaf.shape) for leaf in self.start]
+
+    def gradients(self) -> Leaves:
+        """What ``backward()`` left, and a clean slate for the next run."""
+        found = []
+        for leaf in (*self.start, *self.others):
+            found.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+            leaf.grad = None
+        return found
+
+
+def mlp(device: torch.device, dtype: torch.dtype) -> Problem:
+    """MAML's sine regression: all parameters of a 1-40-40-1 perceptron, 16 tasks, 10 + 10 points."""
+    draw, tasks, points = generator(0, "mlp"), 16, 10
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (low + (high - low) * torch.rand(shape, generator=draw)).to(device, dtype)
+
+    amplitude, phase = uniform(0.1, 5, tasks, 1, 1), uniform(0, 3.14, tasks, 1, 1)
+    xs, xq = uniform(-5, 5, tasks, points, 1), uniform(-5, 5, tasks, points, 1)
+    ys, yq = amplitude * (xs - phase).sin(), amplitude * (xq - phase).sin()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1)
+        )
+    network.to(device, dtype)
+
+    def loss(leaves: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Of every task, with parameters ``(B, out, in)`` and ``(B, out)``."""
+        for number in range(0, len(leaves), 2):
+            weight, bias = leaves[number : number + 2]
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            x = x.tanh() if number < len(leaves) - 2 else x
+        return (x - y).square().mean((1, 2))
+
+    return Problem(
+        name="mlp",
+        tasks=tasks,
+        step_size=0.01,
+        start=list(network.parameters()),
+        others=[],
+        support=lambda leaves: loss(leaves, xs, ys),
+        query=lambda leaves: loss(leaves, xq, yq),
+        network=network,
+        data=(xs, ys, xq, yq),
+    )
+
+
+def decoder(device: torch.device, dtype: torch.dtype) -> Problem:
+    """MetaMAE: the latents of 64 examples of 32 tokens, refined through the pocket decoder."""
+    config, dataset, tasks = make_config("sensors"), load_dataset("sensors"), 64
+    network = build_method(config, dataset.inputs).network.to(device, dtype)
+    batch = {
+        name: x.to(device, dtype) for name, x in dataset.pretrain.batch(range(tasks)).items()
+    }
+    split = network.masking.draw(tasks, generator(0, "split")).to(device)
+    targets = network.tokenizer.targets(batch)
+    with torch.no_grad():
+        latent = network.encode(network.visible_tokens(batch, split))
+    return Problem(
+        name="decoder",
+        tasks=tasks,
+        step_size=config.adaptation.step_size,
+        start=[latent.requires_grad_()],
+        others=[*network.decoder.parameters(), *network.heads.parameters()],
+        support=lambda leaves: network.support_loss(leaves[0], targets, split),
+        query=lambda leaves: network.query_loss(leaves[0], targets, split),
+    )
+
+
+class Copies(nn.Module):
+    """What is adapted, as parameters of a module; calling it returns them."""
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.count = len(leaves)
+        for number, leaf in enumerate(leaves):
+            self.register_parameter(f"leaf{number}", nn.Parameter(leaf.detach().clone()))
+
+    def forward(self) -> Leaves:
+        # By attribute: some libraries put other tensors there.
+        return [getattr(self, f"leaf{number}") for number in range(self.count)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A module to adapt, its inner loss and its outer loss, both scalars."""
+
+    module: nn.Module
+    inner: Callable[[Any], Tensor]
+    outer: Callable[[Any], Tensor]
+
+
+Adapt = Callable[[Job, int, float], None]
+"""Takes that many steps of that size on the inner loss, then the outer loss's ``backward()``."""
+
+
+def batched(problem: Problem, steps: int, adapt: Adapt) -> Leaves:
+    """All tasks at once."""
+    module = Copies(problem.copies())
+    job = Job(
+        module,
+        lambda module: problem.support(module()).sum(),
+        lambda module: problem.query(module()).mean(),
+    )
+    adapt(job, steps, problem.step_size)
+    for leaf, copy in zip(problem.start, module.parameters(), strict=True):
+        leaf.grad = copy.grad if problem.network is None else copy.grad.sum(0)
+    return problem.gradients()
+
+
+def task_by_task(problem: Problem, steps: int, adapt: Adapt) -> Leaves:
+    """One task after the other."""
+    assert problem.network is not None
+    assert problem.data is not None
+    for xs, ys, xq, yq in zip(*problem.data, strict=True):
+        job = Job(
+            problem.network,
+            lambda network, x=xs, y=ys: F.mse_loss(network(x), y),
+            lambda network, x=xq, y=yq: F.mse_loss(network(x), y) / problem.tasks,
+        )
+        adapt(job, steps, problem.step_size)
+    return problem.gradients()
+
+
+def use_higher(library: Any, *, first_order: bool = False) -> Adapt:
+    def adapt(job: Job, steps: int, step_size: float) -> None:
+        sgd = torch.optim.SGD(job.module.parameters(), lr=step_size)
+        with library.innerloop_ctx(job.module, sgd, copy_initial_weights=False) as (module, inner):
+            for _ in range(steps):
+                inner.step(job.inner(module))
+            job.outer(module).backward()
+
+    return adapt
+
+
+def use_torchopt(library: Any) -> Adapt:
+    def adapt(job: Job, steps: int, step_size: float) -> None:
+        before = library.extract_state_dict(job.module, by="reference")
+        inner = library.MetaSGD(job.module, lr=step_size)
+        for _ in range(steps):
+            inner.step(job.inner(job.module))
+        job.outer(job.module).backward()
+        library.recover_state_dict(job.module, before)
+
+    return adapt
+
+
+def use_learn2learn(library: Any, *, first_order: bool = False) -> Adapt:
+    def adapt(job: Job, steps: int, step_size: float) -> None:
+        maml = library.algorithms.MAML(job.module, lr=step_size, first_order=first_order)
+        learner = maml.clone()
+        for _ in range(steps):
+            learner.adapt(job.inner(learner))
+        job.outer(learner).backward()
+
+    return adapt
+
+
+def by_hand(problem: Problem, steps: int, *, first_order: bool = False) -> Leaves:
+    """``torch.autograd.grad`` in a loop."""
+    leaves = problem.copies()
+    for _ in range(steps):
+        loss = problem.support(leaves).sum()
+        rows = torch.autograd.grad(loss, leaves, create_graph=not first_order)
+        leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
+    problem.query(leaves).mean().backward()
+    return problem.gradients()
+
+
+def by_hand_one(job: Job, steps: int, step_size: float) -> None:
+    """The same for one module, by ``functional_call``."""
+    names = [name for name, _ in job.module.named_parameters()]
+    leaves = list(job.module.parameters())
+
+    def call(x: Tensor) -> Tensor:
+        return torch.func.functional_call(job.module, dict(zip(names, leaves, strict=True)), x)
+
+    for _ in range(steps):
+        rows = torch.autograd.grad(job.inner(call), leaves, create_graph=True)
+        leaves = [z - step_size * g for z, g in zip(leaves, rows, strict=True)]
+    job.outer(call).backward()
+
+
+def functional(problem: Problem, steps: int) -> Leaves:
+    """``torch.func`` throughout: ``grad`` of a loss that uses ``grad``; ``vmap`` over networks."""
+    if problem.network is None:
+        return _functional_latent(problem, steps)
+    names = [name for name, _ in problem.network.named_parameters()]
+
+    def loss(leaves: Leaves, x: Tensor, y: Tensor) -> Tensor:
+        parameters = dict(zip(names, leaves, strict=True))
+        return F.mse_loss(torch.func.functional_call(problem.network, parameters, x), y)
+
+    def task(leaves: Leaves, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+        for _ in range(steps):
+            rows = torch.func.grad(loss)(leaves, xs, ys)
+            leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
+        return loss(leaves, xq, yq)
+
+    def outer(leaves: Leaves) -> Tensor:
+        in_dims = (None, 0, 0, 0, 0)
+        return torch.func.vmap(task, in_dims=in_dims)(leaves, *problem.data).mean()
+
+    return torch.func.grad(outer)([leaf.detach() for leaf in problem.start])
+
+
+def _functional_latent(problem: Problem, steps: int) -> Leaves:
+    """Inner gradients by ``torch.func.grad``; the decoder's parameters by ``backward()``."""
+    leaves = problem.copies()
+    for _ in range(steps):
+        rows = torch.func.grad(lambda leaves: problem.support(leaves).sum())(leaves)
+        leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
+    problem.query(leaves).mean().backward()
+    return problem.gradients()
+
+
+def load(name: str) -> tuple[Any, str]:
+    """A peer and its version; ``(None, reason)`` where it cannot be imported."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # these libraries are older than the torch they meet
+            library = importlib.import_module(name)
+        return library, importlib.metadata.version(name)
+    except Exception as error:  # whatever it is, the others are still measured
+        return None, f"not measured: import fails with {type(error).__name__}: {error}"
