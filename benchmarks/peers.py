@@ -115,9 +115,7 @@ def decoder(device: torch.device, dtype: torch.dtype) -> Problem:
     """MetaMAE: the latents of 64 examples of 32 tokens, refined through the pocket decoder."""
     config, dataset, tasks = make_config("sensors"), load_dataset("sensors"), 64
     network = build_method(config, dataset.inputs).network.to(device, dtype)
-    batch = {
-        name: x.to(device, dtype) for name, x in dataset.pretrain.batch(range(tasks)).items()
-    }
+    batch = {name: x.to(device, dtype) for name, x in dataset.pretrain.batch(range(tasks)).items()}
     split = network.masking.draw(tasks, generator(0, "split")).to(device)
     targets = network.tokenizer.targets(batch)
     with torch.no_grad():
@@ -188,7 +186,7 @@ def task_by_task(problem: Problem, steps: int, adapt: Adapt) -> Leaves:
     return problem.gradients()
 
 
-def use_higher(library: Any, *, first_order: bool = False) -> Adapt:
+def use_higher(library: Any) -> Adapt:
     def adapt(job: Job, steps: int, step_size: float) -> None:
         sgd = torch.optim.SGD(job.module.parameters(), lr=step_size)
         with library.innerloop_ctx(job.module, sgd, copy_initial_weights=False) as (module, inner):

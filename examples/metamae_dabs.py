@@ -68,6 +68,9 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
     overrides = list(options.set)
     if options.steps is not None:
         overrides.append(f"training.steps={options.steps}")
+    for override in overrides:
+        if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
+            raise ConfigError(f"expected a flag of its own instead of --set {override}; see --help")
     names = POCKET if options.dataset == "all" else (options.dataset,)
     configs = {}
     for name in names:
@@ -90,6 +93,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as fault:
         raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}") from fault
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("expected a CUDA device, found none; use --device cpu")
     return device
@@ -131,16 +136,17 @@ def main(arguments: list[str] | None = None) -> int:
             out=choose_folder(options),
             resume=options.resume,
         )
-        console.print(f"{experiment.out} on {device_name(experiment.device)}", highlight=False)
-        rows = experiment.run(Reporter(console))
-    except (MetamaeError, MetalearnError) as fault:
+        reporter = Reporter(console)
+        reporter.say(f"{experiment.out} on {device_name(experiment.device)}")
+        rows = experiment.run(reporter)
+    except (MetamaeError, MetalearnError, OSError) as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; add --resume to continue from the last checkpoint", file=sys.stderr)
         return 130
     console.print(summarise(rows))
-    console.print(f"results and pictures: {experiment.out}", highlight=False)
+    reporter.say(f"results and pictures: {experiment.out}")
     return 0
 
 

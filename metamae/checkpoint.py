@@ -9,12 +9,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
 from metamae.config import Config
-from metamae.errors import CheckpointError
+from metamae.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 
@@ -59,17 +59,37 @@ class Checkpoint:
                 f"expected a checkpoint at {path}, found none; "
                 "check the path, or pretrain first (without --resume)"
             )
-        try:
-            payload = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, OSError) as fault:
-            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise CheckpointError(
-                f"expected a readable checkpoint at {path}, got a damaged file ({reason}); "
-                "delete its folder and run again"
-            ) from fault
+        payload = _read_intact(path, device)
         if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
-            raise CheckpointError(f"expected a metamae checkpoint of format {FORMAT} at {path}")
-        return cls(**payload | {"config": Config.from_dict(payload["config"])})
+            raise CheckpointError(
+                f"expected a metamae checkpoint of format {FORMAT} at {path}, got another file; "
+                "check the path"
+            )
+        try:
+            config = Config.from_dict(payload.pop("config", None))
+            return cls(config=config, **payload)
+        except (ConfigError, TypeError) as fault:
+            raise CheckpointError(
+                f"expected a checkpoint of this version at {path}: {fault}; pretrain again"
+            ) from fault
+
+
+def _read_intact(path: Path, device: torch.device | str) -> Any:
+    """Load a file of ``torch.save`` after verifying its checksums, which torch does not."""
+    try:
+        with ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is None:
+            return torch.load(path, map_location=device, weights_only=True)
+        reason = f"wrong checksum of {broken}"
+    except pickle.UnpicklingError:
+        reason = "it holds more than tensors and plain values"
+    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError, KeyError) as fault:
+        reason = " ".join(str(fault).split()) or type(fault).__name__
+    raise CheckpointError(
+        f"expected a readable checkpoint at {path}, got a damaged file ({reason}); "
+        "delete its folder and run again"
+    )
 
 
 class _replacing:
@@ -86,13 +106,14 @@ class _replacing:
         return self.temporary
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.chmod(self.temporary, 0o644)
+                os.replace(self.temporary, self.path)
+        finally:
             self.temporary.unlink(missing_ok=True)
-            return
-        with self.temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(self.temporary, 0o644)
-        os.replace(self.temporary, self.path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,6 +23,10 @@ METHODS = ("random", "mae", "metamae")
 """Known methods, in the order of a report."""
 
 
+def _positive(value: float) -> bool:
+    return 0 < value < float("inf")
+
+
 def _require(condition: bool, expected: str, got: object) -> None:
     if not condition:
         raise ConfigError(f"expected {expected}, got {got!r}")
@@ -40,7 +44,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
-        _check_transformer("encoder", self.width, self.heads, self.depth)
+        _check_transformer("encoder", self.width, self.heads, self.depth, self.mlp_ratio)
         _require(0 <= self.dropout < 1, "encoder.dropout in [0, 1)", self.dropout)
 
 
@@ -55,13 +59,14 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
-        _check_transformer("decoder", self.width, self.heads, self.depth)
+        _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
 
 
-def _check_transformer(name: str, width: int, heads: int, depth: int) -> None:
+def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
     _require(width > 0 and width % 4 == 0, f"{name}.width to be a positive multiple of 4", width)
     _require(heads > 0 and width % heads == 0, f"{name}.heads to divide {name}.width", heads)
     _require(depth >= 0, f"{name}.depth >= 0", depth)
+    _require(_positive(mlp_ratio), f"{name}.mlp_ratio > 0", mlp_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class AdaptationConfig:
 
     step_size: float = 0.5
     steps: int = 1
-    differentiation: Literal["unrolled", "checkpointed", "first_order", "finite_difference"] = (
+    differentiation: Literal["unrolled", "first_order", "checkpointed", "finite_difference"] = (
         "unrolled"
     )
     learned: Literal["none", "scalar", "channel", "step", "channel_step"] = "none"
@@ -90,7 +95,10 @@ class AdaptationConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.step_size >= 0, "adaptation.step_size >= 0", self.step_size)
+        finite = 0 <= self.step_size < float("inf")
+        _require(finite, "a finite adaptation.step_size >= 0", self.step_size)
+        learnable = self.step_size > 0 or self.learned == "none"
+        _require(learnable, "adaptation.step_size > 0 where it is learned", self.step_size)
         _require(self.steps >= 1, "adaptation.steps >= 1", self.steps)
 
 
@@ -106,7 +114,9 @@ class ContrastConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _require(self.weight >= 0, "contrast.weight >= 0", self.weight)
-        _require(self.temperature > 0, "contrast.temperature > 0", self.temperature)
+        _require(_positive(self.temperature), "contrast.temperature > 0", self.temperature)
+        _require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
+        _require(self.out >= 1, "contrast.out >= 1", self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +136,7 @@ class TrainingConfig:
         _require(self.steps >= 0, "training.steps >= 0", self.steps)
         for name in ("batch_size", "log_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
-        _require(self.learning_rate > 0, "training.learning_rate > 0", self.learning_rate)
+        _require(_positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
         _require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
 
 
@@ -148,7 +158,8 @@ class ProbeConfig:
         """Check ranges."""
         _require(self.epochs >= 1, "probe.epochs >= 1", self.epochs)
         _require(self.batch_size >= 1, "probe.batch_size >= 1", self.batch_size)
-        _require(self.learning_rate > 0, "probe.learning_rate > 0", self.learning_rate)
+        _require(_positive(self.learning_rate), "probe.learning_rate > 0", self.learning_rate)
+        _require(self.weight_decay >= 0, "probe.weight_decay >= 0", self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +284,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as fault:
-        raise ConfigError(f"expected a YAML value in override {override!r}: {fault}") from fault
+        reason = " ".join(str(fault).split())
+        raise ConfigError(f"expected a YAML value in override {override!r}: {reason}") from fault
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,15 @@ from metamae.probe import ProbeResult, fit_probe
 from metamae.progress import Reporter
 from metamae.provenance import device_name, revision
 from metamae.report import Row, read_rows, write_rows
-from metamae.training import CHECKPOINT, CONFIG, HISTORY, Pretrained, load_method, pretrain
+from metamae.training import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    Pretrained,
+    load_method,
+    pretrain,
+    read_history,
+)
 
 RESULTS = "results.json"
 
@@ -78,9 +85,9 @@ class Experiment:
                 seed += 1
             self._draw(dataset, seed)
         order = list(self.config)
+        asked = [row for row in rows.values() if row.dataset in order]
         return sorted(
-            rows.values(),
-            key=lambda row: (order.index(row.dataset), METHODS.index(row.method), row.seed),
+            asked, key=lambda row: (order.index(row.dataset), METHODS.index(row.method), row.seed)
         )
 
     def run_config(self, dataset: str, method: str, seed: int) -> Config:
@@ -188,7 +195,7 @@ class Experiment:
             for method in trained
         }
         histories = {
-            method: [json.loads((run / HISTORY).read_text()) for run in folders]
+            method: [read_history(run / HISTORY) for run in folders]
             for method, folders in runs.items()
         }
         draw_curves(histories, self.picture(dataset.name, "curves"))

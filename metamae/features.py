@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metamae.data.dataset import Partition
+from metamae.errors import TrainingError
 from metamae.objective import MAE
 
 
@@ -21,7 +22,7 @@ def extract_features(
 
     Raises:
         InputError, DataError: examples that do not fit the method's inputs.
-        FloatingPointError: features that are not finite, naming the first example.
+        TrainingError: features that are not finite, naming the first example.
     """
     mode = method.training
     method.eval()
@@ -36,7 +37,10 @@ def extract_features(
     finite = torch.isfinite(features).all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
-        raise FloatingPointError(f"expected finite features, got others from example {first} on")
+        raise TrainingError(
+            f"expected finite features, got NaN or infinity from example {first} on; the weights "
+            "have diverged: lower training.learning_rate"
+        )
     return features
 
 

@@ -189,14 +189,12 @@ def draw_curves(
         _draw_series(left, [run["query"] for run in runs], COLOURS[number], LABELS[method])
         if all("support_before" in run for run in runs):
             before, after = (
-                np.stack([np.array(run[f"support_{side}"]) for run in runs])
-                for side in ("before", "after")
+                [run[f"support_{side}"] for run in runs] for side in ("before", "after")
             )
-            gain = before.copy()
-            gain[..., 1] = 100 * (1 - after[..., 1] / before[..., 1])
-            _draw_series(right, list(before), COLOURS[0], "before the inner step")
-            _draw_series(right, list(after), COLOURS[1], "after it")
-            right.set_title(f"support loss (last reduction {gain[:, -1, 1].mean():.2g} %)")
+            _draw_series(right, before, COLOURS[0], "before the inner step")
+            _draw_series(right, after, COLOURS[1], "after it")
+            gains = [100 * (1 - a[-1][1] / b[-1][1]) for b, a in zip(before, after, strict=True)]
+            right.set_title(f"support loss (last reduction {np.mean(gains):.2g} %)")
     left.set_title("loss on masked tokens")
     for axis in (left, right):
         axis.set_xlabel("step")
@@ -208,13 +206,16 @@ def draw_curves(
     figure.savefig(path, dpi=110)
 
 
-def _draw_series(axis: Axes, runs: Sequence[Any], colour: str, label: str) -> None:
-    """One thin line a seed, and their running mean."""
-    values = np.stack([np.asarray(run, dtype=float) for run in runs])
-    steps, levels = values[0, :, 0], values[..., 1]
-    for line in levels:
-        axis.plot(steps, line, color=colour, lw=0.5, alpha=0.35)
+def _draw_series(axis: Axes, runs: Sequence[list[list[float]]], colour: str, label: str) -> None:
+    """One thin line a seed, and their running mean over the steps that all have logged."""
+    for run in runs:
+        axis.plot(*np.array(run).T, color=colour, lw=0.5, alpha=0.35)
+    levels = [{point[0]: point[1] for point in run} for run in runs]
+    steps = sorted(set(levels[0]).intersection(*levels[1:]))
+    if not steps:
+        return
+    mean = np.array([[level[step] for step in steps] for level in levels]).mean(0)
     width = max(1, len(steps) // 15)
-    padded = np.pad(levels.mean(0), (width - 1, 0), mode="edge")
+    padded = np.pad(mean, (width - 1, 0), mode="edge")
     smooth = np.convolve(padded, np.ones(width) / width, mode="valid")
     axis.plot(steps, smooth, color=colour, lw=1.8, label=label)

@@ -29,7 +29,7 @@ from metalearn import (
 )
 from metamae.autoencoder import MaskedAutoencoder
 from metamae.config import AdaptationConfig, Config
-from metamae.errors import InputError
+from metamae.errors import ConfigError, InputError
 from metamae.inputs import Batch, Inputs, check_batch
 from metamae.masking import Masking, Split
 from metamae.randomness import seeded
@@ -240,6 +240,11 @@ def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
 def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
     if config.contrast.weight == 0:
         return None
+    if config.training.batch_size < 2:
+        raise ConfigError(
+            "expected training.batch_size >= 2 for a contrast, which needs other examples, got 1; "
+            "use a larger batch, or contrast.weight=0"
+        )
     projector = Projector(config.encoder.width, config.contrast.hidden, config.contrast.out)
     return TaskContrastiveLoss(
         projector, temperature=config.contrast.temperature, pool=MeanPool(skip=1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metamae.config import ProbeConfig
 from metamae.data.dataset import Array, Task, check_classes
-from metamae.errors import InputError
+from metamae.errors import InputError, TrainingError
 from metamae.metrics import METRICS
 from metamae.progress import Reporter
 from metamae.randomness import fold, generator, seeded
@@ -101,6 +101,7 @@ def fit_probe(
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
+            _refuse_divergence(layer, epoch)
             predictions = predict(layer, test_features, task)
             values.append(METRICS[task.metric](test_labels, predictions))
             stage.advance(loss=loss.item())
@@ -119,6 +120,14 @@ def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Scale both by the mean and deviation of the training rows."""
     mean, scale = train.mean(0), train.std(0).clamp(min=1e-6)
     return (train - mean) / scale, (test - mean) / scale
+
+
+def _refuse_divergence(layer: nn.Module, epoch: int) -> None:
+    if not all(bool(torch.isfinite(weight).all()) for weight in layer.parameters()):
+        raise TrainingError(
+            f"expected finite weights, the probe diverged in epoch {epoch + 1}; "
+            "lower probe.learning_rate, or set probe.standardise=true"
+        )
 
 
 @torch.no_grad()
@@ -160,8 +169,8 @@ def _check(
                 f"expected {name} features (N, D) and labels (N,), got {tuple(features.shape)} and "
                 f"{labels.shape}"
             )
-        if not bool(torch.isfinite(features).all()):
-            raise InputError(f"expected finite {name} features, got NaN or infinity")
+        if not bool(torch.isfinite(features).all()) or not bool(np.isfinite(labels).all()):
+            raise InputError(f"expected finite {name} features and labels, got NaN or infinity")
     if train_features.shape[1] != test_features.shape[1]:
         raise InputError(
             f"expected equal feature sizes, got {train_features.shape[1]} for training and "

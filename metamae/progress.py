@@ -35,7 +35,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print one line."""
         if self.console is not None:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(
@@ -61,7 +61,7 @@ class _Bar:
 
     def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(bar_width=8),
             TextColumn("{task.completed:>4}/{task.total}"),
             TextColumn("{task.fields[values]}"),
@@ -101,6 +101,8 @@ class _Lines:
             f"{self.title:<28} {self.done:>6}/{self.total} {_render(values)} "
             f"{self.meter.rate()} {left:.0f} s left",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 

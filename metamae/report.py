@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -18,6 +19,8 @@ LABELS = {
     "mae": "MAE (deep)",
     "metamae": "MetaMAE",
 }
+
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,15 @@ class Row:
     torch: str
     revision: str
 
+    def __post_init__(self) -> None:
+        """Check types, for rows come from files."""
+        for entry in fields(self):
+            value, kind = getattr(self, entry.name), _TYPES[str(entry.type)]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
+        if self.method not in LABELS:
+            raise TypeError(f"expected a method among {', '.join(LABELS)}, got {self.method!r}")
+
     @property
     def key(self) -> tuple[str, str, int]:
         """What identifies a row in a result file."""
@@ -95,9 +107,9 @@ def summarise(rows: Sequence[Row]) -> Table:
     """
     table = Table(title="Linear probe on frozen features, test rows", title_justify="left")
     for name in ("data set", "method", "metric"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("mean ± std", "seeds", "steps", "pretrain s", "× MAE"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for cells in summary_cells(rows):
         table.add_row(*cells)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metalearn import NonFiniteLossError
 from metamae.checkpoint import Checkpoint, write_json, write_text
 from metamae.config import Config
 from metamae.data.dataset import Dataset, Partition
@@ -99,8 +101,7 @@ def pretrain(
     run = _Run(config, dataset, run_dir, device)
     if resume and (run_dir / CHECKPOINT).is_file():
         run.restore()
-    else:
-        write_text(run_dir / CONFIG, config.to_yaml())
+    write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
         title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
@@ -167,7 +168,12 @@ class _Run:
         """Loss of one step, with this step's dropout."""
         seed = fold(self.config.seed, "dropout", self.step)
         with seeded(seed, self.device), autocast(self.config, self.device):
-            result: PretextLoss = self.method(batch, split)
+            try:
+                result: PretextLoss = self.method(batch, split)
+            except NonFiniteLossError as fault:
+                raise TrainingError(
+                    f"{fault} (at step {self.step + 1} of training; nothing was updated)"
+                ) from fault
         return result
 
     def log(
@@ -216,6 +222,22 @@ class _Run:
         self.optimiser.load_state_dict(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
+
+
+def read_history(path: Path) -> dict[str, list[list[float]]]:
+    """Logged series of a finished run.
+
+    Raises:
+        CheckpointError: a missing or damaged file.
+    """
+    try:
+        series = json.loads(path.read_text())
+        return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as fault:
+        raise CheckpointError(
+            f"expected the history of a run in {path}, which is missing or damaged; "
+            "delete its folder and run again"
+        ) from fault
 
 
 def _check_same_run(found: Config, asked: Config, run_dir: Path) -> None:

@@ -101,8 +101,10 @@ class Partition:
             bad = (raw < 0) | (raw >= spec.vocabulary)
             _refuse(bad, numbers, spec.name, f"symbols below {spec.vocabulary}", raw)
             return torch.from_numpy(raw.astype(np.int64))
-        _refuse(~np.isfinite(raw), numbers, spec.name, "finite values", raw)
-        x = torch.from_numpy(raw.astype(np.float32))
+        with np.errstate(over="ignore"):
+            values = raw.astype(np.float32)
+        _refuse(~np.isfinite(values), numbers, spec.name, "finite values", raw)
+        x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
         return x if scaling is None else scaling(x)
 

@@ -113,6 +113,8 @@ _RECIPES = {
     ),
 }
 
+_DAMAGED_CARD = "expected a data card in {}.json, which is damaged"
+
 POCKET = tuple(_RECIPES)
 """Names of the pocket data sets."""
 
@@ -171,7 +173,12 @@ def stands_for(name: str) -> str:
 
 def read_card(name: str) -> Card:
     """The data card of a pocket set: provenance, licence, splits, shortcuts, reference figures."""
-    card: Card = json.loads(_read(f"{name}.json"))
+    try:
+        card = json.loads(_read(f"{name}.json"))
+    except ValueError as fault:  # not JSON, or not UTF-8
+        raise DataError(f"{_DAMAGED_CARD.format(name)} ({fault}); reinstall the package") from fault
+    if not isinstance(card, dict) or not card.keys() >= {"sample_shape", "classes", "sha256"}:
+        raise DataError(f"{_DAMAGED_CARD.format(name)}; reinstall the package")
     return card
 
 

@@ -348,7 +348,7 @@ def test_a_device_that_nothing_runs_on(command: Command, device: str) -> None:
         "probe.weight_decay=-1",
         "adaptation.step_size=.inf",
         "training.batch_size=1",
-        "training.learning_rate=1e38",
+        "training.learning_rate=.inf",
     ],
 )
 def test_a_setting_that_torch_would_refuse(command: Command, setting: str) -> None:

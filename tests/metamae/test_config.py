@@ -177,7 +177,7 @@ def test_what_comes_later_wins() -> None:
 
 @pytest.mark.parametrize("override", ["x", "=3", "training", "training.steps:3", ""])
 def test_an_override_needs_key_and_value(override: str) -> None:
-    with pytest.raises(ConfigError, match="expected an override like training.steps=100, got "):
+    with pytest.raises(ConfigError, match="expected an override like training"):
         make_config("sensors", overrides=[override])
 
 

@@ -193,7 +193,7 @@ def test_genome_blocks_of_50_kb_stay_in_one_split() -> None:
 
 
 def test_genome_windows_of_test_share_no_24_mer_with_pretraining_or_training() -> None:
-    """On either strand: a 24-mer and its reverse complement count as one. Of pretraining, a tenth."""
+    """On either strand: a 24-mer and its reverse complement count as one; a share of all rows."""
 
     def kmers(split: str, every: int = 1) -> Array:
         bases = raw("genomes")[f"x_{split}"][::every].astype(np.int64)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae import DataError, InputError, probe
+from metamae import DataError, InputError, TrainingError, probe
 from metamae.config import ProbeConfig
 from metamae.data import Task
 from metamae.data.dataset import Array
@@ -223,5 +223,7 @@ def test_numbers_to_predict_that_are_not_finite_are_refused() -> None:
 
 def test_a_probe_that_diverges_is_no_result() -> None:
     """Weights that are not finite predict class 0 everywhere, which must not pass as a number."""
-    with pytest.raises(probe.TrainingError, match=r"probe\.learning_rate"):  # type: ignore[attr-defined]
-        fit(config=replace(QUICK, learning_rate=1e38), make=noisy)
+    x, y = noisy(60, 3, 0)
+    config = replace(QUICK, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"probe\.learning_rate"):
+        fit_probe(1e20 * x, y, x, y, THREE, config)

@@ -64,9 +64,14 @@ def test_a_terminal_gets_a_bar_that_ends_where_it_should() -> None:
 def test_a_bar_lets_errors_through_and_frees_the_terminal() -> None:
     out, stream = console(force_terminal=True)
     reporter = Reporter(out)
-    with pytest.raises(KeyboardInterrupt), reporter.stage("first", total=4) as stage:
-        stage.advance()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with reporter.stage("first", total=4) as stage:
+            stage.advance()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with reporter.stage("second", total=1) as stage:
         stage.advance()
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is shown again

@@ -151,9 +151,9 @@ def test_there_is_no_overhead_without_mae_on_that_seed() -> None:
         assert cells([meta, *others])["sensors", LABELS["metamae"]][-1] == "-"
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [80, 120])
 def test_the_table_shows_every_cell_in_full(width: int) -> None:
-    """At the 80 columns of a pipe or log too: nothing may end in an ellipsis."""
+    """At the 80 columns of a pipe or log too: names may be folded, nothing may be cut."""
     rows = [
         row(dataset=name, method=method, seed=seed, value=0.4 + 0.1 * seed, pretrain_seconds=123.4)
         for name in POCKET
@@ -164,5 +164,7 @@ def test_the_table_shows_every_cell_in_full(width: int) -> None:
     console.print(summarise(rows))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text
-    assert text.count("45.0 ± 7.1") == len(POCKET) * len(METHODS)
-    assert all(name in text for name in POCKET)
+    assert text.count("123.4") == text.count("1.00") == text.count("45.0") == 27
+    if width == 120:
+        assert text.count("45.0 ± 7.1") == 27
+        assert all(text.count(name) == len(METHODS) for name in POCKET)
