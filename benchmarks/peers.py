@@ -32,6 +32,8 @@ from metamae import build_method, load_dataset, make_config
 from metamae.randomness import generator
 
 Leaves = list[Tensor]
+Run = Callable[[int], Leaves]
+"""Takes a problem's meta-gradient through that many inner steps."""
 PEERS = ("higher", "torchopt", "learn2learn")
 
 
@@ -74,7 +76,7 @@ class Problem:
 
 
 def mlp(device: torch.device, dtype: torch.dtype) -> Problem:
-    """MAML's sine regression: all parameters of a 1-40-40-1 perceptron, 16 tasks, 10 + 10 points."""
+    """MAML's sine regression: every parameter of a 1-40-40-1 perceptron, for 16 tasks."""
     draw, tasks, points = generator(0, "mlp"), 16, 10
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -145,137 +147,183 @@ class Copies(nn.Module):
         return [getattr(self, f"leaf{number}") for number in range(self.count)]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A module to adapt, its inner loss and its outer loss, both scalars."""
+Scalar = Callable[[Any], Tensor]
+"""A loss, given the module in the state it is in."""
 
-    module: nn.Module
-    inner: Callable[[Any], Tensor]
-    outer: Callable[[Any], Tensor]
+Adapt = Callable[[Scalar, Scalar, int], None]
+"""That many steps on the first loss from the module's parameters; ``backward()`` on the second."""
 
-
-Adapt = Callable[[Job, int, float], None]
-"""Takes that many steps of that size on the inner loss, then the outer loss's ``backward()``."""
+Library = Callable[[nn.Module, float], Adapt]
+"""Set up once, outside the measured run, for a module and a step size."""
 
 
-def batched(problem: Problem, steps: int, adapt: Adapt) -> Leaves:
+def batched(problem: Problem, library: Library) -> Run:
     """All tasks at once."""
     module = Copies(problem.copies())
-    job = Job(
-        module,
-        lambda module: problem.support(module()).sum(),
-        lambda module: problem.query(module()).mean(),
-    )
-    adapt(job, steps, problem.step_size)
-    for leaf, copy in zip(problem.start, module.parameters(), strict=True):
-        leaf.grad = copy.grad if problem.network is None else copy.grad.sum(0)
-    return problem.gradients()
+    adapt, copies = library(module, problem.step_size), list(module.parameters())
+
+    def run(steps: int) -> Leaves:
+        with torch.no_grad():
+            for copy, leaf in zip(copies, problem.copies(), strict=True):
+                copy.copy_(leaf)
+                copy.grad = None
+        adapt(
+            lambda module: problem.support(module()).sum(),
+            lambda module: problem.query(module()).mean(),
+            steps,
+        )
+        for leaf, copy in zip(problem.start, copies, strict=True):
+            leaf.grad = copy.grad if problem.network is None else copy.grad.sum(0)
+        return problem.gradients()
+
+    return run
 
 
-def task_by_task(problem: Problem, steps: int, adapt: Adapt) -> Leaves:
+def task_by_task(problem: Problem, library: Library) -> Run:
     """One task after the other."""
     assert problem.network is not None
-    assert problem.data is not None
-    for xs, ys, xq, yq in zip(*problem.data, strict=True):
-        job = Job(
-            problem.network,
-            lambda network, x=xs, y=ys: F.mse_loss(network(x), y),
-            lambda network, x=xq, y=yq: F.mse_loss(network(x), y) / problem.tasks,
-        )
-        adapt(job, steps, problem.step_size)
-    return problem.gradients()
+    adapt = library(problem.network, problem.step_size)
+
+    def run(steps: int) -> Leaves:
+        assert problem.data is not None
+        for xs, ys, xq, yq in zip(*problem.data, strict=True):
+            adapt(
+                lambda network, x=xs, y=ys: F.mse_loss(network(x), y),
+                lambda network, x=xq, y=yq: F.mse_loss(network(x), y) / problem.tasks,
+                steps,
+            )
+        return problem.gradients()
+
+    return run
 
 
-def use_higher(library: Any) -> Adapt:
-    def adapt(job: Job, steps: int, step_size: float) -> None:
-        sgd = torch.optim.SGD(job.module.parameters(), lr=step_size)
-        with library.innerloop_ctx(job.module, sgd, copy_initial_weights=False) as (module, inner):
+def use_higher(higher: Any) -> Library:
+    def library(module: nn.Module, step_size: float) -> Adapt:
+        sgd = torch.optim.SGD(module.parameters(), lr=step_size)
+
+        def adapt(inner: Scalar, outer: Scalar, steps: int) -> None:
+            with higher.innerloop_ctx(module, sgd, copy_initial_weights=False) as (fast, optimiser):
+                for _ in range(steps):
+                    optimiser.step(inner(fast))
+                outer(fast).backward()
+
+        return adapt
+
+    return library
+
+
+def use_torchopt(torchopt: Any) -> Library:
+    def library(module: nn.Module, step_size: float) -> Adapt:
+        optimiser = torchopt.MetaSGD(module, lr=step_size)
+        states = [(x, torchopt.extract_state_dict(x, by="reference")) for x in (module, optimiser)]
+
+        def adapt(inner: Scalar, outer: Scalar, steps: int) -> None:
             for _ in range(steps):
-                inner.step(job.inner(module))
-            job.outer(module).backward()
+                optimiser.step(inner(module))
+            outer(module).backward()
+            for target, state in states:
+                torchopt.recover_state_dict(target, state)
 
-    return adapt
+        return adapt
+
+    return library
 
 
-def use_torchopt(library: Any) -> Adapt:
-    def adapt(job: Job, steps: int, step_size: float) -> None:
-        before = library.extract_state_dict(job.module, by="reference")
-        inner = library.MetaSGD(job.module, lr=step_size)
+def use_learn2learn(learn2learn: Any, *, first_order: bool = False) -> Library:
+    def library(module: nn.Module, step_size: float) -> Adapt:
+        maml = learn2learn.algorithms.MAML(module, lr=step_size, first_order=first_order)
+
+        def adapt(inner: Scalar, outer: Scalar, steps: int) -> None:
+            learner = maml.clone()
+            for _ in range(steps):
+                learner.adapt(inner(learner))
+            outer(learner).backward()
+
+        return adapt
+
+    return library
+
+
+def hand_one(module: nn.Module, step_size: float) -> Adapt:
+    """``torch.autograd.grad`` in a loop, for one module, by ``functional_call``."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def adapt(inner: Scalar, outer: Scalar, steps: int) -> None:
+        leaves = list(module.parameters())
+
+        def call(x: Tensor) -> Tensor:
+            return torch.func.functional_call(module, dict(zip(names, leaves, strict=True)), x)
+
         for _ in range(steps):
-            inner.step(job.inner(job.module))
-        job.outer(job.module).backward()
-        library.recover_state_dict(job.module, before)
+            rows = torch.autograd.grad(inner(call), leaves, create_graph=True)
+            leaves = _descend(leaves, rows, step_size)
+            del rows
+        outer(call).backward()
 
     return adapt
 
 
-def use_learn2learn(library: Any, *, first_order: bool = False) -> Adapt:
-    def adapt(job: Job, steps: int, step_size: float) -> None:
-        maml = library.algorithms.MAML(job.module, lr=step_size, first_order=first_order)
-        learner = maml.clone()
+def hand_batched(problem: Problem, *, first_order: bool = False) -> Run:
+    """The same for all tasks at once. Keeps no more alive than it must."""
+
+    def run(steps: int) -> Leaves:
+        leaves = problem.copies()
         for _ in range(steps):
-            learner.adapt(job.inner(learner))
-        job.outer(learner).backward()
+            loss = problem.support(leaves).sum()
+            rows = torch.autograd.grad(loss, leaves, create_graph=not first_order)
+            leaves = _descend(leaves, rows, problem.step_size)
+            del loss, rows
+        problem.query(leaves).mean().backward()
+        return problem.gradients()
 
-    return adapt
-
-
-def by_hand(problem: Problem, steps: int, *, first_order: bool = False) -> Leaves:
-    """``torch.autograd.grad`` in a loop."""
-    leaves = problem.copies()
-    for _ in range(steps):
-        loss = problem.support(leaves).sum()
-        rows = torch.autograd.grad(loss, leaves, create_graph=not first_order)
-        leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
-    problem.query(leaves).mean().backward()
-    return problem.gradients()
+    return run
 
 
-def by_hand_one(job: Job, steps: int, step_size: float) -> None:
-    """The same for one module, by ``functional_call``."""
-    names = [name for name, _ in job.module.named_parameters()]
-    leaves = list(job.module.parameters())
-
-    def call(x: Tensor) -> Tensor:
-        return torch.func.functional_call(job.module, dict(zip(names, leaves, strict=True)), x)
-
-    for _ in range(steps):
-        rows = torch.autograd.grad(job.inner(call), leaves, create_graph=True)
-        leaves = [z - step_size * g for z, g in zip(leaves, rows, strict=True)]
-    job.outer(call).backward()
+def _descend(leaves: Sequence[Tensor], rows: Sequence[Tensor], step_size: float) -> Leaves:
+    return [leaf - step_size * row for leaf, row in zip(leaves, rows, strict=True)]
 
 
-def functional(problem: Problem, steps: int) -> Leaves:
-    """``torch.func`` throughout: ``grad`` of a loss that uses ``grad``; ``vmap`` over networks."""
-    if problem.network is None:
-        return _functional_latent(problem, steps)
+def functional(problem: Problem) -> Run:
+    """``torch.func``: inner gradients by ``grad``; ``vmap`` over networks.
+
+    The whole meta-gradient is one ``grad`` of ``grad`` for the network. The decoder's parameters
+    live in a module, so its outer gradient is ``backward()``'s.
+    """
+    return _functional_latent(problem) if problem.network is None else _functional_network(problem)
+
+
+def _functional_network(problem: Problem) -> Run:
     names = [name for name, _ in problem.network.named_parameters()]
 
     def loss(leaves: Leaves, x: Tensor, y: Tensor) -> Tensor:
         parameters = dict(zip(names, leaves, strict=True))
         return F.mse_loss(torch.func.functional_call(problem.network, parameters, x), y)
 
-    def task(leaves: Leaves, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+    def outer(leaves: Leaves, steps: int) -> Tensor:
+        def task(xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+            adapted = leaves
+            for _ in range(steps):
+                rows = torch.func.grad(loss)(adapted, xs, ys)
+                adapted = _descend(adapted, rows, problem.step_size)
+            return loss(adapted, xq, yq)
+
+        return torch.func.vmap(task)(*problem.data).mean()
+
+    start = [leaf.detach() for leaf in problem.start]
+    return lambda steps: torch.func.grad(outer)(start, steps)
+
+
+def _functional_latent(problem: Problem) -> Run:
+    inner = torch.func.grad(lambda leaves: problem.support(leaves).sum())
+
+    def run(steps: int) -> Leaves:
+        leaves = problem.copies()
         for _ in range(steps):
-            rows = torch.func.grad(loss)(leaves, xs, ys)
-            leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
-        return loss(leaves, xq, yq)
+            leaves = _descend(leaves, inner(leaves), problem.step_size)
+        problem.query(leaves).mean().backward()
+        return problem.gradients()
 
-    def outer(leaves: Leaves) -> Tensor:
-        in_dims = (None, 0, 0, 0, 0)
-        return torch.func.vmap(task, in_dims=in_dims)(leaves, *problem.data).mean()
-
-    return torch.func.grad(outer)([leaf.detach() for leaf in problem.start])
-
-
-def _functional_latent(problem: Problem, steps: int) -> Leaves:
-    """Inner gradients by ``torch.func.grad``; the decoder's parameters by ``backward()``."""
-    leaves = problem.copies()
-    for _ in range(steps):
-        rows = torch.func.grad(lambda leaves: problem.support(leaves).sum())(leaves)
-        leaves = [z - problem.step_size * g for z, g in zip(leaves, rows, strict=True)]
-    problem.query(leaves).mean().backward()
-    return problem.gradients()
+    return run
 
 
 def load(name: str) -> tuple[Any, str]:

@@ -15,18 +15,21 @@ from metamae.config import DecoderConfig, EncoderConfig
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
 from metamae.tokenizer import Tokenizer, sincos_positions, xavier_linear
-from metamae.transformer import Block, TransformerEncoder
+from metamae.transformer import Block, TransformerEncoder, select
 
 
 class Decoder(nn.Module):
-    """Maps a latent and a split to hidden states of all tokens, support first, then query.
+    """Maps a latent and a split to hidden states of tokens: class, support, then query.
 
     The latents of visible tokens and one shared mask token per masked position, all with their
     positions, pass through plain-attention blocks. Attention does not care about order, so tokens
     stay in the order [class, support, query] and nothing is shuffled back.
 
+    Only the tokens at ``rows`` (a slice, or indices ``(B, N)``) are returned, and the last block
+    computes no others: exact, and a good part of the work.
+
     Shape:
-        latent ``(B, 1 + S, D)``; result ``(B, S + Q, d)`` with ``d`` the decoder's width.
+        latent ``(B, 1 + S, D)``; result ``(B, N, d)`` with ``d`` the decoder's width.
     """
 
     positions: Tensor
@@ -47,15 +50,13 @@ class Decoder(nn.Module):
         )
         if self.type_vectors is not None:
             nn.init.normal_(self.type_vectors, std=0.02)
-        self.blocks = nn.Sequential(
-            *(
-                Block(config.width, config.heads, config.mlp_ratio, fused=False)
-                for _ in range(config.depth)
-            )
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, fused=False)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, latent: Tensor, split: Split) -> Tensor:
+    def forward(self, latent: Tensor, split: Split, rows: Tensor | slice) -> Tensor:
         """Decode."""
         latent = self.embed(latent)
         places = self.positions
@@ -65,8 +66,11 @@ class Decoder(nn.Module):
         support = latent[:, 1:] + places[split.support_idx]
         query = self.mask_token.to(latent.dtype) + places[split.query_idx]
         hidden = torch.cat([latent[:, :1], support, query], dim=1)
-        decoded: Tensor = self.norm(self.blocks(hidden))
-        return decoded[:, 1:]
+        for block in self.blocks[:-1]:
+            hidden = block(hidden)
+        hidden = self.blocks[-1](hidden, rows) if self.blocks else select(hidden, rows)
+        decoded: Tensor = self.norm(hidden)
+        return decoded
 
 
 class MaskedAutoencoder(nn.Module):
@@ -113,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        return take(self.tokenizer(batch), split.support_idx)
+        return select(self.tokenizer(batch), split.support_idx)
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""
@@ -126,35 +130,46 @@ class MaskedAutoencoder(nn.Module):
         Per input ``(B, S_i, values)`` and ``(B, Q_i, values)``; logits over the vocabulary for
         symbols.
         """
-        hidden = self.decoder(latent, split)
-        support, query = hidden.split([split.support_idx.shape[1], split.query_idx.shape[1]], 1)
+        hidden = self.decoder(latent, split, slice(1, None))
+        counts = (*self.masking.support_counts, *self.masking.query_counts)
+        parts = hidden.split(counts, 1)
+        number = range(len(self.inputs))
         return {
-            spec.name: (self._head(number, s), self._head(number, q))
-            for number, (spec, s, q) in enumerate(
-                zip(
-                    self.inputs,
-                    support.split(self.masking.support_counts, 1),
-                    query.split(self.masking.query_counts, 1),
-                    strict=True,
-                )
+            self.inputs[n].name: (
+                self._head(n, parts[n]),
+                self._head(n, parts[len(self.inputs) + n]),
             )
+            for n in number
         }
 
     def support_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
         """Loss on visible and drawn nearby tokens, ``(B,)``: what refinement descends."""
-        nearby = split.nearby.to(latent.dtype).split(self.masking.query_counts, 1)
+        places, weights, rows = self._nearby_slots(split)
+        hidden = self.decoder(latent, split, rows)
+        support_counts = self.masking.support_counts
+        parts = hidden.split((*support_counts, *(place.shape[1] for place in places)), 1)
+        support_idx = split.support_idx.split(support_counts, 1)
+        query_idx = split.query_idx.split(self.masking.query_counts, 1)
         losses = []
-        for (support, query), weight in zip(
-            self._losses(latent, targets, split), nearby, strict=True
-        ):
-            total = support.sum(1) + (weight * query).sum(1)
-            count = support.shape[1] + weight.sum(1)
+        for n in range(len(self.inputs)):
+            slots = query_idx[n].gather(1, places[n])
+            visible = self._token_losses(n, parts[n], targets, support_idx[n])
+            nearby = self._token_losses(n, parts[len(self.inputs) + n], targets, slots)
+            weight = weights[n].to(nearby.dtype)
+            total = visible.sum(1) + (weight * nearby).sum(1)
+            count = visible.shape[1] + weight.sum(1)
             losses.append(total / (count.mean() if self.support_mean == "batch" else count))
         return torch.stack(losses).mean(0)
 
     def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
         """Loss on masked tokens, ``(B,)``."""
-        losses = [query.mean(1) for _, query in self._losses(latent, targets, split)]
+        hidden = self.decoder(latent, split, slice(1 + split.support_idx.shape[1], None))
+        counts = self.masking.query_counts
+        parts, query_idx = hidden.split(counts, 1), split.query_idx.split(counts, 1)
+        losses = [
+            self._token_losses(n, parts[n], targets, query_idx[n]).mean(1)
+            for n in range(len(self.inputs))
+        ]
         return torch.stack(losses).mean(0)
 
     def token_features(self, batch: Batch) -> Tensor:
@@ -173,32 +188,32 @@ class MaskedAutoencoder(nn.Module):
             output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output
 
-    def _losses(
-        self, latent: Tensor, targets: Mapping[str, Tensor], split: Split
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Per input, the losses of single tokens: ``(B, S_i)`` and ``(B, Q_i)``."""
-        predictions = self.predict(latent, split)
-        support_idx = split.support_idx.split(self.masking.support_counts, 1)
-        query_idx = split.query_idx.split(self.masking.query_counts, 1)
-        losses, offset = [], 0
-        for spec, s_idx, q_idx in zip(self.inputs, support_idx, query_idx, strict=True):
-            target = targets[spec.name]
-            support, query = predictions[spec.name]
-            losses.append(
-                (
-                    token_loss(support, take(target, s_idx - offset)),
-                    token_loss(query, take(target, q_idx - offset)),
-                )
-            )
-            offset += spec.tokens
-        return losses
+    def _nearby_slots(self, split: Split) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Where the drawn nearby tokens are, in as many slots as the fullest example needs.
 
+        Returns, per input, places among its query tokens and which slots are filled, both
+        ``(B, N_i)``; and the decoder rows of the support and of all slots, ``(B, S + sum N_i)``.
+        """
+        slots = split.slots or self.masking.count_slots(split.nearby)
+        first = 1 + split.support_idx.shape[1]
+        support = torch.arange(1, first, device=split.nearby.device)
+        places, weights, rows = [], [], [support.expand(len(split.nearby), -1)]
+        shares = split.nearby.split(self.masking.query_counts, 1)
+        for nearby, count in zip(shares, slots, strict=True):
+            place = nearby.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+            places.append(place)
+            weights.append(nearby.gather(1, place))
+            rows.append(place + first)
+            first += nearby.shape[1]
+        return places, weights, torch.cat(rows, dim=1)
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens ``(B, L, ...)`` at ``index`` (B, N): ``(B, N, ...)``."""
-    if tokens.ndim == 2:
-        return tokens.gather(1, index)
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    def _token_losses(
+        self, number: int, hidden: Tensor, targets: Mapping[str, Tensor], index: Tensor
+    ) -> Tensor:
+        """Losses ``(B, N)`` of the tokens of one input at joint indices ``index`` (B, N)."""
+        offset = sum(spec.tokens for spec in self.inputs[:number])
+        target = select(targets[self.inputs[number].name], index - offset)
+        return token_loss(self._head(number, hidden), target)
 
 
 def token_loss(prediction: Tensor, target: Tensor) -> Tensor:

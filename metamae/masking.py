@@ -26,6 +26,8 @@ class Split:
         support_idx: Visible tokens, int64 ``(B, S)``, ascending.
         query_idx: Masked tokens, int64 ``(B, Q)``, ascending.
         nearby: Boolean ``(B, Q)``: which of the masked tokens were drawn as nearby support.
+        slots: Per input, the largest number of drawn nearby tokens of any example; empty if it
+            is to be looked up in ``nearby`` (which waits for the device).
 
     Every example of a batch has the same ``S`` and ``Q``; with several inputs each input keeps its
     own fixed share of both, in the order of the inputs.
@@ -34,6 +36,7 @@ class Split:
     support_idx: Tensor
     query_idx: Tensor
     nearby: Tensor
+    slots: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
@@ -41,6 +44,7 @@ class Split:
             self.support_idx.to(device, non_blocking=True),
             self.query_idx.to(device, non_blocking=True),
             self.nearby.to(device, non_blocking=True),
+            self.slots,
         )
 
 
@@ -155,7 +159,13 @@ class Masking:
             offset += spec.tokens
         support_idx, query_idx = torch.cat(support, 1), torch.cat(query, 1)
         drawn = torch.rand(query_idx.shape, generator=generator) < self.nearby_ratio
-        return Split(support_idx, query_idx, drawn & self.touches_support(support_idx, query_idx))
+        nearby = drawn & self.touches_support(support_idx, query_idx)
+        return Split(support_idx, query_idx, nearby, self.count_slots(nearby))
+
+    def count_slots(self, nearby: Tensor) -> tuple[int, ...]:
+        """Per input, the largest number of nearby tokens of any example, at least one."""
+        shares = nearby.split(self.query_counts, dim=1)
+        return tuple(max(1, int(share.sum(1).max())) for share in shares)
 
     def touches_support(self, support_idx: Tensor, query_idx: Tensor) -> Tensor:
         """Boolean ``(B, Q)``: which masked tokens have a visible neighbour."""

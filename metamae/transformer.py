@@ -29,15 +29,21 @@ class Attention(nn.Module):
         self.qkv = xavier_linear(width, 3 * width, bias=False)
         self.out = xavier_linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend."""
-        query, key, value = rearrange(
-            self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads
-        )
-        if self.fused:
-            mixed = F.scaled_dot_product_attention(query, key, value)
+    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """Attend from ``query`` (B, N, D), or from all of ``x``, to all of ``x``."""
+        if query is None:
+            projected = self.qkv(x)
         else:
-            mixed = plain_attention(query, key, value)
+            width = x.shape[-1]
+            asked = F.linear(query, self.qkv.weight[:width])
+            projected = F.linear(x, self.qkv.weight[width:])
+            return self._mix(asked, *projected.chunk(2, dim=-1))
+        return self._mix(*projected.chunk(3, dim=-1))
+
+    def _mix(self, *projected: Tensor) -> Tensor:
+        query, key, value = (rearrange(p, "b t (h d) -> b h t d", h=self.heads) for p in projected)
+        attend = F.scaled_dot_product_attention if self.fused else plain_attention
+        mixed = attend(query, key, value)
         attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
         return attended
 
@@ -65,11 +71,29 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One block, ``(B, T, D)`` to ``(B, T, D)``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+        """One block, ``(B, T, D)`` to ``(B, T, D)``.
+
+        With ``rows``, a slice or indices ``(B, N)``, only these tokens are computed, ``(B, N, D)``;
+        they attend to all. The last block of a decoder needs no more than is read from it.
+        """
+        normed = self.attention_norm(x)
+        if rows is None:
+            x = x + self.dropout(self.attention(normed))
+        else:
+            attended = self.attention(normed, select(normed, rows))
+            x = select(x, rows) + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
+
+
+def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
+    """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
+    if isinstance(rows, slice):
+        return tokens[:, rows]
+    if tokens.ndim == 2:
+        return tokens.gather(1, rows)
+    return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 class TransformerEncoder(nn.Module):

@@ -99,13 +99,16 @@ def values(folder: Path) -> dict[tuple[str, str, int], float]:
 
 
 def test_a_run_from_a_shell(tmp_path: Path) -> None:
-    """As a user would, in a fresh process: output, files, exit codes, warnings as errors."""
+    """As a user would, in a fresh process: output, files, exit codes, warnings as errors.
+
+    And where the output cannot hold a `±`, as on an old terminal.
+    """
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "error", str(SCRIPT), *FLAGS, *SETTINGS, "--methods", "mae"]
     done = subprocess.run(
         [*command, "--out", "made/here"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": search_path, "COLUMNS": "120"},
+        env=os.environ | {"PYTHONPATH": search_path, "COLUMNS": "120", "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
         timeout=120,

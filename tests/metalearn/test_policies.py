@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -234,20 +234,20 @@ def test_truncated_equals_the_program_with_earlier_gradients_detached(
 
 
 @pytest.mark.parametrize("policy", [Unrolled(), Checkpointed()], ids=repr)
-@pytest.mark.parametrize("rule", ["descent", "nesterov", "normalise", "SGD"])
+@pytest.mark.parametrize("rule", ["nesterov", "SGD"])
 def test_exact_policies_can_be_differentiated_twice(policy: GradientPolicy, rule: str) -> None:
     """Third derivatives of the support loss, for whoever meta-learns the meta-learner."""
+    latent = random(TASKS, WIDTH)
 
-    def refine(latent: Tensor, log_value: Tensor, *theta: Tensor) -> Tensor:
+    def refine(log_value: Tensor, *theta: Tensor) -> Tensor:
         class Given(StepSize):
             def forward(self, step: int, leaf: int) -> Tensor:
                 return log_value.exp()
 
         adapter = LatentAdapter(Given(), steps=2, differentiation=policy, update=RULES[rule][0])
-        return adapter(latent, lambda z: support(z, theta)).latent
+        return adapter(latent @ theta[0][:, :WIDTH], lambda z: support(z, theta)).latent
 
     inputs = (
-        random(TASKS, WIDTH, requires_grad=True),
         torch.full((WIDTH,), -1.5, dtype=torch.float64, requires_grad=True),
         *(value.clone().requires_grad_() for value in THETA),
     )
@@ -315,21 +315,25 @@ def held_bytes(policy: GradientPolicy, steps: int, update: UpdateRule) -> int:
     narrow = random(5000, WIDTH, seed=4, requires_grad=True)
     latent = random(TASKS, WIDTH, requires_grad=True)
     given_ = {x.untyped_storage().data_ptr() for x in (wide, narrow, latent)}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), lambda x: x):
+        result = LatentAdapter(1e-3, steps=steps, differentiation=policy, update=update)(
+            latent, lambda z: (torch.tanh(z @ wide) @ narrow).square().sum(1)
+        )
     gc.collect()
-    gc.freeze()  # the collector then lists only what is made from here on
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), lambda x: x):
-            result = LatentAdapter(1e-3, steps=steps, differentiation=policy, update=update)(
-                latent, lambda z: (torch.tanh(z @ wide) @ narrow).square().sum(1)
-            )
-        gc.collect()
-        storages = [x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor]
-    finally:
-        gc.unfreeze()
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor]
     assert result.latent.requires_grad
     return sum({x.data_ptr(): x.nbytes() for x in storages if x.data_ptr() not in given_}.values())
 
 
+@pytest.fixture
+def only_new_objects() -> Iterator[None]:
+    """The garbage collector looks at what the test makes, not at all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("update", [GradientDescent(), Momentum(0.5)], ids=repr)
 def test_memory_grows_with_steps_for_unrolled_only(update: UpdateRule) -> None:
     """One hidden layer is 80 kB, a latent 48 bytes, the state of the random generator 5 kB."""
@@ -478,7 +482,7 @@ def test_the_jacobian_across_tasks_is_exactly_zero(policy: GradientPolicy, rule:
 
 @pytest.mark.parametrize("rule", ["descent", "clip", "normalise", "Adam"])
 @pytest.mark.parametrize("policy", ALL, ids=repr)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tasks=st.integers(1, 4), seed=st.integers(0, 2**16))
 def test_a_task_learns_the_same_alone_and_in_a_batch(
     policy: GradientPolicy, rule: str, tasks: int, seed: int
@@ -563,7 +567,7 @@ SHAPES = st.tuples(st.lists(st.integers(1, 3), max_size=3).map(tuple))
     ],
     ids=repr,
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     tree=trees(SHAPES.map(lambda shape: {"shape": shape[0]})),
     tasks=st.integers(1, 4),

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae.autoencoder import MaskedAutoencoder, take, token_loss
+from metamae.autoencoder import Decoder, MaskedAutoencoder, token_loss
 from metamae.config import DecoderConfig, EncoderConfig
 from metamae.inputs import Image, Inputs, Tabular, Tokens
 from metamae.masking import Masking, Split
+from metamae.transformer import select
 
 ROW = Tabular(name="row", columns=6)
 WORDS = Tokens(name="words", length=6, vocabulary=7)
@@ -106,11 +107,11 @@ def test_losses_of_half_precision_predictions_are_float32(dtype: torch.dtype) ->
         assert token_loss(prediction.double(), target.to(target.dtype)).dtype == torch.float64
 
 
-def test_take_picks_tokens_of_each_example() -> None:
+def test_select_picks_tokens_of_each_example() -> None:
     """Own indices per example, for indices ``(B, L)`` and values ``(B, L, D)`` alike."""
     tokens, index = torch.arange(12).reshape(2, 3, 2), torch.tensor([[2, 0], [1, 1]])
-    assert take(tokens, index).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
-    assert take(tokens[..., 0], index).tolist() == [[4, 0], [8, 8]]
+    assert select(tokens, index).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
+    assert select(tokens[..., 0], index).tolist() == [[4, 0], [8, 8]]
 
 
 @pytest.mark.parametrize("support_mean", ["task", "batch"])
@@ -185,8 +186,8 @@ def test_the_decoder_is_given_positions_mask_tokens_and_types(inputs: Inputs) ->
     """[class, support, query]; positions of the true places; none, and no type, for the class."""
     problem = Problem(inputs)
     decoder, split, seen = problem.network.decoder, problem.split, []
-    decoder.blocks.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    decoder(problem.latent, split)
+    decoder.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    decoder(problem.latent, split, slice(1, None))
     (given,) = seen
     embedded = decoder.embed(problem.latent)
     for b in range(2):
@@ -260,3 +261,32 @@ def test_predictions_follow_the_counts_of_each_input() -> None:
     predictions = problem.network.predict(problem.latent, problem.split)
     shapes = {name: [tuple(p.shape) for p in pair] for name, pair in predictions.items()}
     assert shapes == {"photo": [(2, 2, 8), (2, 4, 8)], "words": [(2, 2, 7), (2, 4, 7)]}
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("inputs", [(ROW,), (IMAGE, WORDS)])
+def test_decoding_only_what_is_read_is_exact(inputs: Inputs, depth: int) -> None:
+    """The last block computes the tokens of a loss alone; values and gradients stay the same."""
+    problem = Problem(inputs)
+    config = DecoderConfig(width=8, depth=depth, heads=2)
+    decoder = Decoder(config, inputs, problem.latent.shape[-1]).double()
+    weights = [*decoder.parameters()]
+    latent = problem.latent.detach().requires_grad_()
+    whole = decoder(latent, problem.split, slice(0, None))
+    rows = torch.tensor([[5, 1, 1], [0, 2, 6]])
+    for part, expected in (
+        (decoder(latent, problem.split, rows), select(whole, rows)),
+        (decoder(latent, problem.split, slice(3, None)), whole[:, 3:]),
+    ):
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-13)
+        probe = torch.randn(expected.shape, dtype=torch.float64)
+        for ours, theirs in zip(
+            torch.autograd.grad((part * probe).sum(), [latent, *weights], allow_unused=True),
+            torch.autograd.grad(
+                (expected * probe).sum(), [latent, *weights], retain_graph=True, allow_unused=True
+            ),
+            strict=True,
+        ):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

@@ -1,0 +1,165 @@
+"""The adapter inside ``torch.compile(fullgraph=True)``.
+
+Most tests stop before code generation (backend ``aot_eager``): what is traced, and the gradient
+that is derived from it, are the adapter's business; the code is torch's. One test generates code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+
+from metalearn import (
+    Checkpointed,
+    ClipGradient,
+    FiniteDifference,
+    FirstOrder,
+    GradientPolicy,
+    Implicit,
+    LatentAdapter,
+    LearnedStepSize,
+    MetalearnError,
+    Momentum,
+    StepSize,
+    TorchOptimiser,
+    Truncated,
+    Unrolled,
+    UpdateRule,
+    plain_attention,
+)
+
+Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled by one test serves another."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """A seeded float32 normal tensor that requires a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).requires_grad_()
+
+
+def program(adapter: LatentAdapter) -> Loss:
+    """A whole meta-objective: adapt, then an outer loss; also the inner losses."""
+    target = random(2, 2, seed=3).detach()
+
+    def loss(latent: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        def support(z: Tensor) -> Tensor:
+            return (torch.tanh(z @ weight) @ head - target).square().sum(1)
+
+        result = adapter(latent, support, final_loss=True)
+        return result.latent.sin().sum(), result.losses
+
+    return loss
+
+
+def assert_compiled_equals_eager(adapter: LatentAdapter, loss: Loss, backend: str) -> None:
+    """Loss, inner losses and every gradient, to 1e-5."""
+    inputs = [random(2, 3), random(3, 4, seed=1), random(4, 2, seed=2)]
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend=backend)):
+        value, losses = function(*inputs)
+        gradients = torch.autograd.grad(
+            value, [*inputs, *adapter.parameters()], allow_unused=True, materialize_grads=True
+        )
+        results.append((value, losses, gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "update"),
+    [
+        (Unrolled(), 0.2, None),
+        (FirstOrder(), 0.2, None),
+        (Truncated(1), 0.2, None),
+        (Unrolled(), LearnedStepSize(0.2, channels=3, steps=3), Momentum(0.5, nesterov=True)),
+        (Truncated(1), LearnedStepSize(0.2), ClipGradient(0.5, then=Momentum(0.5))),
+    ],
+)
+def test_compiled_gradients_equal_eager_ones(
+    policy: GradientPolicy, size: float | StepSize, update: UpdateRule | None
+) -> None:
+    """In one graph, without a break."""
+    adapter = LatentAdapter(size, steps=3, differentiation=policy, update=update)
+    assert_compiled_equals_eager(adapter, program(adapter), "aot_eager")
+
+
+def test_attention_in_full_precision_compiles() -> None:
+    """What a transformer decoder needs, with the switch of autocast inside the graph."""
+    adapter = LatentAdapter(0.2, steps=2, full_precision=True)
+
+    def loss(latent: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        def support(z: Tensor) -> Tensor:
+            hidden = z.unsqueeze(2) * weight
+            mixed = plain_attention(hidden, hidden, hidden)
+            return (mixed @ head).square().sum((1, 2))
+
+        result = adapter(latent, support)
+        return result.latent.sin().sum(), result.losses
+
+    assert_compiled_equals_eager(adapter, loss, "aot_eager")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_generated_code_equals_eager() -> None:
+    """The default backend, on a small program: it takes a while, and a C++ compiler."""
+    adapter = LatentAdapter(LearnedStepSize(0.2, channels=3), steps=1, update=Momentum(0.5))
+    try:
+        assert_compiled_equals_eager(adapter, program(adapter), "inductor")
+    except BackendCompilerFailed as error:
+        cause = type(error.inner_exception).__name__
+        if cause not in ("InvalidCxxCompiler", "CppCompileError", "FileNotFoundError"):
+            raise
+        pytest.skip(f"torch.compile finds no working C++ compiler here: {cause}")
+
+
+@pytest.mark.parametrize("policy", [Checkpointed(), FiniteDifference(), Implicit()], ids=repr)
+def test_a_policy_with_its_own_backward_is_refused_with_alternatives(
+    policy: GradientPolicy,
+) -> None:
+    """torch wraps the error in its own; the text arrives."""
+    adapter = LatentAdapter(0.2, differentiation=policy)
+    compiled = torch.compile(program(adapter), fullgraph=True, backend="aot_eager")
+    expected = rf"{type(policy).__name__}.*use Unrolled\(\), Truncated\(\) or FirstOrder\(\)"
+    with pytest.raises((MetalearnError, Unsupported), match=expected):
+        compiled(random(2, 3), random(3, 4), random(4, 2))
+
+
+def test_an_optimiser_of_torch_is_refused_with_alternatives() -> None:
+    """It is no traceable rule."""
+    adapter = LatentAdapter(0.2, update=TorchOptimiser(torch.optim.SGD))
+    compiled = torch.compile(program(adapter), fullgraph=True, backend="aot_eager")
+    with pytest.raises((MetalearnError, Unsupported), match="use GradientDescent or Momentum"):
+        compiled(random(2, 3), random(3, 4), random(4, 2))
+
+
+@pytest.mark.parametrize("policy", [FirstOrder(), FiniteDifference(), Implicit()], ids=repr)
+def test_a_compiled_decoder_is_no_obstacle_to_an_eager_adapter(policy: GradientPolicy) -> None:
+    """Policies that capture tensors find the parameters inside the compiled function."""
+    head = random(4, 2, seed=2)
+
+    def decode(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight) @ head
+
+    def gradients(decode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        latent = random(2, 3)
+        refined = LatentAdapter(0.1, steps=2, differentiation=policy)(
+            latent, lambda z: decode(z).square().sum(1) + z.square().sum(1)
+        ).latent
+        return torch.autograd.grad(
+            refined.sin().sum(), [latent, weight, head], allow_unused=True, materialize_grads=True
+        )
+
+    weight = random(3, 4, seed=1)
+    compiled = torch.compile(decode, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled), gradients(decode), rtol=1e-3, atol=1e-3)
