@@ -12,65 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamae.config import DecoderConfig, EncoderConfig
+from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import Tokenizer, sincos_positions, xavier_linear
-from metamae.transformer import Block, TransformerEncoder, select
-
-
-class Decoder(nn.Module):
-    """Maps a latent and a split to hidden states of tokens: class, support, then query.
-
-    The latents of visible tokens and one shared mask token per masked position, all with their
-    positions, pass through plain-attention blocks. Attention does not care about order, so tokens
-    stay in the order [class, support, query] and nothing is shuffled back.
-
-    Only the tokens at ``rows`` (a slice, or indices ``(B, N)``) are returned, and the last block
-    computes no others: exact, and a good part of the work.
-
-    Shape:
-        latent ``(B, 1 + S, D)``; result ``(B, N, d)`` with ``d`` the decoder's width.
-    """
-
-    positions: Tensor
-    input_number: Tensor
-
-    def __init__(self, config: DecoderConfig, inputs: Inputs, latent_width: int) -> None:
-        """See the class."""
-        super().__init__()
-        self.embed = xavier_linear(latent_width, config.width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
-        nn.init.normal_(self.mask_token, std=0.02)
-        tables = [sincos_positions(spec.grid, config.width) for spec in inputs]
-        self.register_buffer("positions", torch.cat(tables), persistent=False)
-        numbers = [torch.full((spec.tokens,), n) for n, spec in enumerate(inputs)]
-        self.register_buffer("input_number", torch.cat(numbers), persistent=False)
-        self.type_vectors = (
-            nn.Parameter(torch.empty(len(inputs), config.width)) if len(inputs) > 1 else None
-        )
-        if self.type_vectors is not None:
-            nn.init.normal_(self.type_vectors, std=0.02)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, fused=False)
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width)
-
-    def forward(self, latent: Tensor, split: Split, rows: Tensor | slice) -> Tensor:
-        """Decode."""
-        latent = self.embed(latent)
-        places = self.positions
-        if self.type_vectors is not None:
-            places = places + self.type_vectors[self.input_number]
-        places = places.to(latent.dtype)
-        support = latent[:, 1:] + places[split.support_idx]
-        query = self.mask_token.to(latent.dtype) + places[split.query_idx]
-        hidden = torch.cat([latent[:, :1], support, query], dim=1)
-        for block in self.blocks[:-1]:
-            hidden = block(hidden)
-        hidden = self.blocks[-1](hidden, rows) if self.blocks else select(hidden, rows)
-        decoded: Tensor = self.norm(hidden)
-        return decoded
+from metamae.tokenizer import Tokenizer, xavier_linear
+from metamae.transformer import TransformerEncoder, select
 
 
 class MaskedAutoencoder(nn.Module):
@@ -109,7 +55,7 @@ class MaskedAutoencoder(nn.Module):
         # The encoder side is built first: methods that share a seed share its initial weights.
         self.tokenizer = Tokenizer(inputs, encoder.width)
         self.encoder = TransformerEncoder(encoder)
-        self.decoder = Decoder(decoder, inputs, encoder.width)
+        self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
             for spec in inputs

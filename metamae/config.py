@@ -50,12 +50,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Transformer decoder; the paper chooses the depth per data set (Table 8)."""
+    """Transformer decoder; the paper chooses the depth per data set (Table 8).
+
+    ``attention`` is ``self`` (the paper's) or ``cross``: mask tokens read from the latents only.
+    """
 
     width: int = 128
     depth: int = 4
     heads: int = 4
     mlp_ratio: float = 2.0
+    attention: Literal["self", "cross"] = "self"
 
     def __post_init__(self) -> None:
         """Check sizes."""

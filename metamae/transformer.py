@@ -87,6 +87,24 @@ class Block(nn.Module):
         return x
 
 
+class CrossBlock(Block):
+    """Pre-norm block whose tokens attend to a memory, and not to each other."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, fused: bool, dropout: float = 0.0
+    ) -> None:
+        """See the class."""
+        super().__init__(width, heads, mlp_ratio, fused=fused, dropout=dropout)
+        self.memory_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
+        """One block: ``x`` (B, N, D) reads from ``memory`` (B, M, D)."""
+        attended = self.attention(self.memory_norm(memory), self.attention_norm(x))
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x
+
+
 def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
     """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
     if isinstance(rows, slice):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae.autoencoder import Decoder, MaskedAutoencoder, token_loss
+from metamae.autoencoder import MaskedAutoencoder, token_loss
 from metamae.config import DecoderConfig, EncoderConfig
+from metamae.decoder import CrossDecoder, Decoder
 from metamae.inputs import Image, Inputs, Tabular, Tokens
 from metamae.masking import Masking, Split
 from metamae.transformer import select
@@ -263,13 +264,16 @@ def test_predictions_follow_the_counts_of_each_input() -> None:
     assert shapes == {"photo": [(2, 2, 8), (2, 4, 8)], "words": [(2, 2, 7), (2, 4, 7)]}
 
 
+@pytest.mark.parametrize("kind", [Decoder, CrossDecoder])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("inputs", [(ROW,), (IMAGE, WORDS)])
-def test_decoding_only_what_is_read_is_exact(inputs: Inputs, depth: int) -> None:
+def test_decoding_only_what_is_read_is_exact(
+    inputs: Inputs, depth: int, kind: type[Decoder | CrossDecoder]
+) -> None:
     """The last block computes the tokens of a loss alone; values and gradients stay the same."""
     problem = Problem(inputs)
     config = DecoderConfig(width=8, depth=depth, heads=2)
-    decoder = Decoder(config, inputs, problem.latent.shape[-1]).double()
+    decoder = kind(config, inputs, problem.latent.shape[-1]).double()
     weights = [*decoder.parameters()]
     latent = problem.latent.detach().requires_grad_()
     whole = decoder(latent, problem.split, slice(0, None))
@@ -290,3 +294,17 @@ def test_decoding_only_what_is_read_is_exact(inputs: Inputs, depth: int) -> None
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_mask_tokens_of_a_cross_decoder_do_not_see_each_other() -> None:
+    """Moving one query token changes its own state and no other, unlike with self-attention."""
+    problem, config = Problem((ROW,)), DecoderConfig(width=8, depth=2, heads=2)
+    moved = SPLIT.query_idx.clone()
+    moved[:, 0] = SPLIT.query_idx[:, 1]
+    other = Split(SPLIT.support_idx, moved, SPLIT.nearby)
+    for kind, alone in ((Decoder, False), (CrossDecoder, True)):
+        torch.manual_seed(0)
+        decoder = kind(config, (ROW,), problem.latent.shape[-1]).double()
+        before, after = (decoder(problem.latent, s, slice(3, None)) for s in (SPLIT, other))
+        assert not torch.equal(before[:, 0], after[:, 0])
+        assert torch.allclose(before[:, 1:], after[:, 1:], rtol=0, atol=1e-14) is alone

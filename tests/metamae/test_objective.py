@@ -11,8 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn import SecondDerivativeError, TaskContrastiveLoss
+from metalearn import (
+    FiniteDifference,
+    FirstOrder,
+    SecondDerivativeError,
+    TaskContrastiveLoss,
+    Unrolled,
+)
 from metalearn.contrast import nt_xent
+from metamae import load_dataset, make_config
 from metamae.config import (
     AdaptationConfig,
     Config,
@@ -25,6 +32,7 @@ from metamae.errors import InputError
 from metamae.inputs import Batch, Image, Inputs, Signal, Tabular, Tokens
 from metamae.masking import Split
 from metamae.objective import MAE, MetaMAE, Method, build_method
+from metamae.randomness import generator
 from metamae.transformer import Attention
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
@@ -497,3 +505,32 @@ def test_a_batch_that_does_not_fit_is_named(method: str) -> None:
         built({"sound": torch.zeros(4, 2, 16)}, split)
     with pytest.raises(InputError, match=r"token grid \(8,\), got \(9,\)"):
         built({"signal": torch.zeros(4, 2, 18)}, split)
+
+
+def test_second_order_gradients_of_a_cross_decoder_equal_finite_differences() -> None:
+    """Two policies that share no derivative: exact, and one of first derivatives alone."""
+    config = make_config(
+        "digits",
+        overrides=[
+            "decoder.attention=cross",
+            "decoder.width=8",
+            "encoder.width=16",
+            "encoder.depth=1",
+            "adaptation.step_size=50",
+            "contrast.weight=0",
+        ],
+    )
+    data = load_dataset("digits")
+    batch = {name: x.double() for name, x in data.pretrain.batch(range(6)).items()}
+    gradients = []
+    for policy in (Unrolled(), FiniteDifference(), FirstOrder()):
+        method = build_method(config, data.inputs).double()
+        assert isinstance(method, MetaMAE)
+        method.meta.adapter.differentiation = policy
+        loss = method(batch, method.draw(6, generator(0, "test"))).loss
+        parts = torch.autograd.grad(loss, [*method.parameters()])
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    exact, approximate, first = gradients
+    second = (exact - first).norm()
+    assert second > 1e-3 * exact.norm()
+    assert (approximate - exact).norm() < 1e-7 * second

@@ -204,6 +204,16 @@ def test_features_and_labels_that_do_not_fit_are_refused(
         fit_probe(**{**given, **change}, task=THREE, config=QUICK)
 
 
+@pytest.mark.xfail(strict=True, reason="RuntimeError of the loss; UserWarning of from_numpy")
+@pytest.mark.parametrize("kind", ["int16", "int32", "read-only"])
+def test_labels_of_any_integer_type_and_from_a_memory_map(kind: str) -> None:
+    (x, y), test = noisy(60, 3, 0), noisy(31, 3, 1)
+    expected = fit_probe(x, y, *test, THREE, QUICK)
+    labels = y.copy() if kind == "read-only" else y.astype(kind)
+    labels.flags.writeable = kind != "read-only"
+    assert fit_probe(x, labels, *test, THREE, QUICK).value == expected.value
+
+
 def test_a_tested_class_without_training_rows_is_named() -> None:
     x, y = clusters(60, 3, 0)
     with pytest.raises(DataError, match="none is there for: c"):
