@@ -82,9 +82,7 @@ def test_a_quadratic_has_the_derivatives_of_its_optimum(policy: Implicit) -> Non
 def test_the_proximal_term_gives_the_derivative_of_imaml(policy: Implicit) -> None:
     """z* = (A + mu)^-1 (A c + c + mu z0): gradients in the start, the centre and the matrices."""
     mu = 2.0
-    policy = Implicit(
-        "cg", iterations=policy.iterations, tolerance=policy.tolerance, proximal=mu
-    )
+    policy = Implicit("cg", iterations=policy.iterations, tolerance=policy.tolerance, proximal=mu)
     root, centre = random(3, 3, 3, requires_grad=True), random(3, 3, seed=1, requires_grad=True)
     start = random(3, 3, seed=2, requires_grad=True)
     inputs = [start, root, centre]
@@ -142,7 +140,7 @@ def nonlinear(theta: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
 
     def loss(z: Tensor) -> Tensor:
         error = torch.tanh(z @ weight_in) @ weight_out - target
-        return error.square().sum(1) + 0.5 * z.square().sum(1)
+        return 0.2 * error.square().sum(1) + z.square().sum(1)
 
     return loss
 
@@ -172,7 +170,7 @@ def test_many_unrolled_steps_have_the_same_limit(policy: Implicit) -> None:
                 outer(refined), [start, *theta], allow_unused=True, materialize_grads=True
             )
         )
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-7)
     assert gradients[0][1].abs().max() > 1e-2
 
 
@@ -203,7 +201,7 @@ class Counted:
 
     def __call__(self, p: list[Tensor]) -> list[Tensor]:
         self.calls += 1
-        whole = torch.cat([leaf.flatten(1) for leaf in p], dim=1)
+        whole = torch.cat([leaf.reshape(len(leaf), -1) for leaf in p], dim=1)
         image = (self.matrix @ whole.unsqueeze(2)).squeeze(2)
         return [image[:, :1].view_as(p[0]), image[:, 1:].view_as(p[1])]
 
@@ -223,7 +221,7 @@ def test_conjugate_gradients_stop_at_the_tolerance() -> None:
         w = Implicit(iterations=iterations, tolerance=tolerance).solve(product, v)
         assert product.calls == calls
         assert [x.shape for x in w] == [x.shape for x in v]
-        solution = torch.cat([x.flatten(1) if x.ndim > 1 else x[:, None] for x in w], dim=1)
+        solution = torch.cat([x.reshape(3, -1) for x in w], dim=1)
         if tolerance == 1e-10:
             torch.testing.assert_close(solution, exact)
         residual = (matrix @ solution.unsqueeze(2)).squeeze(2) - whole

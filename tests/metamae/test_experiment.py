@@ -288,6 +288,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def take(seconds: float) -> None:
         def run_one(self: Experiment, config: Config, *_: Any) -> Row:
+            self.run_dir(config).mkdir(parents=True)
             return Row(
                 dataset=config.dataset,
                 method=config.method,
