@@ -13,39 +13,38 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+Result = TypeVar("Result")
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes alive at once during ``run()``; its result is dropped only afterwards."""
-    run()  # lazy initialisation and cached constants are no part of the peak
+
+def peak_mib(run: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Most MiB alive at once during ``run()``, and what it returned.
+
+    Run it once before: lazy initialisation and cached constants are no part of the peak.
+    """
     gc.collect()
-    return _peak_on_cuda(run, device) if device.type == "cuda" else _peak_on_cpu(run)
+    peak, result = (_on_cuda if device.type == "cuda" else _on_cpu)(run)
+    return round(peak / 2**20, 2), result
 
 
-def peak_mib(run: Callable[[], object], device: torch.device) -> float:
-    """The same in MiB."""
-    return round(peak_bytes(run, device) / 2**20, 2)
-
-
-def _peak_on_cuda(run: Callable[[], object], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _on_cuda(run: Callable[[], Result]) -> tuple[int, Result]:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     result = run()
-    torch.cuda.synchronize(device)
-    del result
-    return torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, result
 
 
-def _peak_on_cpu(run: Callable[[], object]) -> int:
+def _on_cpu(run: Callable[[], Result]) -> tuple[int, Result]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
-    del result
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))
+    return max(accumulate((event.nbytes() for event in changes), initial=0)), result

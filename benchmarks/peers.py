@@ -42,12 +42,12 @@ class Problem:
     """A meta-gradient to take, in ``start`` and ``others``.
 
     Attributes:
-        start: What adaptation starts from. With ``shared``, one start for all tasks; otherwise
-            tensors ``(B, ...)``.
+        start: What adaptation starts from: tensors ``(B, ...)``, or with ``network`` its
+            parameters, one start for all tasks.
         others: What the losses use besides.
         support: One loss per task ``(B,)`` of leaves ``(B, ...)``; ``query`` likewise.
-        network: With ``shared``: the module whose parameters are ``start``.
-        data: With ``shared``: support inputs and targets, query inputs and targets, ``(B, ...)``.
+        network: A module all of whose parameters are adapted, or ``None``.
+        data: With ``network``: support inputs and targets, query inputs and targets, ``(B, ...)``.
     """
 
     name: str
@@ -287,7 +287,7 @@ def functional(problem: Problem) -> Run:
     """``torch.func``: inner gradients by ``grad``; ``vmap`` over networks.
 
     The whole meta-gradient is one ``grad`` of ``grad`` for the network. The decoder's parameters
-    live in a module, so its outer gradient is ``backward()``'s.
+    are used through a module's methods, so there the outer gradient is ``backward()``'s.
     """
     return _functional_latent(problem) if problem.network is None else _functional_network(problem)
 

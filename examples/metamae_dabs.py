@@ -17,6 +17,7 @@ logged history.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("expected a CUDA device, found none; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return device
 
 
@@ -123,7 +126,9 @@ def choose_folder(options: argparse.Namespace) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
     options = parse_arguments(arguments)
-    console = Console()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII log must not cost the table
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         experiment = Experiment(
             config=resolve_configs(options),
@@ -141,6 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
         rows = experiment.run(reporter)
     except (MetamaeError, MetalearnError, OSError) as fault:
         print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as fault:
+        reason = str(fault).splitlines()[0]
+        print(f"error: {reason} Lower training.batch_size, or use --device cpu", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; add --resume to continue from the last checkpoint", file=sys.stderr)

@@ -4,8 +4,8 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 
 * :mod:`metalearn.encoding` - a support set becomes a latent in one pass (amortisation);
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
-* :mod:`metalearn.differentiation`, :mod:`metalearn.finite_difference`, :mod:`metalearn.implicit` -
-  how gradients flow through those steps;
+* :mod:`metalearn.differentiation`, :mod:`metalearn.recompute`, :mod:`metalearn.finite_difference`,
+  :mod:`metalearn.implicit` - how gradients flow through those steps;
 * :mod:`metalearn.step_sizes`, :mod:`metalearn.updates`, :mod:`metalearn.torch_optimisers` -
   how far and in which direction a step goes;
 * :mod:`metalearn.attention` - attention with a second derivative;
@@ -18,7 +18,6 @@ from metalearn.adaptation import Adaptation, LatentAdapter, Trace
 from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.differentiation import (
-    Checkpointed,
     FirstOrder,
     GradientPolicy,
     Truncated,
@@ -37,6 +36,7 @@ from metalearn.errors import (
 from metalearn.finite_difference import FiniteDifference
 from metalearn.implicit import Implicit
 from metalearn.objective import MetaLoss, MetaObjective
+from metalearn.recompute import Checkpointed
 from metalearn.step_sizes import FixedStepSize, LearnedStepSize, StepSize
 from metalearn.torch_optimisers import TorchOptimiser
 from metalearn.updates import (

@@ -150,7 +150,7 @@ class LatentAdapter(nn.Module):
         self.update = GradientDescent() if update is None else update
         self.check_finite = check_finite
         self.full_precision = full_precision
-        self._differentiable_losses: set[object] = set()
+        self._verified: set[object] = set()
 
     def forward(
         self,
@@ -180,13 +180,17 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
+            verify=self._is_unverified(support_loss),
         )
         found = self.differentiation.refine(inner, leaves)
-        self._check_second_derivative(support_loss, found.leaves)
+        if inner.verify:
+            refuse_missing_second_derivative(found.leaves)
+            if (code := getattr(support_loss, "__code__", None)) is not None:
+                self._verified.add(code)
         losses = [step.losses for step in found.steps]
         if final_loss:
             with torch.no_grad():
-                losses.append(inner.losses(found.leaves, inner.steps))
+                losses.append(found.inner.losses(found.leaves, inner.steps))
         refined = [leaf.to(dtype) for leaf, dtype in zip(found.leaves, dtypes, strict=True)]
         return Adaptation(
             latent=unflatten(refined, structure),
@@ -194,16 +198,16 @@ class LatentAdapter(nn.Module):
             trace=_trace(leaves, found) if trace else None,
         )
 
-    def _check_second_derivative(self, support_loss: SupportLoss, refined: list[Tensor]) -> None:
+    def _is_unverified(self, support_loss: SupportLoss) -> bool:
+        """Whether to look for operations without second derivative.
+
+        Walking the graph costs milliseconds, so each piece of code is looked at once.
+        """
         if not self.differentiation.needs_second_derivative:
-            return
+            return False
         if in_transform() or not torch.is_grad_enabled():
-            return
-        # Walking the graph costs milliseconds, so each piece of code is looked at once.
-        code = getattr(support_loss, "__code__", type(support_loss))
-        if code not in self._differentiable_losses:
-            refuse_missing_second_derivative(refined)
-            self._differentiable_losses.add(code)
+            return False
+        return getattr(support_loss, "__code__", None) not in self._verified
 
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""
@@ -216,6 +220,9 @@ def _at_least_float32(leaf: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _trace(start: Sequence[Tensor], found: Refinement) -> Trace:
+    if not found.steps:
+        empty = start[0].new_zeros((0, len(start[0])))
+        return Trace(empty, empty)
     gradient_norms, step_norms, before = [], [], start
     for step in found.steps:
         gradient_norms.append(task_norm(step.gradients))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         for tensor in _tensors((args, kwargs)):
-            if id(tensor) not in self.known and tensor.requires_grad:
+            # Inside vmap an operation sees wrappers; what they wrap is found through the graph.
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            if id(tensor) not in self.known and tensor.requires_grad and not wrapped:
                 self.captured.setdefault(id(tensor), tensor)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
@@ -48,7 +51,13 @@ def call_and_capture(
     recorder = _Recorder(given)
     with recorder:
         result = function(given)
-    captured = list(recorder.captured.values())
+    points = {id(tensor) for tensor in given}
+    captured = [
+        tensor
+        for tensor in recorder.captured.values()
+        # vmap makes tensors behind the recorder's back; what depends on the input is no capture.
+        if not any(id(leaf) in points for leaf in _leaves(tensor, set()))
+    ]
     boundary = {tensor.grad_fn for tensor in captured} | {tensor.grad_fn for tensor in given}
     found = {id(tensor) for tensor in [*captured, *given]}
     for leaf in _leaves(result, boundary):
@@ -80,23 +89,105 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-class RandomState:
-    """Random state of the CPU and, if used, of CUDA: to evaluate a function twice alike."""
+class _Substitution(TorchFunctionMode):
+    """Hands operations a stand-in wherever they are given a certain tensor."""
+
+    def __init__(self, stand_ins: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.stand_ins = stand_ins
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        args, kwargs = _pytree.tree_map_only(
+            Tensor,
+            lambda tensor: self.stand_ins.get(id(tensor), tensor),
+            (args, dict(kwargs or {})),
+        )
+        return func(*args, **kwargs)
+
+
+def substitute(
+    originals: Sequence[Tensor], stand_ins: Sequence[Tensor]
+) -> AbstractContextManager[object]:
+    """A context in which operations that are given an original see its stand-in."""
+    if not originals:
+        return nullcontext()
+    return _Substitution({id(o): s for o, s in zip(originals, stand_ins, strict=True)})
+
+
+class Held:
+    """Captured tensors, each held as a variable of its own.
+
+    Intermediate results are replaced by detached copies while ``substituted()``: a gradient in them
+    then neither runs into the graph they came from, nor counts a path through one of them again
+    for another.
+    """
+
+    def __init__(self, captured: Sequence[Tensor]) -> None:
+        """Hold the tensors that :func:`call_and_capture` found."""
+        self.results = [tensor for tensor in captured if tensor.grad_fn is not None]
+        self.copies = [tensor.detach().requires_grad_() for tensor in self.results]
+        copies = iter(self.copies)
+        own = [next(copies) if tensor.grad_fn is not None else tensor for tensor in captured]
+        # A custom autograd.Function reads the result itself, not its copy: both are asked.
+        self.variables = [*own, *self.results]
+        self.places = [n for n, tensor in enumerate(captured) if tensor.grad_fn is not None]
+        self.count = len(captured)
+
+    def substituted(self) -> AbstractContextManager[object]:
+        """A context in which operations see the copies."""
+        return substitute(self.results, self.copies)
+
+    def merge(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients in ``variables`` as gradients in the captured tensors."""
+        merged = list(gradients[: self.count])
+        for place, direct in zip(self.places, gradients[self.count :], strict=True):
+            own = merged[place]
+            merged[place] = direct if own is None else own if direct is None else own + direct
+        return merged
+
+
+def freeze_closure(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with what it closes over as it is now.
+
+    A policy that evaluates the loss again in ``backward()`` must see the targets of its own call,
+    although the caller's loop has moved on; and must not keep what the names refer to by then.
+    """
+    if not isinstance(function, FunctionType) or not function.__closure__:
+        return function
+    try:
+        cells = tuple(CellType(cell.cell_contents) for cell in function.__closure__)
+    except ValueError:  # a name that is not bound yet
+        return function
+    frozen = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+    frozen.__kwdefaults__ = function.__kwdefaults__
+    return frozen
+
+
+class Ambient:
+    """Random state and autocast of the moment: to evaluate a function twice alike."""
 
     def __init__(self, device: torch.device) -> None:
         """Remember the present state."""
         self.device = device
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def replayed(self) -> AbstractContextManager[None]:
-        """A context in which draws are those that followed construction; restores afterwards."""
-        return self._replayed()
+        self.autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type)
 
     @contextmanager
-    def _replayed(self) -> Any:
+    def replayed(self) -> Iterator[None]:
+        """A context in which draws and precision are those of construction; restores afterwards."""
         devices = [self.device] if self.cuda is not None else []
-        with torch.random.fork_rng(devices=devices):
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.autocast)
+        with torch.random.fork_rng(devices=devices), autocast:
             torch.set_rng_state(self.cpu)
             if self.cuda is not None:
                 torch.cuda.set_rng_state(self.cuda, self.device)

@@ -9,7 +9,7 @@ so one object can be shared.
 policy                                    exact    memory in steps    second derivatives needed
 ========================================= ======== ================== =========================
 :class:`Unrolled`                         yes      grows              yes
-:class:`Checkpointed`                     yes      latents only       yes
+:class:`~metalearn.Checkpointed`          yes      latents only       yes
 :class:`Truncated`                        partly   grows up to ``k``  yes
 :class:`FirstOrder`                       no       none               no
 :class:`~metalearn.FiniteDifference`      to 1e-3  latents only       no
@@ -25,7 +25,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from metalearn.errors import MetalearnError
 from metalearn.inner import InnerLoop, Step, in_transform
@@ -33,10 +32,11 @@ from metalearn.inner import InnerLoop, Step, in_transform
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a policy returns: the refined leaves and the steps that led there."""
+    """What a policy returns: the refined leaves, the steps that led there, the loop it ran."""
 
     leaves: list[Tensor]
     steps: list[Step]
+    inner: InnerLoop
 
 
 class GradientPolicy(Protocol):
@@ -144,49 +144,6 @@ class Truncated:
         return run(inner, leaves, exact=exact)
 
 
-@dataclass(frozen=True)
-class Checkpointed:
-    """Exact, like :class:`Unrolled`, with memory that hardly grows with the number of steps.
-
-    Only the latent (and the update rule's state) before each step is kept. The outer backward pass
-    walks the steps in reverse, recomputes one step with its graph, differentiates it and frees it:
-    the peak is one step's graph, for one more evaluation of each step (Chen et al. 2016). Dropout
-    and other random draws inside the support loss are replayed.
-
-    Example:
-        >>> import torch
-        >>> from metalearn import Checkpointed, LatentAdapter
-        >>> adapter = LatentAdapter(0.25, steps=2, differentiation=Checkpointed())
-        >>> z = torch.ones(1, 1, requires_grad=True)
-        >>> adapter(z, lambda z: z.square().sum(1)).latent.sum().backward()
-        >>> z.grad
-        tensor([[0.2500]])
-    """
-
-    needs_second_derivative = True
-
-    def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
-        """See :class:`GradientPolicy`."""
-        refuse_transforms(self)
-        if not torch.is_grad_enabled():
-            return run(inner, leaves, exact=[False] * inner.steps)
-        current, state, steps = list(leaves), inner.update.initial_state(leaves), []
-        for number in range(inner.steps):
-            current, state, losses, gradients = checkpoint(
-                _one_step, inner, current, state, number, use_reentrant=False
-            )
-            gradients = [gradient.detach() for gradient in gradients]
-            steps.append(Step(leaves=current, state=state, losses=losses, gradients=gradients))
-        return Refinement(current, steps)
-
-
-def _one_step(
-    inner: InnerLoop, leaves: list[Tensor], state: object, number: int
-) -> tuple[list[Tensor], object, Tensor, list[Tensor]]:
-    step = inner.step(leaves, state, number, create_graph=True)
-    return step.leaves, step.state, step.losses, step.gradients
-
-
 def run(inner: InnerLoop, leaves: Sequence[Tensor], *, exact: Sequence[bool]) -> Refinement:
     """The plain loop; ``exact[t]`` says whether step ``t`` is differentiated through."""
     current, state, steps = list(leaves), inner.update.initial_state(leaves), []
@@ -194,7 +151,7 @@ def run(inner: InnerLoop, leaves: Sequence[Tensor], *, exact: Sequence[bool]) ->
         step = inner.step(current, state, number, create_graph=exact[number])
         current, state = step.leaves, step.state
         steps.append(step)
-    return Refinement(current, steps)
+    return Refinement(current, steps, inner)
 
 
 def refuse_transforms(policy: object) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metalearn.capture import RandomState, call_and_capture
+from metalearn.capture import Held
 from metalearn.differentiation import Refinement, refuse_transforms, run
-from metalearn.inner import InnerLoop, Step, loss_gradient, per_task, task_norm
+from metalearn.inner import InnerLoop, per_task, task_norm
+from metalearn.recompute import GradientCall, run_recomputed
 
 _DEFAULT_RELATIVE = {"central": 1 / 3, "forward": 1 / 2}  # exponents of the machine precision
 
@@ -73,84 +74,51 @@ class FiniteDifference:
         refuse_transforms(self)
         if not torch.is_grad_enabled():
             return run(inner, leaves, exact=[False] * inner.steps)
-        current, state, steps = list(leaves), inner.update.initial_state(leaves), []
-        for number in range(inner.steps):
-            step = self._step(inner, current, state, number)
-            current, state = step.leaves, step.state
-            steps.append(step)
-        return Refinement(current, steps)
-
-    def relative(self, dtype: torch.dtype) -> float:
-        """The relative step for latents of a dtype."""
-        if dtype in (torch.float16, torch.bfloat16):
+        if torch.is_autocast_enabled(inner.device.type) and not inner.full_precision:
             raise ValueError(
-                f"expected latents in float32 or float64 for finite differences, got {dtype}; "
+                "expected an inner loop in full precision for finite differences, got autocast; "
+                "use LatentAdapter(full_precision=True)"
+            )
+        self.relative(leaves)  # refuses half precision
+        return run_recomputed(self, inner, leaves)
+
+    def relative(self, leaves: Sequence[Tensor]) -> float:
+        """The relative step for a latent; the least precise leaf decides."""
+        coarsest = max((leaf.dtype for leaf in leaves), key=lambda dtype: torch.finfo(dtype).eps)
+        if coarsest in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"expected latents in float32 or float64 for finite differences, got {coarsest}; "
                 "use LatentAdapter(full_precision=True)"
             )
         if self.relative_step is not None:
             return self.relative_step
-        return float(torch.finfo(dtype).eps ** _DEFAULT_RELATIVE[self.stencil])
+        return float(torch.finfo(coarsest).eps ** _DEFAULT_RELATIVE[self.stencil])
 
-    def _step(self, inner: InnerLoop, leaves: Sequence[Tensor], state: Any, number: int) -> Step:
-        relative = self.relative(leaves[0].dtype)
-        random = RandomState(inner.device)
-        with torch.enable_grad():
-            points = [leaf.detach().requires_grad_() for leaf in leaves]
-            losses, captured = call_and_capture(lambda z: inner.losses(z, number), points)
-            values = loss_gradient(losses, points, create_graph=False)
-        call = _Call(inner, number, relative, self.stencil, random, values, len(captured))
-        gradients = list(_Gradient.apply(call, *leaves, *captured))
-        return inner.move(leaves, gradients, losses.detach(), state, number)
-
-
-@dataclass
-class _Call:
-    """Everything one differentiated gradient needs besides tensors."""
-
-    inner: InnerLoop
-    number: int
-    relative: float
-    stencil: str
-    random: RandomState
-    values: list[Tensor]
-    captured: int
-
-
-class _Gradient(torch.autograd.Function):
-    """The inner gradient as a function of latent and captured tensors, with the stencil as vjp."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
-        ctx.save_for_backward(*tensors)
-        values, call.values = call.values, []
-        return tuple(values)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        call: _Call = ctx.call
-        tensors = ctx.saved_tensors
-        split = len(tensors) - call.captured
-        latent, captured = tensors[:split], tensors[split:]
+    def pull_back(
+        self,
+        call: GradientCall,
+        latent: Sequence[Tensor],
+        captured: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """The stencil."""
         length = task_norm(cotangents)
-        safe = torch.where(length > 0, length, torch.ones_like(length))
         # A latent at the origin has no scale of its own: fall back to an absolute step.
         size = task_norm(latent)
-        epsilon = call.relative * torch.where(size > 0, size, torch.ones_like(size)) / safe
-        weight = torch.where(length > 0, 1 / epsilon, torch.zeros_like(length))
-        sides = (1.0, -1.0) if call.stencil == "central" else (1.0, 0.0)
-        ahead, behind = (
-            _pass(
-                call, latent, captured, cotangents, side * epsilon, weight / (sides[0] - sides[1])
+        scale = torch.where(size > 0, size, 1.0) / torch.where(length > 0, length, 1.0)
+        epsilon = self.relative(latent) * scale
+        weight = torch.where(length > 0, 1 / epsilon, 0.0)
+        sides = (1.0, -1.0) if self.stencil == "central" else (1.0, 0.0)
+        with torch.no_grad():
+            ahead, behind = (
+                _pass(call, latent, captured, cotangents, side * epsilon, weight / (1 - sides[1]))
+                for side in sides
             )
-            for side in sides
-        )
-        return (None, *(_difference(a, b) for a, b in zip(ahead, behind, strict=True)))
+        return [_difference(a, b) for a, b in zip(ahead, behind, strict=True)]
 
 
 def _pass(
-    call: _Call,
+    call: GradientCall,
     latent: Sequence[Tensor],
     captured: Sequence[Tensor],
     direction: Sequence[Tensor],
@@ -158,15 +126,21 @@ def _pass(
     weight: Tensor,
 ) -> Sequence[Tensor | None]:
     """Gradient of ``sum_b weight_b L_b(z + epsilon v)`` in latent and captured tensors."""
-    with torch.enable_grad(), call.random.replayed():
+    held = Held(captured)
+    with torch.enable_grad(), call.ambient.replayed(), call.inner.precision():
         points = [
             (leaf + per_task(epsilon, leaf) * move).detach().requires_grad_()
             for leaf, move in zip(latent, direction, strict=True)
         ]
-        losses = call.inner.losses(points, call.number)
-        return torch.autograd.grad(
-            losses, [*points, *captured], grad_outputs=weight.to(losses.dtype), allow_unused=True
+        with held.substituted():
+            losses = call.inner.losses(points, call.number)
+        gradients = torch.autograd.grad(
+            losses,
+            [*points, *held.variables],
+            grad_outputs=weight.to(losses.dtype),
+            allow_unused=True,
         )
+    return [*gradients[: len(points)], *held.merge(gradients[len(points) :])]
 
 
 def _difference(ahead: Tensor | None, behind: Tensor | None) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metalearn.capture import RandomState, call_and_capture
+from metalearn.capture import Ambient, Held, call_and_capture, freeze_closure
 from metalearn.differentiation import Refinement, refuse_transforms, run
 from metalearn.inner import (
     InnerLoop,
@@ -17,7 +17,7 @@ from metalearn.inner import (
     per_task,
     refuse_missing_second_derivative,
 )
-from metalearn.pytrees import Latent, flatten
+from metalearn.pytrees import Latent, flat_tasks, flatten
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -80,7 +80,7 @@ class Implicit:
             raise ValueError(f"expected solver 'cg' or 'neumann', got {self.solver!r}")
         if self.iterations < 1:
             raise ValueError(f"expected at least 1 iteration, got {self.iterations}")
-        if min(self.tolerance, self.damping, self.proximal) < 0:
+        if not all(0 <= x < float("inf") for x in (self.tolerance, self.damping, self.proximal)):
             raise ValueError("expected tolerance, damping and proximal >= 0")
         if self.solver == "neumann" and (self.scale is None or not self.scale > 0):
             raise ValueError(
@@ -95,16 +95,17 @@ class Implicit:
             inner = replace(
                 inner, support_loss=_proximal(inner.support_loss, leaves, self.proximal)
             )
-        random = RandomState(inner.device)
+        inner = replace(inner, support_loss=freeze_closure(inner.support_loss))
+        ambient = Ambient(inner.device)
         found = run(inner, leaves, exact=[False] * inner.steps)
         if not torch.is_grad_enabled():
             return found
         optimum = [leaf.detach() for leaf in found.leaves]
-        with torch.enable_grad(), random.replayed():
+        with torch.enable_grad(), ambient.replayed():
             points = [leaf.clone().requires_grad_() for leaf in optimum]
             _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
-        call = _Call(self, inner, random, optimum)
-        return Refinement(list(_Optimum.apply(call, *captured)), found.steps)
+        call = _Call(self, inner, ambient, optimum)
+        return Refinement(list(_Optimum.apply(call, *captured)), found.steps, inner)
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
         """Solve ``(H + damping) w = v`` for every task."""
@@ -133,7 +134,7 @@ def _proximal(
 class _Call:
     policy: Implicit
     inner: InnerLoop
-    random: RandomState
+    ambient: Ambient
     optimum: list[Tensor]
 
 
@@ -152,24 +153,33 @@ class _Optimum(torch.autograd.Function):
         call: _Call = ctx.call
         captured = ctx.saved_tensors
         inner = call.inner
-        with torch.enable_grad(), call.random.replayed():
+        held = Held(captured)
+        with torch.enable_grad(), call.ambient.replayed(), inner.precision():
             points = [leaf.clone().requires_grad_() for leaf in call.optimum]
-            losses = inner.losses(points, inner.steps)
+            with held.substituted():
+                losses = inner.losses(points, inner.steps)
             gradient = loss_gradient(losses, points, create_graph=True)
         refuse_missing_second_derivative(gradient)
+        curved = [g for g in gradient if g.requires_grad]
+
+        def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
+            return torch.autograd.grad(
+                curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+            )
 
         def product(p: list[Tensor]) -> list[Tensor]:
-            rows = torch.autograd.grad(
-                gradient, points, grad_outputs=p, retain_graph=True, allow_unused=True
-            )
+            rows = derivative(p, points) if curved else [None]
+            if all(row is None for row in rows):  # a loss linear in z has no optimum
+                raise ValueError(
+                    "expected a curved support loss, got one that is linear in the latent"
+                )
             return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
-        if not any(g.requires_grad for g in gradient):  # a loss linear in z has no optimum
-            raise ValueError("expected a curved support loss, got one that is linear in the latent")
-        solution = call.policy.solve(product, list(cotangents))
-        negative = [-w for w in solution]
-        grads = torch.autograd.grad(gradient, captured, grad_outputs=negative, allow_unused=True)
-        return (None, *grads)
+        with inner.precision():
+            solution = call.policy.solve(product, list(cotangents))
+            found = derivative([-w for w in solution], held.variables)
+            return (None, *held.merge(found))
 
 
 def _conjugate_gradient(
@@ -211,7 +221,7 @@ def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Inner product of each task over all leaves, ``(B,)``."""
-    parts = [(a * b).reshape(len(a), -1).sum(1) for a, b in zip(first, second, strict=True)]
+    parts = [flat_tasks(a * b).sum(1) for a, b in zip(first, second, strict=True)]
     return torch.stack(parts).sum(0)
 
 

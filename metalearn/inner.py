@@ -17,7 +17,7 @@ from metalearn.errors import (
     SecondDerivativeError,
     SupportLossShapeError,
 )
-from metalearn.pytrees import Latent, Structure, unflatten
+from metalearn.pytrees import Latent, Structure, flat_tasks, unflatten
 from metalearn.step_sizes import StepSize
 from metalearn.updates import UpdateRule
 
@@ -55,10 +55,11 @@ class InnerLoop:
     device: torch.device
     check_finite: bool = True
     full_precision: bool = False
+    verify: bool = False  # look for missing second derivatives in the first step
 
     def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Support loss of every task, ``(B,)``, validated."""
-        with self._precision():
+        with self.precision():
             losses = self.support_loss(unflatten(leaves, self.structure))
         if not isinstance(losses, Tensor) or losses.shape != (self.tasks,):
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -80,7 +81,8 @@ class InnerLoop:
         """
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
-        with torch.enable_grad():
+        # The backward pass runs under the caller's autocast too, hence precision() around it.
+        with torch.enable_grad(), self.precision():
             # A fresh view is differentiated, so a closure that also captured the latent directly
             # does not change the result, and the caller's tensors are never leaves of this graph.
             points = [
@@ -127,12 +129,14 @@ class InnerLoop:
             losses = self.losses(points, step)
             return losses.sum(), losses.detach()
 
-        gradients, losses = torch.func.grad(total, has_aux=True)(list(leaves))
+        with self.precision():
+            gradients, losses = torch.func.grad(total, has_aux=True)(list(leaves))
         if not create_graph:
             gradients = [gradient.detach() for gradient in gradients]
         return gradients, losses.detach()
 
-    def _precision(self) -> AbstractContextManager[object]:
+    def precision(self) -> AbstractContextManager[object]:
+        """Autocast switched off, if the inner loop is to run in full precision."""
         if not self.full_precision:
             return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
@@ -169,7 +173,7 @@ def in_transform() -> bool:
 
 def task_norm(leaves: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all leaves of each task, ``(B,)``."""
-    return torch.stack([x.reshape(len(x), -1).square().sum(1) for x in leaves]).sum(0).sqrt()
+    return torch.stack([flat_tasks(x).square().sum(1) for x in leaves]).sum(0).sqrt()
 
 
 def per_task(values: Tensor, leaf: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ def detach(latent: Latent) -> Latent:
     return unflatten([leaf.detach() for leaf in leaves], structure)
 
 
+def flat_tasks(leaf: Tensor) -> Tensor:
+    """``(B, ...)`` as ``(B, n)``; unlike a reshape, also for no tasks."""
+    return leaf.flatten(1) if leaf.ndim > 1 else leaf.unsqueeze(1)
+
+
 def check_latent(latent: Latent) -> tuple[list[Tensor], Structure, int]:
     """Validate a latent; return its leaves, its structure and the number of tasks ``B``.
 

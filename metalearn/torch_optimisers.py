@@ -18,6 +18,10 @@ _DIFFERENTIABLE: dict[Any, Any] = {
     torch.optim.SGD: higher.optim.DifferentiableSGD,
     torch.optim.Adam: higher.optim.DifferentiableAdam,
 }
+_OPTIONS: dict[Any, set[str]] = {
+    torch.optim.SGD: {"momentum", "dampening", "nesterov", "weight_decay"},
+    torch.optim.Adam: {"betas", "eps", "weight_decay", "amsgrad"},
+}
 _REFUSED = {
     "AdamW": "higher has no differentiable version of it; use Adam with weight_decay",
     "RMSprop": "higher's version warns of wrong gradients at zero; use Adam",
@@ -56,6 +60,12 @@ class TorchOptimiser:
             raise ValueError(f"expected torch.optim.SGD or Adam, got {name}: {reason}")
         if "lr" in options:
             raise ValueError("expected no lr: the adapter's step_size is the learning rate")
+        unknown = sorted(set(options) - _OPTIONS[kind])
+        if unknown:
+            raise ValueError(
+                f"expected options of {name} among {', '.join(sorted(_OPTIONS[kind]))}, got "
+                f"{', '.join(unknown)}: higher does not know them and would ignore them"
+            )
         self.kind, self.name, self.options = kind, name, options
         # Checks the options now rather than in the first step.
         kind([torch.zeros(1, requires_grad=True)], lr=1.0, **options)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metalearn.pytrees import flat_tasks
+
 
 class UpdateRule(Protocol):
     """Maps latents and gradients to new latents; stateless objects with explicit state."""
@@ -224,7 +226,7 @@ class NormaliseGradient(_ScaledGradient):
 
 def _safe_task_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Norm of each task's gradient, ``(B,)``; its derivative is finite at 0."""
-    squares = [gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients]
+    squares = [flat_tasks(gradient).square().sum(1) for gradient in gradients]
     total = torch.stack(squares).sum(0)
     return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()
 

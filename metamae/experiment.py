@@ -76,7 +76,8 @@ class Experiment:
             while self._wanted(seed, [row for row in rows.values() if row.dataset == name]):
                 for method in self.methods:
                     config = self.run_config(name, method, seed)
-                    if (name, method, seed) in rows:
+                    # A run whose folder was deleted, as errors advise, is run again.
+                    if (name, method, seed) in rows and self.run_dir(config).is_dir():
                         self._check_unchanged(config)
                         continue
                     row = self._run_one(config, dataset, reporter)

@@ -89,7 +89,9 @@ def fit_probe(
     optimiser = torch.optim.Adam(
         layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    targets = torch.from_numpy(train_labels)
+    targets = torch.from_numpy(np.array(train_labels))  # a copy: memory maps are read-only
+    if task.kind != "regression":
+        targets = targets.long()
     size = min(config.batch_size, len(train_features))
     values: list[float] = []
     with (reporter or Reporter(None)).stage(title, total=config.epochs, unit="epochs") as stage:

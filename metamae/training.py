@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -167,14 +167,20 @@ class _Run:
     def loss(self, batch: dict[str, Tensor], split: Split) -> PretextLoss:
         """Loss of one step, with this step's dropout."""
         seed = fold(self.config.seed, "dropout", self.step)
-        with seeded(seed, self.device), autocast(self.config, self.device):
-            try:
-                result: PretextLoss = self.method(batch, split)
-            except NonFiniteLossError as fault:
-                raise TrainingError(
-                    f"{fault} (at step {self.step + 1} of training; nothing was updated)"
-                ) from fault
+        unmoved = self.naming_step("nothing was updated")
+        with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
+            result: PretextLoss = self.method(batch, split)
         return result
+
+    @contextmanager
+    def naming_step(self, consequence: str) -> Iterator[None]:
+        """Add the step to an error of the adapter."""
+        try:
+            yield
+        except NonFiniteLossError as fault:
+            raise TrainingError(
+                f"{fault} (at step {self.step + 1} of training; {consequence})"
+            ) from fault
 
     def log(
         self, value: float, result: PretextLoss, batch: dict[str, Tensor], split: Split
@@ -184,7 +190,7 @@ class _Run:
             return
         terms = {name: term.item() for name, term in result.terms.items()}
         self.method.eval()
-        with autocast(self.config, self.device):
+        with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
             terms |= self.method.monitor(batch, split)
         self.method.train()
         self.history.add(self.step + 1, loss=value, **terms)
@@ -232,8 +238,9 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     """
     try:
         series = json.loads(path.read_text())
+        series["query"]
         return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
         raise CheckpointError(
             f"expected the history of a run in {path}, which is missing or damaged; "
             "delete its folder and run again"

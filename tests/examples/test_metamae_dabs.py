@@ -369,7 +369,6 @@ def test_a_run_that_diverges_in_its_last_step(command: Command) -> None:
     refused(done, "finite features")
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeEncodeError after all the work was done")
 def test_an_output_that_cannot_hold_every_letter(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +380,6 @@ def test_an_output_that_cannot_hold_every_letter(
     assert TABLE in stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
-@pytest.mark.xfail(strict=True, reason="traceback: not among the errors that main catches")
 def test_memory_that_runs_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most common failure on a GPU."""
 
@@ -392,14 +390,12 @@ def test_memory_that_runs_out(command: Command, monkeypatch: pytest.MonkeyPatch)
     refused(command(), "out of memory", "training.batch_size")
 
 
-@pytest.mark.xfail(strict=True, reason="traceback when the first tensor is moved there")
 def test_a_cuda_device_that_is_not_there(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     refused(command("--device", "cuda:2"), "cuda:2")
 
 
-@pytest.mark.xfail(strict=True, reason="refused as if made with other settings: a dead end")
 def test_the_advice_to_delete_a_folder_and_run_again(command: Command, finished: Path) -> None:
     """As the errors on a damaged checkpoint or history say."""
     before = values(finished)

@@ -124,7 +124,7 @@ def test_the_second_order_part_of_metamae(steps: int, update: UpdateRule | None)
         )
         part = {n: exact[n] - base.get(n, torch.zeros(())) for n in exact}
         whole = torch.cat([p.flatten() for p in part.values()]).norm()
-        assert whole > 1e-2 * torch.cat([g.flatten() for g in exact.values()]).norm()
+        assert whole > 5e-3 * torch.cat([g.flatten() for g in exact.values()]).norm()
         error = {n: received[n] - first.get(n, torch.zeros(())) - part[n] for n in exact}
         assert torch.cat([e.flatten() for e in error.values()]).norm() < bound * whole
         for name, value in part.items():
@@ -582,11 +582,15 @@ def test_an_unknown_stencil_is_refused() -> None:
 
 def test_the_default_step_balances_truncation_and_rounding() -> None:
     """Machine precision to the power 1/3, or 1/2 for the one-sided stencil."""
-    assert FiniteDifference().relative(torch.float64) == pytest.approx(6.06e-6, rel=1e-2)
-    assert FiniteDifference().relative(torch.float32) == pytest.approx(4.92e-3, rel=1e-2)
+    assert FiniteDifference().relative([torch.zeros(1, dtype=torch.float64)]) == pytest.approx(
+        6.06e-6, rel=1e-2
+    )
+    assert FiniteDifference().relative([torch.zeros(1)]) == pytest.approx(4.92e-3, rel=1e-2)
     forward = FiniteDifference(stencil="forward")
-    assert forward.relative(torch.float64) == pytest.approx(1.49e-8, rel=1e-2)
-    assert FiniteDifference(0.01).relative(torch.float32) == 0.01
+    assert forward.relative([torch.zeros(1, dtype=torch.float64)]) == pytest.approx(
+        1.49e-8, rel=1e-2
+    )
+    assert FiniteDifference(0.01).relative([torch.zeros(1)]) == 0.01
 
 
 def test_it_is_closer_to_unrolled_than_any_cheaper_policy() -> None:

@@ -204,7 +204,6 @@ def test_features_and_labels_that_do_not_fit_are_refused(
         fit_probe(**{**given, **change}, task=THREE, config=QUICK)
 
 
-@pytest.mark.xfail(strict=True, reason="RuntimeError of the loss; UserWarning of from_numpy")
 @pytest.mark.parametrize("kind", ["int16", "int32", "read-only"])
 def test_labels_of_any_integer_type_and_from_a_memory_map(kind: str) -> None:
     (x, y), test = noisy(60, 3, 0), noisy(31, 3, 1)

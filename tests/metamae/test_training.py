@@ -415,7 +415,6 @@ def test_a_diverging_run_names_its_step(data: Dataset, tmp_path: Path) -> None:
         pretrain(config, data, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="the monitor's error after the update names no step")
 def test_a_diverging_metamae_run_names_its_step(data: Dataset, tmp_path: Path) -> None:
     """Here it is the logging of the first step that meets the ruined weights."""
     with pytest.raises(TrainingError, match=r"step [12]\b"):
