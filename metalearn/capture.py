@@ -29,9 +29,7 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         for tensor in _tensors((args, kwargs)):
-            # Inside vmap an operation sees wrappers; what they wrap is found through the graph.
-            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            if id(tensor) not in self.known and tensor.requires_grad and not wrapped:
+            if id(tensor) not in self.known and tensor.requires_grad:
                 self.captured.setdefault(id(tensor), tensor)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
@@ -55,6 +53,9 @@ def call_and_capture(
     captured = [
         tensor
         for tensor in recorder.captured.values()
+        # Inside vmap an operation sees wrappers; what they wrap is found through the graph. Asked
+        # here, since torch.compile traces the mode when a decoder is compiled.
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         # vmap makes tensors behind the recorder's back; what depends on the input is no capture.
         if not any(id(leaf) in points for leaf in _leaves(tensor, set()))
     ]

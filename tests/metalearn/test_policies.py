@@ -254,6 +254,24 @@ def test_exact_policies_can_be_differentiated_twice(policy: GradientPolicy, rule
     assert torch.autograd.gradgradcheck(refine, inputs)
 
 
+@pytest.mark.parametrize("policy", [Checkpointed(), Truncated(3)], ids=repr)
+def test_captured_results_with_shared_ancestors_count_once(policy: GradientPolicy) -> None:
+    """The decoder sees the encoder's output and shares its weights; so does the latent."""
+
+    def gradients(policy: GradientPolicy) -> tuple[Tensor, ...]:
+        weight, offset = random(3, 3, requires_grad=True), random(3, seed=2, requires_grad=True)
+        memory = torch.tanh(random(TASKS, 3, seed=1) @ weight + offset)
+        lower = memory.exp()
+
+        def loss(z: Tensor) -> Tensor:
+            return (torch.tanh(z @ weight.T) - memory).square().sum(1) + (z * lower).sin().sum(1)
+
+        refined = LatentAdapter(0.2, steps=3, differentiation=policy)(memory, loss).latent
+        return torch.autograd.grad(outer(refined) + memory.sum(), [weight, offset])
+
+    torch.testing.assert_close(gradients(policy), gradients(Unrolled()), rtol=1e-10, atol=1e-12)
+
+
 def test_truncated_settings() -> None:
     """A negative number is refused; more than there are steps is all of them."""
     with pytest.raises(ValueError, match="expected a number of steps >= 0, got -1"):
