@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metalearn.differentiation import GradientPolicy, Refinement, Unrolled
+from metalearn.differentiation import GradientPolicy, Unrolled
 from metalearn.inner import (
     InnerLoop,
+    Record,
     SupportLoss,
     in_transform,
     refuse_inference_mode,
     refuse_missing_second_derivative,
-    task_norm,
 )
 from metalearn.pytrees import Latent, check_latent, unflatten
 from metalearn.step_sizes import FixedStepSize, StepSize
@@ -181,13 +181,14 @@ class LatentAdapter(nn.Module):
             check_finite=self.check_finite,
             full_precision=self.full_precision,
             verify=self._is_unverified(support_loss),
+            trace=trace,
         )
         found = self.differentiation.refine(inner, leaves)
         if inner.verify:
             refuse_missing_second_derivative(found.leaves)
             if (code := getattr(support_loss, "__code__", None)) is not None:
                 self._verified.add(code)
-        losses = [step.losses for step in found.steps]
+        losses = [record.losses for record in found.records]
         if final_loss:
             with torch.no_grad():
                 losses.append(found.inner.losses(found.leaves, inner.steps))
@@ -195,7 +196,7 @@ class LatentAdapter(nn.Module):
         return Adaptation(
             latent=unflatten(refined, structure),
             losses=torch.stack(losses) if losses else leaves[0].new_zeros((0, tasks)),
-            trace=_trace(leaves, found) if trace else None,
+            trace=_trace(found.records, tasks) if trace else None,
         )
 
     def _is_unverified(self, support_loss: SupportLoss) -> bool:
@@ -218,15 +219,10 @@ def _at_least_float32(leaf: Tensor) -> Tensor:
     return leaf if leaf.dtype == torch.float64 else leaf.float()
 
 
-@torch.no_grad()
-def _trace(start: Sequence[Tensor], found: Refinement) -> Trace:
-    if not found.steps:
-        empty = start[0].new_zeros((0, len(start[0])))
+def _trace(records: Sequence[Record], tasks: int) -> Trace:
+    if not records:
+        empty = torch.zeros(0, tasks)
         return Trace(empty, empty)
-    gradient_norms, step_norms, before = [], [], start
-    for step in found.steps:
-        gradient_norms.append(task_norm(step.gradients))
-        moves = [after - old for after, old in zip(step.leaves, before, strict=True)]
-        step_norms.append(task_norm(moves))
-        before = step.leaves
+    gradient_norms = [r.gradient_norms for r in records if r.gradient_norms is not None]
+    step_norms = [r.step_norms for r in records if r.step_norms is not None]
     return Trace(torch.stack(gradient_norms), torch.stack(step_norms))

@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import MetalearnError
-from metalearn.inner import InnerLoop, Step, in_transform
+from metalearn.inner import InnerLoop, Record, in_transform
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a policy returns: the refined leaves, the steps that led there, the loop it ran."""
+    """What a policy returns: the refined leaves, a record per step, the loop it ran."""
 
     leaves: list[Tensor]
-    steps: list[Step]
+    records: list[Record]
     inner: InnerLoop
 
 
@@ -146,12 +146,12 @@ class Truncated:
 
 def run(inner: InnerLoop, leaves: Sequence[Tensor], *, exact: Sequence[bool]) -> Refinement:
     """The plain loop; ``exact[t]`` says whether step ``t`` is differentiated through."""
-    current, state, steps = list(leaves), inner.update.initial_state(leaves), []
+    current, state, records = list(leaves), inner.update.initial_state(leaves), []
     for number in range(inner.steps):
         step = inner.step(current, state, number, create_graph=exact[number])
         current, state = step.leaves, step.state
-        steps.append(step)
-    return Refinement(current, steps, inner)
+        records.append(step.record)
+    return Refinement(current, records, inner)
 
 
 def refuse_transforms(policy: object) -> None:

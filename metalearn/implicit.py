@@ -105,7 +105,7 @@ class Implicit:
             points = [leaf.clone().requires_grad_() for leaf in optimum]
             _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
         call = _Call(self, inner, ambient, optimum)
-        return Refinement(list(_Optimum.apply(call, *captured)), found.steps, inner)
+        return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
         """Solve ``(H + damping) w = v`` for every task."""

@@ -26,20 +26,21 @@ SupportLoss = Callable[[Latent], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one inner step produced.
+class Record:
+    """What is kept of an inner step: ``(B,)`` numbers, detached. Norms only when traced."""
 
-    Attributes:
-        leaves: The moved latent.
-        state: State of the update rule.
-        losses: Detached support losses before the step, ``(B,)``.
-        gradients: Gradients the update rule was given.
-    """
+    losses: Tensor
+    gradient_norms: Tensor | None = None
+    step_norms: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one inner step produced: the moved latent, the update rule's state, and a record."""
 
     leaves: list[Tensor]
     state: Any
-    losses: Tensor
-    gradients: list[Tensor]
+    record: Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class InnerLoop:
     check_finite: bool = True
     full_precision: bool = False
     verify: bool = False  # look for missing second derivatives in the first step
+    trace: bool = False  # record norms
 
     def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Support loss of every task, ``(B,)``, validated."""
@@ -118,7 +120,13 @@ class InnerLoop:
                     f"{tuple(after.shape)}; step sizes must broadcast against the latent: "
                     "`channels` is the size of its last axis"
                 )
-        return Step(leaves=moved, state=state, losses=losses, gradients=gradients)
+        record = Record(losses=losses)
+        if self.trace:
+            with torch.no_grad():
+                moves = [after - before for before, after in zip(leaves, moved, strict=True)]
+                norms = task_norm(gradients), task_norm(moves)
+            record = Record(losses=losses, gradient_norms=norms[0], step_norms=norms[1])
+        return Step(leaves=moved, state=state, record=record)
 
     def _functional_gradient(
         self, leaves: Sequence[Tensor], step: int, *, create_graph: bool

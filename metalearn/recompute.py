@@ -63,12 +63,12 @@ class GradientRule(Protocol):
 def run_recomputed(rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
     """Run an inner loop whose gradients are differentiated by ``rule``."""
     inner = replace(inner, support_loss=freeze_closure(inner.support_loss))
-    current, state, steps = list(leaves), inner.update.initial_state(leaves), []
+    current, state, records = list(leaves), inner.update.initial_state(leaves), []
     for number in range(inner.steps):
         step = _step(rule, inner, current, state, number)
         current, state = step.leaves, step.state
-        steps.append(step)
-    return Refinement(current, steps, inner)
+        records.append(step.record)
+    return Refinement(current, records, inner)
 
 
 def _step(
