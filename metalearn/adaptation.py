@@ -192,7 +192,10 @@ class LatentAdapter(nn.Module):
         if final_loss:
             with torch.no_grad():
                 losses.append(found.inner.losses(found.leaves, inner.steps))
-        refined = [leaf.to(dtype) for leaf, dtype in zip(found.leaves, dtypes, strict=True)]
+        refined = [
+            leaf if leaf.dtype == dtype else leaf.to(dtype)
+            for leaf, dtype in zip(found.leaves, dtypes, strict=True)
+        ]
         return Adaptation(
             latent=unflatten(refined, structure),
             losses=torch.stack(losses) if losses else leaves[0].new_zeros((0, tasks)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -190,7 +191,9 @@ def per_task(values: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _refuse_non_finite(losses: Tensor, step: int) -> None:
-    finite = torch.isfinite(losses)
+    if math.isfinite(losses.detach().sum().item()):
+        return
+    finite = torch.isfinite(losses)  # the sum may also have overflowed
     if bool(finite.all()):
         return
     tasks = (~finite).nonzero().flatten().tolist()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from metalearn.capture import (
     Ambient,
@@ -174,11 +175,17 @@ def _pull_back_once(
     with held.substituted():
         losses = call.inner.losses(points, call.number)
     gradients = loss_gradient(losses, points, create_graph=True)
-    curved = [(g, v) for g, v in zip(gradients, cotangents, strict=True) if g.requires_grad]
+    # Edges, not tensors: the gradient's values are not needed and would be held.
+    curved = [
+        (get_gradient_edge(g), v)
+        for g, v in zip(gradients, cotangents, strict=True)
+        if g.requires_grad
+    ]
+    del gradients, losses
     if not curved:  # a loss linear in the latent
         return [None] * (len(latent) + len(captured))
     found = torch.autograd.grad(
-        [gradient for gradient, _ in curved],
+        [edge for edge, _ in curved],
         [*points, *held.variables],
         grad_outputs=[cotangent for _, cotangent in curved],
         allow_unused=True,

@@ -53,7 +53,9 @@ class GradientDescent:
     ) -> tuple[list[Tensor], None]:
         """Move every leaf against its gradient."""
         moved = [
-            leaf - in_dtype_of(leaf, size) * gradient
+            leaf - size.to(leaf.dtype) * gradient
+            if isinstance(size, Tensor)
+            else torch.sub(leaf, gradient, alpha=size)  # one kernel, and no product is kept
             for leaf, gradient, size in zip(leaves, gradients, sizes, strict=True)
         ]
         return moved, None
