@@ -8,6 +8,10 @@ Without ``--benchmark`` everything is collected and skipped.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the demo; before torch is loaded
+
 import pytest
 import torch
 
