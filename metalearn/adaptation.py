@@ -198,7 +198,7 @@ class LatentAdapter(nn.Module):
         ]
         return Adaptation(
             latent=unflatten(refined, structure),
-            losses=torch.stack(losses) if losses else leaves[0].new_zeros((0, tasks)),
+            losses=_rows(losses) if losses else leaves[0].new_zeros((0, tasks)),
             trace=_trace(found.records, tasks) if trace else None,
         )
 
@@ -220,6 +220,11 @@ class LatentAdapter(nn.Module):
 
 def _at_least_float32(leaf: Tensor) -> Tensor:
     return leaf if leaf.dtype == torch.float64 else leaf.float()
+
+
+def _rows(losses: Sequence[Tensor]) -> Tensor:
+    """``(steps, B)``; a single row is not copied."""
+    return losses[0].unsqueeze(0) if len(losses) == 1 else torch.stack(list(losses))
 
 
 def _trace(records: Sequence[Record], tasks: int) -> Trace:
