@@ -166,7 +166,8 @@ class LatentAdapter(nn.Module):
         if steps < 0:
             raise ValueError(f"expected at least 0 inner steps, got steps={steps}")
         leaves, structure, tasks = check_latent(latent)
-        refuse_inference_mode(leaves)
+        if not (tracing := in_transform()):
+            refuse_inference_mode(leaves)
         dtypes = [leaf.dtype for leaf in leaves]
         if self.full_precision:
             leaves = [_at_least_float32(leaf) for leaf in leaves]
@@ -180,7 +181,7 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=self._is_unverified(support_loss),
+            verify=not tracing and self._is_unverified(support_loss),
             trace=trace,
         )
         found = self.differentiation.refine(inner, leaves)
@@ -209,7 +210,7 @@ class LatentAdapter(nn.Module):
         """
         if not self.differentiation.needs_second_derivative:
             return False
-        if in_transform() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return False
         return getattr(support_loss, "__code__", None) not in self._verified
 

@@ -49,7 +49,7 @@ class Step(NamedTuple):
     record: Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)  # not frozen: that would triple the cost of making one
 class InnerLoop:
     """What a policy has to run: a support loss, its update rule, and the number of steps."""
 
@@ -94,7 +94,8 @@ class InnerLoop:
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
         # The backward pass runs under the caller's autocast too, hence precision() around it.
-        with torch.enable_grad(), self.precision():
+        recording = _AS_IS if torch.is_grad_enabled() else torch.enable_grad()
+        with recording, self.precision():
             points = _points(leaves, step, create_graph=create_graph)
             losses = self._shaped_losses(points)
             total = losses.sum()
@@ -141,6 +142,8 @@ class InnerLoop:
 
         def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
             losses = self.losses(points, step)
+            if not _is_differentiated(losses):
+                raise DisconnectedLossError(_DISCONNECTED)
             return losses.sum(), losses.detach()
 
         with self.precision():
@@ -182,7 +185,10 @@ def loss_gradient(total: Tensor, points: Sequence[Tensor], *, create_graph: bool
     gradients: Sequence[Tensor | None] = [None]
     if total.requires_grad:
         gradients = torch.autograd.grad(total, points, create_graph=create_graph, allow_unused=True)
-    if all(gradient is None for gradient in gradients):
+    used = [gradient for gradient in gradients if gradient is not None]
+    if len(used) == len(points):
+        return used
+    if not used:
         raise DisconnectedLossError(_DISCONNECTED)
     return [
         torch.zeros_like(point) if gradient is None else gradient
@@ -195,6 +201,15 @@ def in_transform() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_differentiated(losses: Tensor) -> bool:
+    """Whether losses depend on what the innermost ``torch.func.grad`` differentiates."""
+    if torch.compiler.is_compiling() or not losses.requires_grad:
+        return losses.requires_grad
+    functorch = torch._C._functorch
+    # Of a parameter only, they belong to a level further out.
+    return functorch.maybe_get_level(losses) == functorch.maybe_current_level()
 
 
 def task_norm(leaves: Sequence[Tensor]) -> Tensor:
@@ -252,8 +267,6 @@ def refuse_missing_second_derivative(results: Sequence[Tensor]) -> None:
 
 def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
     """Inner gradients cannot be taken of inference tensors."""
-    if in_transform():
-        return
     if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, leaves)):
         raise LatentError(
             "expected normal tensors, got torch.inference_mode(); "
