@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -94,9 +95,11 @@ class InnerLoop:
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
         # The backward pass runs under the caller's autocast too, hence precision() around it.
-        recording = _AS_IS if torch.is_grad_enabled() else torch.enable_grad()
-        with recording, self.precision():
-            points = _points(leaves, step, create_graph=create_graph)
+        recorded = torch.is_grad_enabled()
+        with _AS_IS if recorded else torch.enable_grad(), self.precision():
+            # A view made under no_grad claims to require a gradient and has none: detach it.
+            own = recorded and step > 0
+            points = _points(leaves, own=own, create_graph=create_graph)
             losses = self._shaped_losses(points)
             total = losses.sum()
             if self.check_finite:
@@ -127,6 +130,11 @@ class InnerLoop:
                     f"{tuple(after.shape)}; step sizes must broadcast against the latent: "
                     "`channels` is the size of its last axis"
                 )
+        if any(map(operator.is_, leaves, moved)):  # a rule kept a leaf: it may be the caller's
+            moved = [
+                after.view_as(after) if after is before else after
+                for before, after in zip(leaves, moved, strict=True)
+            ]
         record = Record(losses=losses)
         if self.trace:
             with torch.no_grad():
@@ -159,14 +167,14 @@ class InnerLoop:
         return torch.autocast(self.device.type, enabled=False)
 
 
-def _points(leaves: Sequence[Tensor], step: int, *, create_graph: bool) -> Sequence[Tensor]:
+def _points(leaves: Sequence[Tensor], *, own: bool, create_graph: bool) -> Sequence[Tensor]:
     """Where a gradient is taken: tensors of the latent's values that require one.
 
     The first step takes fresh ones, so a closure that also captured the latent directly does not
     change the result, and the caller's tensors are never leaves of this graph. What a later step
     starts from was made by the step before; nobody else has it.
     """
-    if step > 0:
+    if own:
         return [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
     return [
         leaf.view_as(leaf)
