@@ -15,8 +15,8 @@ from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import Tokenizer, xavier_linear
-from metamae.transformer import TransformerEncoder, select
+from metamae.tokenizer import Tokenizer, select, xavier_linear
+from metamae.transformer import TransformerEncoder
 
 
 class MaskedAutoencoder(nn.Module):
@@ -63,7 +63,9 @@ class MaskedAutoencoder(nn.Module):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        return select(self.tokenizer(batch), split.support_idx)
+        visible = split.support_idx.split(self.masking.support_counts, 1)
+        embedded: Tensor = self.tokenizer(batch, visible)
+        return embedded
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -98,14 +99,22 @@ class Tokenizer(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table.weight
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Embedded tokens with positions; token grids may differ from pretraining's."""
+    def forward(self, batch: Batch, visible: Sequence[Tensor] | None = None) -> Tensor:
+        """Embedded tokens with positions; token grids may differ from pretraining's.
+
+        With ``visible``, joint indices ``(B, S_i)`` per input, only these tokens are embedded.
+        """
         check_batch(self.inputs, batch)
-        joined = []
+        joined, offset = [], 0
         for number, spec in enumerate(self.inputs):
             x = batch[spec.name]
-            tokens = self.embed[number](spec.patchify(x))
-            tokens = tokens + self._positions(number, spec.grid_of(x)).to(tokens)
+            raw, positions = spec.patchify(x), self._positions(number, spec.grid_of(x))
+            if visible is not None:
+                index = visible[number] - offset
+                raw, positions = select(raw, index), positions[index]
+                offset += spec.tokens
+            tokens = self.embed[number](raw)
+            tokens = tokens + positions.to(tokens)
             if self.type_vectors is not None:
                 tokens = tokens + self.type_vectors[number]
             joined.append(tokens)
@@ -116,6 +125,20 @@ class Tokenizer(nn.Module):
             table: Tensor = self.get_buffer(f"positions_{number}")
             return table
         return sincos_positions(grid, self.width)
+
+
+def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
+    """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
+    if isinstance(rows, slice):
+        return tokens[:, rows]
+    if tokens.ndim == 2:
+        return tokens.gather(1, rows)
+    # Whole rows of a matrix: several times faster than a gather of single values, twice so in the
+    # backward passes.
+    size, length = tokens.shape[:2]
+    first = torch.arange(size, device=rows.device).unsqueeze(1) * length
+    chosen = tokens.reshape(size * length, -1).index_select(0, (rows + first).flatten())
+    return chosen.view(size, rows.shape[1], -1)
 
 
 def _embedding(spec: InputSpec, width: int) -> nn.Module:
