@@ -71,7 +71,7 @@ class InnerLoop:
                 "reduce over every axis but the first, e.g. loss.flatten(1).mean(1)"
             )
         if self.check_finite and not in_transform():
-            _refuse_non_finite(losses, step)
+            refuse_non_finite(losses, step)
         return losses
 
     def gradient(
@@ -190,7 +190,12 @@ def per_task(values: Tensor, leaf: Tensor) -> Tensor:
     return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def _refuse_non_finite(losses: Tensor, step: int) -> None:
+def refuse_non_finite(losses: Tensor, step: int) -> None:
+    """Raise unless the support losses ``(B,)`` before an inner step are finite.
+
+    Raises:
+        NonFiniteLossError: naming the tasks.
+    """
     if math.isfinite(losses.detach().sum().item()):
         return
     finite = torch.isfinite(losses)  # the sum may also have overflowed

@@ -45,10 +45,15 @@ POLICIES: dict[str, GradientPolicy] = {
 
 @dataclass(frozen=True)
 class PretextLoss:
-    """A loss to minimise and the terms it consists of, all scalars."""
+    """A loss to minimise and the terms it consists of, all scalars.
+
+    ``support`` holds the inner losses ``(steps, B)`` of a method that refines; compiled, nobody
+    has looked yet whether they are finite.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    support: Tensor | None = None
 
 
 @runtime_checkable
@@ -164,7 +169,7 @@ class MetaMAE(MAE):
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
-        return PretextLoss(result.loss, terms)
+        return PretextLoss(result.loss, terms, result.adaptation.losses)
 
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
