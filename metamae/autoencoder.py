@@ -16,8 +16,7 @@ from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import xavier_linear
-from metamae.transformer import select
+from metamae.tokenizer import select, xavier_linear
 
 
 class MaskedAutoencoder(Backbone):
@@ -61,7 +60,9 @@ class MaskedAutoencoder(Backbone):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        return select(self.tokenizer(batch), split.support_idx)
+        visible = split.support_idx.split(self.masking.support_counts, 1)
+        embedded: Tensor = self.tokenizer(batch, visible)
+        return embedded
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""
