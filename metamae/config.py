@@ -346,6 +346,23 @@ def make_config(
     return Config.from_dict(merged)
 
 
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """The configuration with some settings changed.
+
+    Raises:
+        ConfigError: on unknown keys, types or values.
+
+    Example:
+        >>> from metamae.config import make_config, override
+        >>> override(make_config("sensors"), ["probe.epochs=7"]).probe.epochs
+        7
+    """
+    values = config.to_dict()
+    for one in overrides:
+        _apply_override(values, one)
+    return Config.from_dict(values)
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:

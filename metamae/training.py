@@ -131,7 +131,7 @@ class _Run:
             )
         self.config, self.run_dir, self.device = config, run_dir, device
         self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
-        self.data = dataset.train if self.method.needs_labels else dataset.pretrain
+        self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
         self.optimiser = torch.optim.AdamW(
             self.method.parameters(),

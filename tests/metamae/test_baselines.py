@@ -661,7 +661,9 @@ def test_supervised_learns_the_labels_of_the_training_rows(tmp_path: Path) -> No
     loaded = load_method(tmp_path / CHECKPOINT, data.inputs)
     assert isinstance(loaded, Supervised)
     assert loaded.task_kind == "classification"
-    rows = replace(data.test, arrays={"image": data.test.arrays["image"][:50]}, labels=None)
+    rows = replace(
+        data.test, arrays={"image": data.test.arrays["image"][:50]}, labels=None, groups=None
+    )
     assert torch.equal(extract_features(loaded, rows), extract_features(done.method, rows))
 
 
@@ -683,6 +685,7 @@ def test_every_method_trains_on_every_pocket_set(dataset: str, tmp_path: Path) -
         data.train,
         arrays={key: values[:3] for key, values in data.train.arrays.items()},
         labels=None,
+        groups=None,
     )
     for name in METHODS:
         steps = 0 if name == "random" else 2
