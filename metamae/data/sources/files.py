@@ -47,7 +47,7 @@ class Files:
         """
         try:
             return self.opener(name)
-        except (KeyError, OSError, zipfile.BadZipFile, RuntimeError) as fault:
+        except (KeyError, OSError, EOFError, zipfile.BadZipFile, RuntimeError) as fault:
             raise DataError(f"expected a file {name} in {self.place}: {fault}") from fault
 
     def read(self, name: str) -> bytes:

@@ -51,10 +51,15 @@ def test_equals_the_tokenizers_package_where_it_is_installed() -> None:
     peer = tokenizers.Tokenizer(model)
     peer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     peer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    for code in range(0x250, 0x3100, 7):
+    # Scripts that were complete long ago: both sides know the same characters of them.
+    for code in (
+        *range(0x20, 0x370),
+        *range(0x390, 0x52F),
+        *range(0x2010, 0x2050),
+        *range(0x3041, 0x9FA5, 97),
+    ):
         text = f"A{chr(code)}dog, Café $5{chr(code)}"
-        if chr(code).isprintable():
-            assert PIECES.pieces(text) == peer.encode(text, add_special_tokens=False).ids, hex(code)
+        assert PIECES.pieces(text) == peer.encode(text, add_special_tokens=False).ids, hex(code)
 
 
 @pytest.mark.parametrize(
