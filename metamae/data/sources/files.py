@@ -79,6 +79,19 @@ class Files:
             raise DataError(f"expected a folder {folder} in {self.place}, found none")
         return Files(f"{self.place}: {folder}", list(found), lambda name: self.open(found[name]))
 
+    def around(self, name: str) -> Files:
+        """The folder that holds a file, wherever it is; the outermost of several.
+
+        Raises:
+            DataError: no such file.
+        """
+        tails = [one for one in self.names if f"/{one}".endswith(f"/{name}")]
+        if not tails:
+            raise DataError(f"expected a file {name} in {self.place}, found none")
+        prefix = min(tails, key=lambda one: (one.count("/"), one)).removesuffix(name)
+        found = {one.removeprefix(prefix): one for one in self.names if one.startswith(prefix)}
+        return Files(f"{self.place}: {prefix}", list(found), lambda one: self.open(found[one]))
+
     def ending(self, *suffixes: str) -> list[str]:
         """Names with one of these endings, in any case; hidden files are left out."""
         return [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from metamae import DataError
 from metamae.data.sources import files
 from metamae.data.sources.files import json_records, open_files
+from tests.metamae.data.packing import pack
 
 CONTENT = {
     "top/data/b.txt": b"b",
@@ -22,31 +21,9 @@ CONTENT = {
 }
 
 
-def pack(kind: str, folder: Path) -> Path:
-    if kind == "folder":
-        for name, content in CONTENT.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        return folder
-    place = folder / f"archive.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(place, "w") as archive:
-            archive.mkdir("top")
-            for name, content in CONTENT.items():
-                archive.writestr(name, content)
-        return place
-    with tarfile.open(place, "w:" + kind.partition(".")[2]) as archive:
-        for name, content in CONTENT.items():
-            member = tarfile.TarInfo(f"./{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return place
-
-
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
 def test_every_packing_reads_alike(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    place, scratch = pack(kind, tmp_path / "in"), tmp_path / "scratch"
+    place, scratch = pack(CONTENT, tmp_path / f"archive.{kind}"), tmp_path / "scratch"
     with open_files(place, scratch) as found:
         assert sorted(found.names) == sorted(CONTENT)
         assert {name: found.read(name) for name in reversed(found.names)} == CONTENT
@@ -55,6 +32,10 @@ def test_every_packing_reads_alike(kind: str, tmp_path: Path) -> None:
         assert sorted(below.names) == ["._a.wav", "a/x.WAV", "b.txt"]
         assert below.ending(".wav", ".flac") == ["a/x.WAV"]
         assert below.below("a").read("x.WAV") == b"sound"
+        assert found.around("readme.txt").read("data/b.txt") == b"b"
+        assert sorted(found.around("a/x.WAV").names) == ["._a.wav", "a/x.WAV", "b.txt"]
+        with pytest.raises(DataError, match=r"expected a file eadme\.txt in .*, found none"):
+            found.around("eadme.txt")
         assert found.below("top/data").read("b.txt") == b"b"
         with pytest.raises(DataError, match=r"expected a folder dat in .*, found none"):
             found.below("dat")
@@ -66,7 +47,7 @@ def test_every_packing_reads_alike(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 @pytest.mark.parametrize("left", [0.5, 0.0])
 def test_a_cut_archive_is_damaged(kind: str, left: float, tmp_path: Path) -> None:
-    place = pack(kind, tmp_path)
+    place = pack(CONTENT, tmp_path / f"archive.{kind}")
     whole = place.read_bytes()
     cut = len(whole) // 4 if kind == "tar" else int(left * len(whole))
     place.write_bytes(whole[:cut] if left else b"<html>not found</html>")
