@@ -93,12 +93,11 @@ def _batches(files: Files, names: Sequence[str]) -> Iterator[tuple[Array, Array]
             yield read_batch(file, name)
 
 
-def imagenet_files(files: Files) -> Listing:
-    """Full-size training images, ``train/CLASS/FILE.JPEG``, by name."""
+def imagenet_files(files: Files) -> tuple[Listing, Files]:
+    """Full-size training images, ``train/CLASS/FILE.JPEG``, by name, and where they are."""
     inside = files.below("train")
-    return Listing(
-        sorted(name for name in inside.ending(".jpeg", ".jpg", ".png") if _IN_CLASS.match(name))
-    )
+    names = (name for name in inside.ending(".jpeg", ".jpg", ".png") if _IN_CLASS.match(name))
+    return Listing(sorted(names)), inside
 
 
 _IN_CLASS = re.compile(r"[^/]+/[^/]+")

@@ -69,9 +69,10 @@ def _clips(halves: Halves, files: Files) -> Clips:
     return Clips(halves, lambda name: spectrograms(files, name)[0])
 
 
-def librispeech_pretraining(subset: Files, name: str) -> Listing:
-    """Clips of one of the three training subsets, by name."""
-    return Listing(sorted(subset.below(name).ending(".flac")))
+def librispeech_pretraining(files: Files, subset: str) -> tuple[Listing, Files]:
+    """Clips of one of the three training subsets, by name, and where they are."""
+    inside = files.below(subset)
+    return Listing(sorted(inside.ending(".flac"))), inside
 
 
 def librispeech(files: Files) -> Clips:

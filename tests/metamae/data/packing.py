@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import tarfile
 import zipfile
@@ -138,3 +139,133 @@ def cifar10() -> dict[str, bytes]:
     root = "cifar-10-batches-py"
     files = {f"{root}/data_batch_{n}": batch([n, 10 * n], [n, 9]) for n in range(1, 6)}
     return files | {f"{root}/test_batch": batch([77], [9]), f"{root}/batches.meta": b"x"}
+
+
+def librispeech(
+    subset: str, speakers: tuple[int, ...] = (84, 251), clips: int = 5
+) -> dict[str, bytes]:
+    """Clips of different pitch; the first of every speaker is long."""
+    files = {f"LibriSpeech/{subset}/84/7/84-7.trans.txt": b"84-7-0000 WORDS\n"}
+    for speaker in speakers:
+        for clip in range(clips):
+            name = f"LibriSpeech/{subset}/{speaker}/7/{speaker}-7-{clip:04d}.flac"
+            files[name] = sound(
+                speaker % 50 + clip, samples=4_000 if clip else 160_000, kind="FLAC"
+            )
+    return files | {"LibriSpeech/SPEAKERS.TXT": b";\n"}
+
+
+def audiomnist() -> dict[str, bytes]:
+    return {
+        f"data/{speaker:02d}/{digit}_{speaker:02d}_0.wav": sound(digit, rate=48_000)
+        for speaker in (1, 5, 60)
+        for digit in range(10)
+    } | {"data/audioMNIST_meta.txt": b"{}"}
+
+
+def fluent() -> dict[str, bytes]:
+    root = "fluent_speech_commands_dataset"
+    header = ",path,speakerId,transcription,action,object,location"
+    rows = {
+        "train": [
+            "0,wavs/speakers/a/1.wav,a,Lights on,activate,lights,kitchen",
+            '1,wavs/speakers/a/2.wav,a,"Off, now",deactivate,none,none',
+        ],
+        "valid": ["0,wavs/speakers/b/3.wav,b,Louder,increase,volume,bedroom"],
+        "test": ["0,wavs/speakers/c/4.wav,c,Lights,activate,lights,none"],
+    }
+    files = {f"{root}/data/{part}_data.csv": text(header, *lines) for part, lines in rows.items()}
+    for number, lines in enumerate(rows.values()):
+        for line in lines:
+            files[f"{root}/{line.split(',')[1]}"] = sound(number)
+    return files | {f"{root}/data/speaker_demographics.csv": b"speakerId\n"}
+
+
+def google_speech() -> dict[str, bytes]:
+    words = [
+        "cat/a_nohash_0.wav",
+        "cat/b_nohash_0.wav",
+        "bird/a_nohash_0.wav",
+        "bird/c_nohash_1.wav",
+    ]
+    files = {f"./{name}": sound(number) for number, name in enumerate(words)}
+    return files | {
+        "./_background_noise_/pink_noise.wav": sound(9, samples=170_000),
+        "./_background_noise_/README.md": b"",
+        "./testing_list.txt": text(words[1], words[3]),
+        "./validation_list.txt": text(words[2]),
+    }
+
+
+def voxceleb1() -> dict[str, bytes]:
+    paths = [f"id1000{who}/video{v}/0000{v}.wav" for who in (1, 2) for v in (1, 2, 3)]
+    lines = [f"{path[16]} {path}" for path in paths]
+    return {"iden_split.txt": text(*lines)} | {
+        f"wav/{path}": sound(number) for number, path in enumerate(paths)
+    }
+
+
+def coco(year: str = "2017") -> dict[str, dict[str, bytes]]:
+    """Archives by name: six training images and four others, one each without caption or object."""
+    archives: dict[str, dict[str, bytes]] = {}
+    annotations = archives[f"annotations_trainval{year}.zip"] = {}
+    for part, ids in ((f"train{year}", range(1, 9)), (f"val{year}", range(11, 17))):
+        prefix = "" if year == "2017" else f"COCO_{part}_"
+        names = {n: f"{prefix}{n:012d}.jpg" for n in ids}
+        captions = [
+            {"image_id": n, "id": n, "caption": f"a {w} {n % 10}"}
+            for n in ids
+            for w in ("dog", "cat")
+        ]
+        objects = [
+            {"image_id": n, "category_id": 1 if n % 2 else 90, "segmentation": [[1.5, 2]]}
+            for n in ids
+        ]
+        common = {"images": [{"id": n, "file_name": name} for n, name in names.items()]}
+        annotations[f"annotations/captions_{part}.json"] = json.dumps(
+            common | {"annotations": captions[2:]}
+        ).encode()
+        annotations[f"annotations/instances_{part}.json"] = json.dumps(
+            common
+            | {"annotations": objects[:-1]}
+            | {"categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]}
+        ).encode()
+        archives[f"{part}.zip"] = {f"{part}/{name}": picture(10 * n) for n, name in names.items()}
+    return archives
+
+
+def vqa() -> dict[str, dict[str, bytes]]:
+    """The archives of COCO 2014 and of VQA: eight questions a part about four images."""
+    archives = coco("2014")
+    for part, short, first in (("train2014", "Train", 1), ("val2014", "Val", 11)):
+        questions = [
+            {
+                "image_id": first + n // 2,
+                "question": f"Is it a dog {n}?",
+                "multiple_choices": ["yes", "no", "2", "cat"] if n else ["2"],
+                "question_id": 10 * first + n,
+            }
+            for n in range(8)
+        ]
+        answers = [
+            {"question_id": one["question_id"], "multiple_choice_answer": "yes", "answers": []}
+            for one in questions
+        ]
+        archives[f"Questions_{short}_mscoco.zip"] = {
+            f"MultipleChoice_mscoco_{part}_questions.json": json.dumps(
+                {"questions": questions}
+            ).encode(),
+            f"OpenEnded_mscoco_{part}_questions.json": b"{}",
+        }
+        archives[f"Annotations_{short}_mscoco.zip"] = {
+            f"mscoco_{part}_annotations.json": json.dumps({"annotations": answers}).encode()
+        }
+    return archives
+
+
+def vocabulary() -> bytes:
+    """As many entries as bert-base-uncased has, its special ones where they belong."""
+    entries = [f"[unused{n}]" for n in range(30_522)]
+    entries[0], entries[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    entries[2000:2011] = ["a", "dog", "cat", "is", "it", "?", "yes", "no", "##s", "1", "2"]
+    return text(*entries)

@@ -139,4 +139,4 @@ def test_both_forms_of_imagenet(tmp_path: Path) -> None:
         "imagenet/validation/n01/v.JPEG": picture(3),
     }
     with open_files(pack(tree, tmp_path / "tree"), tmp_path) as files:
-        assert images.imagenet_files(files).files == ["n01/a.JPEG", "n02/b.JPEG"]
+        assert images.imagenet_files(files)[0].files == ["n01/a.JPEG", "n02/b.JPEG"]
