@@ -130,7 +130,7 @@ class Experiment:
     def _probe(
         self, config: Config, dataset: Dataset, done: Pretrained, reporter: Reporter
     ) -> ProbeResult:
-        train, test = dataset.train, dataset.test
+        train, test = dataset.need("train"), dataset.need("test")
         assert train.labels is not None
         assert test.labels is not None
         return fit_probe(
@@ -138,7 +138,7 @@ class Experiment:
             train.labels,
             extract_features(done.method, test, device=self.device),
             test.labels,
-            dataset.task,
+            dataset.need_task(),
             config.probe,
             seed=config.seed,
             reporter=reporter,
@@ -201,4 +201,6 @@ class Experiment:
         }
         draw_curves(histories, self.picture(dataset.name, "curves"))
         shown = load_method(runs[trained[-1]][0] / CHECKPOINT, dataset.inputs)
-        draw_reconstructions(shown, dataset.test, self.picture(dataset.name, "reconstructions"))
+        draw_reconstructions(
+            shown, dataset.need("test"), self.picture(dataset.name, "reconstructions")
+        )

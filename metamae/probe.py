@@ -179,4 +179,4 @@ def _check(
             f"{test_features.shape[1]} for testing"
         )
     if task.kind != "regression":
-        check_classes(train_labels, test_labels, task.classes)
+        check_classes(train_labels, test_labels, task.classes, complete=task.complete)

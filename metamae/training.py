@@ -122,7 +122,7 @@ class _Run:
     ) -> None:
         self.config, self.data, self.run_dir, self.device = (
             config,
-            dataset.pretrain,
+            dataset.need("pretrain"),
             run_dir,
             device,
         )
