@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 from metamae.data.dataset import Array
+from metamae.data.source import need_module
 from metamae.data.sources.mel import SAMPLES, fit_length
 from metamae.errors import DataError
 
@@ -35,9 +35,10 @@ def read_clip(content: bytes, name: str, *, tail: bool = False) -> Clip:
         tail: Whether to read the tail of a long clip too.
 
     Raises:
-        DataError: a file that is damaged or holds no sound, or a missing library.
+        DataError: a file that is damaged or holds no sound.
+        MissingLibraryError: the library is not installed.
     """
-    soundfile = _library()
+    soundfile = need_module("soundfile")
     _refuse_cut_short(content, name)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
@@ -60,14 +61,3 @@ def _refuse_cut_short(content: bytes, name: str) -> None:
     known = content[:4] == b"RIFF" and declared not in (8, 0xFFFFFFFF + 8)  # these mean "unknown"
     if known and len(content) < declared - 1:  # some writers count a padding byte they do not write
         raise DataError(f"expected {declared} bytes in {name}, got {len(content)}: it is cut short")
-
-
-def _library() -> Any:
-    try:
-        import soundfile
-    except ImportError as fault:
-        raise DataError(
-            "expected the package soundfile, which reads WAV and FLAC; install it with "
-            "`python -m pip install 'metamae[audio]'`"
-        ) from fault
-    return soundfile

@@ -1,1 +1,0 @@
-"""Readers of the full data sets, each imported when it is asked for."""
