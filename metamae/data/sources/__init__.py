@@ -14,6 +14,18 @@ from metamae.errors import DataError
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "higgs": ("higgs",),
+    "speech": (
+        "librispeech",
+        "audiomnist",
+        "fluent_location",
+        "fluent_action",
+        "fluent_object",
+        "google_speech",
+        "voxceleb1",
+    ),
+    "imagenet32": ("imagenet32",),
+    "images": ("cifar10", "cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"),
+    "vision_language": ("mscoco", "mismatched_caption", "vqa"),
 }
 """Module in this folder to the names it defines."""
 

@@ -88,7 +88,7 @@ def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
     """CIFAR-10: five batches to train on, one to test."""
     array = image_array(writer)
     labels: list[Array] = []
-    view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("batches"))
+    view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("images"))
     starts = {}
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         starts[name] = array.rows

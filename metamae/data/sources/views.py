@@ -37,7 +37,8 @@ class View:
         Raises:
             DataError: no such file in a bundle, or two with one end.
         """
-        parts, fits = pattern.count("/") + 1, re.compile(pattern, re.IGNORECASE)
+        fits = re.compile(pattern, re.IGNORECASE)
+        parts = re.sub(r"\[.*?\]", "", pattern).count("/") + 1  # a slash in [^/] separates nothing
         members: dict[str, tuple[Bundle, str]] = {}
         for bundle in bundles:
             before = len(members)

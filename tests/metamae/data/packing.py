@@ -199,7 +199,7 @@ def google_speech() -> dict[str, bytes]:
 
 def voxceleb1() -> dict[str, bytes]:
     paths = [f"id1000{who}/video{v}/0000{v}.wav" for who in (1, 2) for v in (1, 2, 3)]
-    lines = [f"{path[16]} {path}" for path in paths]
+    lines = [f"{path.split('/')[1][-1]} {path}" for path in paths]
     return {"iden_split.txt": text(*lines)} | {
         f"wav/{path}": sound(number) for number, path in enumerate(paths)
     }

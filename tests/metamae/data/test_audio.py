@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import io
-from typing import Any
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from metamae import DataError
 from metamae.data.dataset import Array
 from metamae.data.sources.audio import read_clip
 from metamae.data.sources.mel import SAMPLES
+from metamae.errors import MissingLibraryError
 
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
 
@@ -82,13 +82,6 @@ def test_a_length_that_is_unknown_is_no_damage() -> None:
 
 
 def test_a_missing_library_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **options: Any) -> Any:
-        if name == "soundfile":
-            raise ImportError("No module named 'soundfile'")
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"pip install 'metamae\[audio\]'"):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(MissingLibraryError, match=r"pip install 'metamae\[data\]'"):
         read_clip(WAV, "x")
