@@ -13,6 +13,7 @@ from metamae.data.source import Source
 from metamae.errors import DataError
 
 _MODULES: dict[str, tuple[str, ...]] = {
+    "pamap2": ("pamap2",),
     "higgs": ("higgs",),
     "speech": (
         "librispeech",
