@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import tarfile
+import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -19,7 +21,7 @@ from typing import IO, Any
 
 from metamae.errors import DataError
 
-DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 """What the standard library raises on a truncated or damaged archive."""
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -116,7 +118,14 @@ class Zip(Bundle):
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         """Read the archive's directory."""
         super().__init__(path, on_read)
-        self.archive = zipfile.ZipFile(self.base())
+        file = self.base()
+        try:
+            self.archive = zipfile.ZipFile(file)
+        except BaseException:
+            file.close()
+            raise
+        # Open members keep the archive alive; the file is closed after the last of them.
+        weakref.finalize(self.archive, file.close)
 
     def names(self) -> list[str]:
         """All members that are files; resource forks of macOS are left out."""
@@ -153,6 +162,7 @@ class Tar(Bundle):
             if info.isfile() and _clean(info.name) == name:
                 file = archive.extractfile(info)
                 assert file is not None
+                weakref.finalize(file, archive.close)
                 return file
         archive.close()
         raise DataError(f"expected a member {name} in {self.path}, found none")

@@ -1,16 +1,20 @@
-"""Speech archives in their published layouts: clips of every length and rate become pictures."""
+"""Speech archives in every accepted layout: clips of every length and rate become pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from metamae import DataError
-from metamae.data.sources import speech
-from metamae.data.sources.files import open_files
+from metamae import DataError, load_dataset
+from metamae.data.prepared import Prepared, prepare
+from metamae.data.sources import get_source
 from metamae.data.sources.mel import SAMPLES, log_mel
+from metamae.data.sources.speech import PRETRAINING, spectrograms
+from metamae.training import batch_indices
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack, sound
 
@@ -19,113 +23,209 @@ pytest.importorskip("soundfile", reason="soundfile is not installed")
 
 @pytest.mark.parametrize("length", [1_000, SAMPLES, SAMPLES + 30_000])
 @pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_clips_of_every_length_and_rate(length: int, rate: int, tmp_path: Path) -> None:
-    place = pack({"a.flac": sound(3, samples=length, rate=rate, kind="FLAC")}, tmp_path / "in")
-    with open_files(place, tmp_path) as files:
-        head = speech.spectrograms(files, "a.flac")
-        both = speech.spectrograms(files, "a.flac", tail=True)
+def test_clips_of_every_length_and_rate(length: int, rate: int) -> None:
+    content = sound(3, samples=length, rate=rate, kind="FLAC")
+    head = spectrograms(content, "a.flac")
+    both = spectrograms(content, "a.flac", tail=True)
     assert head.shape == (1, 1, 224, 224)
     assert head.dtype == np.float16
     assert len(both) == (2 if length > SAMPLES else 1)
     assert np.array_equal(both[0], head[0])
     wave = np.zeros(max(length, SAMPLES), np.float32)
     wave[:length] = 0.3 * np.sin(2 * np.pi * 500 / rate * np.arange(length))
-    np.testing.assert_allclose(head[0, 0][:50], log_mel(wave[:SAMPLES], rate)[:50], atol=0.5)
+    loud = slice(0, 20)  # far from the floor, where sixteen bits of the file would show
+    np.testing.assert_allclose(head[0, 0][loud], log_mel(wave[:SAMPLES], rate)[loud], atol=0.5)
     if len(both) == 2:
-        np.testing.assert_allclose(both[1, 0][:50], log_mel(wave[-SAMPLES:], rate)[:50], atol=0.5)
+        tail = log_mel(wave[-SAMPLES:], rate)
+        np.testing.assert_allclose(both[1, 0][loud], tail[loud], atol=0.5)
 
 
-def check(found: speech.Clips, classes: int, train: int, test: int) -> None:
-    assert len(found.halves.classes) == classes
-    assert (len(found.halves.train), len(found.halves.test)) == (train, test)
-    for half in (found.halves.train, found.halves.test):
-        assert found.read(half.files[0]).shape == (1, 224, 224)
+def flat(make: Callable[[], dict[str, bytes]], root: str) -> dict[str, bytes]:
+    return {f"{root}/{name.removeprefix('./')}": content for name, content in make().items()}
 
 
-@pytest.mark.parametrize("place", ["dev-clean.tar.gz", "librispeech"])
-def test_librispeech(place: str, tmp_path: Path) -> None:
-    packed = pack(packing.librispeech("dev-clean"), tmp_path / place)
-    with open_files(packed, tmp_path) as files:
-        found = speech.librispeech(files)
-        check(found, 2, 8, 2)
-        with pytest.raises(DataError, match="expected a folder train-clean-100 in"):
-            speech.librispeech_pretraining(files, "train-clean-100")
-    packed = pack(packing.librispeech("train-other-500"), tmp_path / f"more-{place}")
-    with open_files(packed, tmp_path) as files:
-        listing, clips = speech.librispeech_pretraining(files, "train-other-500")
-        assert listing.files == sorted(listing.files)
-        assert len(listing) == 10
-        assert len(speech.spectrograms(clips, listing.files[0], tail=True)) == 2
+def voxceleb_archives() -> dict[str, Mapping[str, bytes]]:
+    files = packing.voxceleb1()
+    return {
+        "vox1_dev_wav.zip": {name: one for name, one in files.items() if "id10001" in name},
+        "vox1_test_wav.zip": {name: one for name, one in files.items() if "id10002" in name},
+        ".": {"iden_split.txt": files["iden_split.txt"]},
+    }
 
 
-@pytest.mark.parametrize("place", ["AudioMNIST.zip", "AudioMNIST"])
-def test_audiomnist(place: str, tmp_path: Path) -> None:
-    with open_files(pack(packing.audiomnist(), tmp_path / place), tmp_path) as files:
-        found = speech.audiomnist(files)
-        check(found, 10, 20, 10)
-        assert all("/05/" in name for name in found.halves.test.files)
+# Classes, training and test clips; then where to put which files, by layout.
+SETS: dict[str, tuple[tuple[int, int, int], dict[str, Mapping[str, Mapping[str, bytes]]]]] = {
+    "audiomnist": (
+        (10, 10, 20),
+        {
+            "published": {"AudioMNIST-master.zip": flat(packing.audiomnist, "AudioMNIST-master")},
+            "dabs": {"speech": flat(packing.audiomnist, "AudioMNIST")},
+        },
+    ),
+    **{
+        f"fluent_{task}": (
+            (classes, 3, 1),
+            {
+                "published": {"fluent_speech_commands_dataset.zip": packing.fluent()},
+                "dabs": {"speech/fluent_speech": packing.fluent()},
+                "metamae": {"speech": packing.fluent()},
+            },
+        )
+        for task, classes in (("location", 4), ("action", 6), ("object", 14))
+    },
+    "google_speech": (
+        (36, 3, 2),
+        {
+            "published": {"speech_commands_v0.02.tar.gz": packing.google_speech()},
+            "dabs": {"speech": flat(packing.google_speech, "google_speech")},
+        },
+    ),
+    "voxceleb1": (
+        (2, 4, 2),
+        {
+            "published": voxceleb_archives(),
+            "dabs": {"speech": flat(packing.voxceleb1, "voxceleb1")},
+        },
+    ),
+}
 
 
-@pytest.mark.parametrize("task", ["location", "action", "object"])
-def test_fluent(task: str, tmp_path: Path) -> None:
-    with open_files(pack(packing.fluent(), tmp_path / "fluent.zip"), tmp_path) as files:
-        found = speech.fluent(files, task)
-        check(found, {"location": 4, "action": 6, "object": 14}[task], 3, 1)
+@pytest.mark.parametrize("name", SETS)
+def test_every_layout_gives_the_same_set(name: str, tmp_path: Path) -> None:
+    (classes, train, test), layouts = SETS[name]
+    batches = {}
+    for layout, places in layouts.items():
+        for place, files in places.items():
+            pack(files, tmp_path / layout / place)
+        prepare(get_source(name), tmp_path / layout)
+        data = load_dataset(name, data_dir=tmp_path / layout)
+        assert data.card["layout"] == layout
+        assert data.stands_for == "librispeech"
+        assert data.task is not None
+        assert len(data.task.classes) == classes
+        assert (len(data.need("train")), len(data.need("test"))) == (train, test)
+        batches[layout] = [data.need("train"), data.need("test")]
+    first, *others = batches.values()
+    for other in others:
+        for ours, theirs in zip(first, other, strict=True):
+            assert np.array_equal(ours.labels, theirs.labels)  # type: ignore[arg-type]
+            assert torch.equal(
+                ours.batch(slice(None))["spectrogram"], theirs.batch(slice(None))["spectrogram"]
+            )
+    assert first[0].batch([0])["spectrogram"].shape == (1, 1, 224, 224)
 
 
-@pytest.mark.parametrize("as_published", [False, True])
-def test_google_speech(as_published: bool, tmp_path: Path) -> None:
-    place = pack(packing.google_speech(), tmp_path / "speech_commands_v0.02.tar.gz")
-    with open_files(place, tmp_path) as files:
-        found = speech.google_speech(files, as_published=as_published)
-        check(found, 36, 6 if as_published else 3, 2)
-        leaked = set(found.halves.train.files) & set(found.halves.test.files)
-        assert len(leaked) == (2 if as_published else 0)
+def test_values_are_scaled_by_the_published_pair(tmp_path: Path) -> None:
+    pack(flat(packing.audiomnist, "AudioMNIST"), tmp_path)
+    found = prepare(get_source("audiomnist"), tmp_path)
+    raw = found.array("spectrogram")[0].astype(np.float32)
+    index = np.flatnonzero(found.array("test_index") == 0)
+    part, place = ("test", index) if len(index) else ("train", None)
+    if place is None:
+        place = np.flatnonzero(found.array("train_index") == 0)
+    scaled = found.dataset().need(part).batch(place.tolist())["spectrogram"][0]  # type: ignore[arg-type]
+    np.testing.assert_allclose(scaled, (raw + 90.293) / 11.799, rtol=1e-5)
 
 
-def test_voxceleb1(tmp_path: Path) -> None:
-    with open_files(pack(packing.voxceleb1(), tmp_path / "voxceleb1"), tmp_path) as files:
-        found = speech.voxceleb1(files)
-        check(found, 2, 4, 2)
-        assert found.halves.test.files[0] == "id10001/video3/00003.wav"
+def librispeech(data_dir: Path, layout: str) -> Prepared:
+    for number, subset in enumerate((*PRETRAINING, "dev-clean")):
+        speakers = (84, 251) if subset == "dev-clean" else (300 + number,)
+        files = packing.librispeech(subset, speakers)
+        pack(
+            files,
+            data_dir / (f"{subset}.tar.gz" if layout == "published" else "speech/librispeech"),
+        )
+    return prepare(get_source("librispeech"), data_dir)
+
+
+@pytest.mark.parametrize("layout", ["published", "dabs"])
+def test_librispeech_pretrains_on_heads_and_tails(layout: str, tmp_path: Path) -> None:
+    """Each of 15 clips has two rows; for the three long ones they differ, for the others not."""
+    found = librispeech(tmp_path, layout)
+    data = found.dataset()
+    assert found.manifest["layout"] == layout
+    assert found.array("pretraining").shape == (18, 1, 224, 224)
+    pretrain = data.need("pretrain")
+    assert (len(pretrain), pretrain.labels) == (30, None)
+    x = pretrain.batch(slice(None))["spectrogram"]
+    long = [n for n in range(15) if not torch.equal(x[2 * n], x[2 * n + 1])]
+    assert long == [0, 5, 10]  # the first clip of every subset's speaker
+    assert data.task is not None
+    assert data.task.classes == ("84", "251")
+    assert (len(data.need("train")), len(data.need("test"))) == (8, 2)
+
+
+def test_the_coin_is_fair_and_a_function_of_seed_and_step() -> None:
+    """Drawing rows uniformly tosses the coin: row 2n is clip n's head, row 2n + 1 its tail."""
+    drawn = torch.cat([batch_indices(2000, 50, seed=3, step=step) for step in range(40)])
+    again = torch.cat([batch_indices(2000, 50, seed=3, step=step) for step in range(40)])
+    assert torch.equal(drawn, again)
+    assert sorted(drawn.tolist()) == list(range(2000))
+    first_seen = {}
+    for row in drawn.tolist():
+        first_seen.setdefault(row // 2, row % 2)
+    assert abs(sum(first_seen.values()) - 500) < 70
+
+
+def test_probes_see_the_head(tmp_path: Path) -> None:
+    """A clip whose loud end does not fit is as quiet as its head."""
+    contents = packing.voxceleb1()
+    path = "wav/id10001/video3/00003.wav"
+    contents[path] = sound(1, samples=SAMPLES + 80_000)
+    pack(flat(lambda: contents, "voxceleb1"), tmp_path)
+    data = prepare(get_source("voxceleb1"), tmp_path).dataset()
+    stored = data.need("test").batch([0])["spectrogram"][0] * 19.776 - 37.075
+    np.testing.assert_allclose(stored, spectrograms(contents[path], "x")[0], atol=0.1)
+
+
+@pytest.mark.parametrize("train", ["disjoint", "as_published"])
+def test_google_speech_can_leak_as_published(train: str, tmp_path: Path) -> None:
+    pack(packing.google_speech(), tmp_path / "speech_commands_v0.02.tar.gz")
+    found = prepare(get_source("google_speech"), tmp_path, options={"train": train})
+    shared = set(found.array("train_index").tolist()) & set(found.array("test_index").tolist())
+    assert len(shared) == (2 if train == "as_published" else 0)
+    assert len(found.array("train_index")) == (6 if train == "as_published" else 3)
+    assert found.manifest["options"] == {"train": train}
 
 
 @pytest.mark.parametrize(
-    ("make", "absent", "reader", "message"),
+    ("name", "absent", "message"),
     [
-        (packing.voxceleb1, "iden_split.txt", "voxceleb1", r"expected a file iden_split\.txt"),
-        (
-            packing.google_speech,
-            "./validation_list.txt",
-            "google_speech",
-            r"expected a file validation_list\.txt",
-        ),
+        ("voxceleb1", "voxceleb1/iden_split.txt", r"one file iden_split\.txt"),
+        ("google_speech", "google_speech/validation_list.txt", r"one file validation_list\.txt"),
+        ("voxceleb1", "voxceleb1/wav/id10001/video1/00001.wav", r"listed, but not there"),
     ],
 )
-def test_a_missing_list_is_named(
-    make: object, absent: str, reader: str, message: str, tmp_path: Path
-) -> None:
-    assert callable(make)
-    contents = make()
+def test_a_missing_file_is_named(name: str, absent: str, message: str, tmp_path: Path) -> None:
+    contents = flat(getattr(packing, name), name)
     del contents[absent]
-    with (
-        open_files(pack(contents, tmp_path / "in"), tmp_path) as files,
-        pytest.raises(DataError, match=message),
-    ):
-        getattr(speech, reader)(files)
+    pack(contents, tmp_path / "speech")
+    with pytest.raises(DataError, match=message):
+        prepare(get_source(name), tmp_path)
 
 
-def test_a_damaged_clip_is_named(tmp_path: Path) -> None:
-    contents = packing.voxceleb1()
-    contents["wav/id10001/video3/00003.wav"] = b"RIFF"
-    with open_files(pack(contents, tmp_path / "in"), tmp_path) as files:
-        found = speech.voxceleb1(files)
-        with pytest.raises(DataError, match=r"expected sound in id10001/video3/00003\.wav"):
-            found.read("id10001/video3/00003.wav")
+def test_damaged_clips_are_fatal_or_left_out(tmp_path: Path) -> None:
+    contents = flat(packing.voxceleb1, "voxceleb1")
+    contents["voxceleb1/wav/id10001/video1/00001.wav"] = b"RIFF"
+    contents["voxceleb1/wav/id10002/video2/00002.wav"] = sound(1)[:500]
+    pack(contents, tmp_path / "speech")
+    with pytest.raises(DataError, match=r"readable id10001/video1/00001\.wav: expected sound in"):
+        prepare(get_source("voxceleb1"), tmp_path)
+    found = prepare(get_source("voxceleb1"), tmp_path, on_error="skip")
+    assert sorted(one["file"] for one in found.manifest["skipped"]) == [
+        "id10001/video1/00001.wav",
+        "id10002/video2/00002.wav",
+    ]
+    data = found.dataset()
+    assert (len(data.need("train")), len(data.need("test"))) == (2, 2)
 
 
-def test_the_published_scaling_is_one_pair_for_each_set() -> None:
-    scaling = speech.scaling("audiomnist")
-    assert (float(scaling.mean), float(scaling.scale)) == pytest.approx((-90.293, 11.799))
-    (spec,) = speech.inputs()
-    assert (spec.tokens, spec.grid) == (196, (14, 14))
+def test_a_class_that_only_the_test_part_has_is_named(tmp_path: Path) -> None:
+    contents = flat(packing.voxceleb1, "voxceleb1")
+    lines = contents["voxceleb1/iden_split.txt"].decode().splitlines()
+    kept = [line for line in lines if "id10002" not in line or line.startswith("3")]
+    contents["voxceleb1/iden_split.txt"] = packing.text(*kept)
+    pack(contents, tmp_path / "speech")
+    found = prepare(get_source("voxceleb1"), tmp_path)
+    with pytest.raises(DataError, match="none is there for: id10002"):
+        found.dataset()
