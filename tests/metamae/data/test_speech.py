@@ -56,7 +56,7 @@ def voxceleb_archives() -> dict[str, Mapping[str, bytes]]:
 # Classes, training and test clips; then where to put which files, by layout.
 SETS: dict[str, tuple[tuple[int, int, int], dict[str, Mapping[str, Mapping[str, bytes]]]]] = {
     "audiomnist": (
-        (10, 10, 20),
+        (10, 10, 10),
         {
             "published": {"AudioMNIST-master.zip": flat(packing.audiomnist, "AudioMNIST-master")},
             "dabs": {"speech": flat(packing.audiomnist, "AudioMNIST")},
