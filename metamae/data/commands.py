@@ -110,7 +110,8 @@ def _check(source: Source, data_dir: Path, verify: bool, reporter: Reporter) -> 
     for name, option in source.options.items():
         choices = ", ".join(option.choices)
         say(f"option {name}: {option.meaning}; one of {choices} (first is the default)")
-    lacking = [name for name in source.modules if importlib.util.find_spec(name) is None]
+    roots = [name.partition(".")[0] for name in source.modules]
+    lacking = [name for name in roots if importlib.util.find_spec(name) is None]
     if lacking:
         say(f"missing libraries: {', '.join(lacking)}; run: pip install 'metamae[data]'")
     folder = folder_of(source, data_dir)

@@ -15,6 +15,10 @@ from metamae.errors import DataError
 _MODULES: dict[str, tuple[str, ...]] = {
     "pamap2": ("pamap2",),
     "higgs": ("higgs",),
+    "eurosat": ("eurosat",),
+    "genomics": ("genomics", "genomics_ood"),
+    "proteins": ("pfam", "scop", "secondary_structure", "stability", "fluorescence"),
+    "wafermap": ("wafermap",),
     "speech": (
         "librispeech",
         "audiomnist",

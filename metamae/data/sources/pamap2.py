@@ -134,7 +134,9 @@ def _prepare(raw: Raw, writer: Writer) -> None:
                     segments.append(told | {"first": rows.rows, "rows": len(joined)})
                     rows.extend(joined)
             stage.advance()
-    writer.note(segments=segments, seed=0)
+    classes = [ACTIVITIES[activity] for activity in label_map(raw.options["labels"])]
+    classes += ["unused"] * (len(ACTIVITIES) - len(classes))
+    writer.note(segments=segments, seed=0, classes=classes)
 
 
 def read_recording(file: IO[bytes]) -> Array:
@@ -168,7 +170,7 @@ def fill_gaps(table: Array) -> Array:
     place = np.arange(len(table))
     for column in filled.T:
         there = np.isfinite(column)
-        column[~there] = np.interp(place[~there], place[there], column[there]) if any(there) else 0
+        column[~there] = np.interp(place[~there], place[there], column[there]) if there.any() else 0
     return filled
 
 
