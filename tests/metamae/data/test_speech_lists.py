@@ -11,18 +11,20 @@ from metamae.data.sources import speech_lists as lists
 
 def test_librispeech_cuts_every_speaker_by_one_generator() -> None:
     """Speakers by number, not by text; the generator goes on from one speaker to the next."""
-    names = [f"{who}/7/{who}-7-{n:04d}.flac" for who in (1000, 84, 251) for n in range(5)]
+    clips = {1000: 5, 84: 7, 251: 5}
+    names = [f"{who}/7/{who}-7-{n:04d}.flac" for who in clips for n in range(clips[who])]
     halves = lists.librispeech(reversed(names))
     random = np.random.RandomState(42)
     train, test = [], []
     for who in (84, 251, 1000):
-        order = random.permutation(5)
-        train += [f"{who}/7/{who}-7-{n:04d}.flac" for n in order[:4]]
-        test += [f"{who}/7/{who}-7-{n:04d}.flac" for n in order[4:]]
+        order = random.permutation(clips[who])
+        cut = {5: 4, 7: 5}[clips[who]]  # 80 %, rounded down
+        train += [f"{who}/7/{who}-7-{n:04d}.flac" for n in order[:cut]]
+        test += [f"{who}/7/{who}-7-{n:04d}.flac" for n in order[cut:]]
     assert halves.classes == ("84", "251", "1000")
     assert (halves.train.files, halves.test.files) == (train, test)
-    assert halves.train.labels == [0] * 4 + [1] * 4 + [2] * 4
-    assert halves.test.labels == [0, 1, 2]
+    assert halves.train.labels == [0] * 5 + [1] * 4 + [2] * 4
+    assert halves.test.labels == [0, 0, 1, 2]
 
 
 def test_librispeech_refuses_a_folder_that_is_no_speaker() -> None:

@@ -71,6 +71,7 @@ def test_equals_the_tokenizers_package_where_it_is_installed() -> None:
         ("dog", "a", 6, "[CLS] dog [SEP] a [SEP] [PAD]"),
         ("a a a a dog", "s", 6, "[CLS] a a [SEP] s [SEP]"),  # the longer part is cut
         ("a", "s s s s dog", 6, "[CLS] a [SEP] s s [SEP]"),
+        ("a a a", "s s s", 8, "[CLS] a a a [SEP] s s [SEP]"),  # of two equals the second
         ("a a a", "s s s", 7, "[CLS] a a [SEP] s s [SEP]"),
     ],
 )
