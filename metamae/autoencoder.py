@@ -24,7 +24,12 @@ class MaskedAutoencoder(Backbone):
 
     The loss of one token is the mean squared error over its values, or the cross-entropy of its
     symbol; logits are products with the tokenizer's own embedding table. Losses of an example are
-    (weighted) means over its tokens, and with several inputs the mean over inputs.
+    (weighted) means over its tokens.
+
+    Several inputs form one sequence under one class token. Each keeps its own embedding, positions,
+    type vector, mask ratio, neighbourhoods and head, and losses are the mean over inputs, so that
+    no input counts more for having more tokens. The paper leaves this open; ``docs/media.md`` gives
+    the reasons.
 
     Args:
         inputs: Specifications of the inputs.
