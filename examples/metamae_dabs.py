@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from metamae import ConfigError, load_dataset, make_config
-from metamae.config import METHODS, Config
+from metamae.config import COMPARED, METHODS, Config
 from metamae.data import POCKET, stands_for
 from metamae.devices import choose_device
 from metamae.experiment import RESULTS, Experiment
@@ -46,7 +46,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", default="sensors", metavar="NAME|all", help="data set (default: sensors)")
     add(
-        "--methods", nargs="+", default=list(METHODS), metavar="M", help=f"of: {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        default=list(COMPARED),
+        metavar="M",
+        help=f"of: {', '.join(METHODS)} (default: {', '.join(COMPARED)})",
     )
     add("--steps", type=int, help="pretraining steps (default: the preset's)")
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")

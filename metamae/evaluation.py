@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,8 +16,8 @@ from metamae.data.dataset import Array, Dataset, Task
 from metamae.errors import ConfigError, DataError
 from metamae.features import extract_features
 from metamae.few_labels import DRAWS, STRENGTH, probe_few_labels
+from metamae.method import Method
 from metamae.neighbours import NEIGHBOURS, predict_by_neighbours
-from metamae.objective import MAE
 from metamae.probe import check_probe_data, fit_probe, score, score_with_ignored
 from metamae.progress import Reporter
 from metamae.regularised import fit_tuned
@@ -89,7 +90,7 @@ class Evaluation:
 
 
 def compute_features(
-    method: MAE, dataset: Dataset, *, device: str = "cpu"
+    method: Method[Any], dataset: Dataset, *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Features of the training and the test rows, token-wise where the task is."""
     tokens = dataset.need_task().kind == "token_classification"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metamae.data.dataset import Partition
 from metamae.errors import TrainingError
-from metamae.objective import MAE
+from metamae.method import Method
 
 
 @torch.no_grad()
 def extract_features(
-    method: MAE,
+    method: Method[Any],
     data: Partition,
     *,
     tokens: bool = False,
