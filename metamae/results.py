@@ -134,26 +134,23 @@ def write_results(path: Path, rows: Iterable[Result]) -> None:
 
 
 def find_results(paths: Sequence[Path]) -> list[Result]:
-    """All rows of files, and of the result files anywhere below folders; the last of equals wins.
+    """All rows of files, and of the result files anywhere below folders.
+
+    Of rows that differ in values only, the last one counts; other steps make other rows.
 
     Raises:
         DataError: a path that is not there, or a folder without results.
     """
-    found: dict[Key, Result] = {}
+    found: dict[tuple[Key, int], Result] = {}
     for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        rows = [
-            row
-            for file in files
-            if path.is_file() or _is_result(file)
-            for row in read_results(file)
-        ]
+        files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if _is_result(f)]
+        rows = [row for file in files for row in read_results(file)]
         if not rows:
             raise DataError(
                 f"expected results in {path}, found none; name a folder of metamae sweep, "
                 "metamae probe or the demo, or a result file"
             )
-        found |= {row.key: row for row in rows}
+        found |= {(row.key, row.steps): row for row in rows}
     return list(found.values())
 
 
