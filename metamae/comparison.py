@@ -157,8 +157,9 @@ def pair_results(
 ) -> list[Paired]:
     """Differences on equal seeds and steps, wherever both methods have results.
 
-    An untrained encoder has taken no steps and is compared with any number of them. A variant is compared with the same variant of the other method, or with its default where it
-    has no such variant.
+    An untrained encoder has taken no steps and is compared with any number of them. A variant is
+    compared with the same variant of the other method, or with its default where it has no such
+    variant.
 
     Args:
         rows: The results.
