@@ -58,7 +58,9 @@ def summarise_results(rows: Iterable[Result]) -> list[Summary]:
 
 
 def _summary(group: Sequence[Result]) -> Summary:
-    first, values = group[0], [row.value for row in group]
+    """Several probes of one encoder count as one value, their mean."""
+    first, seeds = group[0], _by_seed((row.seed, row.value) for row in group)
+    values = list(seeds.values())
     return Summary(
         dataset=first.dataset,
         transfer=first.transfer,
@@ -70,9 +72,17 @@ def _summary(group: Sequence[Result]) -> Summary:
         mean=statistics.mean(values),
         spread=statistics.stdev(values) if len(values) > 1 else None,
         draws=statistics.mean(row.spread for row in group),
-        seeds=len(group),
+        seeds=len(values),
         seconds=statistics.mean(row.pretrain_seconds for row in group),
     )
+
+
+def _by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Mean of the values of every seed, seeds in order."""
+    groups: dict[int, list[float]] = {}
+    for seed, value in sorted(values):
+        groups.setdefault(seed, []).append(value)
+    return {seed: statistics.mean(group) for seed, group in groups.items()}
 
 
 def _order(line: Summary) -> tuple[tuple[int, str], ...]:
@@ -168,7 +178,7 @@ def pair_results(
     """
     rows = list(rows)
     base = {(row.key, row.steps): row for row in rows if row.method == against}
-    found: dict[tuple[str, str, str, str], list[tuple[int, float, str]]] = {}
+    found: dict[tuple[str, str, str, str, str], list[tuple[int, float]]] = {}
     for row in rows:
         if row.method != method:
             continue
@@ -176,19 +186,18 @@ def pair_results(
         tries = [(key, steps) for key in keys for steps in (row.steps, 0)]
         other = next((base[one] for one in tries if one in base), None)
         if other is not None:
-            place = (row.dataset, row.transfer, row.variant, row.protocol)
-            difference = (row.seed, row.value - other.value, row.metric)
-            found.setdefault(place, []).append(difference)
+            place = (row.dataset, row.transfer, row.variant, row.protocol, row.metric)
+            found.setdefault(place, []).append((row.seed, row.value - other.value))
     pairs = [
         Paired(
             dataset=dataset,
             transfer=transfer,
             variant=variant,
             protocol=protocol,
-            metric=differences[0][2],
-            differences=tuple(value for _, value, _ in sorted(differences)),
+            metric=metric,
+            differences=tuple(_by_seed(differences).values()),
         )
-        for (dataset, transfer, variant, protocol), differences in found.items()
+        for (dataset, transfer, variant, protocol, metric), differences in found.items()
     ]
     return sorted(pairs, key=_pair_order)
 

@@ -84,7 +84,8 @@ def test_pretrain_probe_report(command: Command, tmp_path: Path) -> None:
     done = command("probe", "run", "--protocol", "published", "tuned", "--seeds", "2")
     assert done.code == 0, done.err
     rows = read_results(tmp_path / "run" / PROBES)
-    assert [(row.protocol, row.seed) for row in rows] == [
+    assert {row.seed for row in rows} == {3}
+    assert [(row.protocol, row.probe_seed) for row in rows] == [
         ("published", 3),
         ("published", 4),
         ("tuned", 3),
@@ -92,7 +93,7 @@ def test_pretrain_probe_report(command: Command, tmp_path: Path) -> None:
     ]
     features = run_features(tmp_path / "run", load_dataset("basic_motions"))
     for row in rows:
-        expected = evaluate(row.protocol, features, trained.config.probe, seed=row.seed)
+        expected = evaluate(row.protocol, features, trained.config.probe, seed=row.probe_seed)
         assert row.value == expected.value
     assert "basic_motions, mae, tuned" in done.out
     # Another protocol is added to what is there, and a repeated one replaces its row.

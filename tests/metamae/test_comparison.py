@@ -43,6 +43,7 @@ def result(**values: Any) -> Result:
     }
     if "transfer" not in values:
         given["transfer"] = values.get("dataset", "sensors")
+    given["probe_seed"] = values.get("seed", 0)
     return Result(**{**given, **values})
 
 
@@ -73,6 +74,17 @@ def test_means_deviations_and_counts() -> None:
     assert lines["few-5"].draws == pytest.approx(0.02)
     (alone,) = summarise_results([result()])
     assert alone.spread is None
+
+
+def test_several_probes_of_one_encoder_are_one_value() -> None:
+    rows = [*TWO, result(seed=0, probe_seed=7, value=0.3), result(seed=1, probe_seed=7, value=0.8)]
+    mae, _ = summarise_results(rows)
+    assert mae.seeds == 3
+    assert mae.mean == pytest.approx((0.4 + 0.7 + 0.7) / 3)
+    assert mae.spread == pytest.approx(0.03**0.5)
+    more = [result(method="metamae", seed=0, probe_seed=7, value=0.9)]
+    (pair,) = pair_results([*rows, *more])
+    assert pair.differences == pytest.approx(((0.1 + 0.6) / 2, 0.0, 0.2))
 
 
 def test_other_steps_and_variants_are_not_mixed() -> None:
@@ -225,6 +237,7 @@ def test_results_read_back_as_written(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", rows)
     assert read_results(tmp_path / "results.json") == rows
     assert read_results(tmp_path / "none.json") == []
+    assert len({row.key for row in (*rows, result(probe_seed=5))}) == 3
 
 
 @pytest.mark.parametrize(
@@ -255,5 +268,5 @@ def test_results_are_found_in_folders(tmp_path: Path) -> None:
     assert len(find_results([tmp_path / "b"])) == 1
     again = [tmp_path / "a", tmp_path / "a" / "results.json"]
     assert len(find_results(again)) == 2
-    with pytest.raises(DataError, match="expected results in .*b/none, found none"):
+    with pytest.raises(DataError, match=r"expected results in .*b/none, found none"):
         find_results([tmp_path / "b" / "none"])
