@@ -177,13 +177,14 @@ class _Mended:
     """What a level does otherwise than Betty's ``ImplicitProblem``, which it is mixed into."""
 
     # What is used of Betty's class.
-    module: Any
+    cur_batch: Any
     paths: list[list[_Mended]]
     _count: int
 
     def __init__(self, level: Level, config: Any, seed: int, device: torch.device | None) -> None:
         self.level, self.seed, self.torch_device = level, seed, device
         self.stream = BatchStream(level.batches, level.name, seed=seed, device=device)
+        self.logged: dict[str, float] = {}
         self.terms: dict[str, float] = {}
         self.connected = False
         # Betty sets attributes of these names on every problem: keep clear of its own.
@@ -209,20 +210,21 @@ class _Mended:
         """The batch of this step; Betty counts from 1."""
         return self.stream(self._count - 1)
 
-    def training_step(self, batch: Any) -> Any:
+    def training_step(self, batch: Any) -> Tensor:
         """The loss, with the same random draws however often it is evaluated in one step."""
         with seeded(fold(self.seed, self.level.name, self._count), self.torch_device):
             value = self.level.loss(batch)
-        if not self.level.method.exact_inverse:
-            return value
-        # Betty's series refuse parameters that a loss does not use: a zero uses them all.
-        zero = sum((0.0 * p * p).sum() for p in self.level.parameters)
-        if isinstance(value, Mapping):
-            return {**value, "loss": value["loss"] + zero}
-        return value + zero
+        loss: Tensor = value["loss"] if isinstance(value, Mapping) else value
+        # Betty re-evaluates losses and expects no dict then.
+        terms = value if isinstance(value, Mapping) else {}
+        self.logged = {k: v.item() if isinstance(v, Tensor) else v for k, v in terms.items()}
+        if self.level.method.exact_inverse:
+            # Second derivatives are refused for parameters that a loss does not use.
+            loss = loss + sum((0.0 * p * p).sum() for p in self.level.parameters)
+        return loss
 
     def get_loss(self, batch: Any) -> Any:
-        """Loss and numbers to log, both finite."""
+        """Loss and numbers to log."""
         base: Any = super()
         with _unmoved([path[1:-1] for path in self.paths], parameters=False):
             loss, terms = base.get_loss(batch)
@@ -232,7 +234,7 @@ class _Mended:
                 f"step {self._count}; nothing was updated. Lower its learning rate, or look at "
                 "the batch"
             )
-        self.terms = {name: float(value) for name, value in terms.items()}
+        self.terms = {**self.logged, **terms}
         return loss, terms
 
     def one_step_descent(self, batch: Any = None) -> Any:
@@ -272,8 +274,7 @@ class _Mended:
             lowest = path[-2]
             parameters = self.trainable_parameters()
             with _unmoved([path[1:-1]], parameters=False):
-                value = lowest.training_step(lowest.cur_batch)  # type: ignore[attr-defined]
-            loss = value["loss"] if isinstance(value, Mapping) else value
+                loss = lowest.training_step(lowest.cur_batch)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             if all(gradient is None for gradient in found):
                 raise DisconnectedLossError(
@@ -321,6 +322,6 @@ def _unmoved(paths: Sequence[Sequence[_Mended]], *, parameters: bool) -> Iterato
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, copy in zip(kept, copies, strict=True):
-                tensor.copy_(copy)
+        for tensor, copy in zip(kept, copies, strict=True):
+            # Through `data`: a graph that has saved a running mean it does not use stays valid.
+            tensor.data.copy_(copy)

@@ -30,7 +30,6 @@ def indirect_gradient(
     """
     parameters, above = curr.trainable_parameters(), prev.trainable_parameters()
     loss = curr.training_step_exec(curr.cur_batch)
-    loss = loss["loss"] if isinstance(loss, dict) else loss
     gradient = torch.autograd.grad(loss, parameters, create_graph=True)
 
     def curvature(p: Vector) -> Vector:
