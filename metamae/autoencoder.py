@@ -57,6 +57,7 @@ class MaskedAutoencoder(Backbone):
         """See the class."""
         super().__init__(inputs, encoder)
         self.masking, self.support_mean = masking, support_mean
+        self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
@@ -105,7 +106,7 @@ class MaskedAutoencoder(Backbone):
             slots = query_idx[n].gather(1, places[n])
             visible = self._token_losses(n, parts[n], targets, support_idx[n])
             nearby = self._token_losses(n, parts[len(self.inputs) + n], targets, slots)
-            weight = weights[n].to(nearby.dtype)
+            weight = weights[n].to(nearby.dtype) * self.nearby_scale
             total = visible.sum(1) + (weight * nearby).sum(1)
             count = visible.shape[1] + weight.sum(1)
             losses.append(total / (count.mean() if self.support_mean == "batch" else count))

@@ -26,6 +26,10 @@ COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
 
 
+LEARNABLE = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio", "temperature")
+"""Settings that ``learn.settings`` may name."""
+
+
 def _positive(value: float) -> bool:
     return 0 < value < float("inf")
 
@@ -239,6 +243,49 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """Settings of MetaMAE that an outer level learns on held-out unlabelled data.
+
+    ``settings`` names them, among :data:`LEARNABLE`; they start at their configured values. Every
+    ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them at ``learning_rate`` along a
+    hypergradient of the reference loss: the query loss of ``held_out`` of the pretraining examples
+    at ``reference_ratios`` and ``reference_nearby``. The mask ratio of a training step is drawn
+    around its learned mean with deviation ``mask_spread``. See docs/multilevel.md.
+    """
+
+    settings: tuple[str, ...] = ()
+    hypergradient: Literal["darts", "sama"] = "sama"
+    learning_rate: float = 0.05
+    unroll_steps: int = 4
+    warmup_steps: int = 20
+    held_out: float = 0.1
+    reference_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    reference_nearby: float = 0.1
+    mask_spread: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        for name in self.settings:
+            if name not in LEARNABLE:
+                raise ConfigError(
+                    f"expected settings to learn among {', '.join(LEARNABLE)}, "
+                    f"{near(name, LEARNABLE)}"
+                )
+        distinct = len(set(self.settings)) == len(self.settings)
+        _require(distinct, "learn.settings without repetition", self.settings)
+        _require(_positive(self.learning_rate), "learn.learning_rate > 0", self.learning_rate)
+        _require(self.unroll_steps >= 1, "learn.unroll_steps >= 1", self.unroll_steps)
+        _require(self.warmup_steps >= 0, "learn.warmup_steps >= 0", self.warmup_steps)
+        _require(0 < self.held_out < 1, "learn.held_out between 0 and 1", self.held_out)
+        inside = all(0 < ratio < 1 for ratio in self.reference_ratios)
+        fit = bool(self.reference_ratios) and inside
+        _require(fit, "learn.reference_ratios between 0 and 1", self.reference_ratios)
+        nearby = 0 <= self.reference_nearby <= 1
+        _require(nearby, "learn.reference_nearby in [0, 1]", self.reference_nearby)
+        _require(_positive(self.mask_spread), "learn.mask_spread > 0", self.mask_spread)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that determines a run, apart from the data themselves.
 
@@ -256,6 +303,7 @@ class Config:
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 

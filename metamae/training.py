@@ -112,7 +112,7 @@ def pretrain(
     """
     reporter = reporter or Reporter(None)
     device = torch.device(device)
-    run = _Run(config, dataset, run_dir, device)
+    run = _run_kind(config)(config, dataset, run_dir, device)
     if resume and (run_dir / CHECKPOINT).is_file():
         run.restore()
     write_text(run_dir / CONFIG, config.to_yaml())
@@ -132,6 +132,15 @@ def pretrain(
         seconds=run.seconds,
         compiling=run.compiled.seconds if run.compiled else 0.0,
     )
+
+
+def _run_kind(config: Config) -> type[_Run]:
+    """Plain training, or training with an outer level, which needs Betty."""
+    if config.method != "metamae" or not config.learn.settings:
+        return _Run
+    from metamae.bilevel import BilevelRun  # it builds on this module
+
+    return BilevelRun
 
 
 class _Run:
@@ -274,11 +283,17 @@ class _Run:
             config=self.config,
             step=self.step,
             model=self.method.state_dict(),
-            optimiser=self.optimiser.state_dict(),
+            optimiser=self.optimiser_state(),
             history=self.history.series,
             seconds=self.seconds,
             provenance=versions(),
         ).save(self.run_dir / CHECKPOINT)
+
+    def optimiser_state(self) -> dict[str, Any]:
+        return self.optimiser.state_dict()
+
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
 
     def restore(self) -> None:
         found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
@@ -289,7 +304,7 @@ class _Run:
                 f"checkpoint after {found.step}; ask for more steps or use another folder"
             )
         self.method.load_state_dict(found.model)
-        self.optimiser.load_state_dict(found.optimiser)
+        self.load_optimiser_state(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
 
