@@ -31,7 +31,7 @@ from rich.console import Console
 
 from metalearn import MetalearnError
 from metamae import ConfigError, MetamaeError, load_dataset, make_config
-from metamae.config import METHODS, Config
+from metamae.config import COMPARED, METHODS, Config
 from metamae.data import POCKET, stands_for
 from metamae.experiment import RESULTS, Experiment
 from metamae.progress import Reporter
@@ -50,7 +50,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", default="sensors", metavar="NAME|all", help="data set (default: sensors)")
     add(
-        "--methods", nargs="+", default=list(METHODS), metavar="M", help=f"of: {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        default=list(COMPARED),
+        metavar="M",
+        help=f"of: {', '.join(METHODS)} (default: {', '.join(COMPARED)})",
     )
     add("--steps", type=int, help="pretraining steps (default: the preset's)")
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metamae.backbone import Backbone
 from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import Tokenizer, xavier_linear
-from metamae.transformer import TransformerEncoder, select
+from metamae.tokenizer import xavier_linear
+from metamae.transformer import select
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Backbone):
     r"""Encoder, decoder and per-example losses (paper, section 2.1, Eq. 1).
 
     The loss of one token is the mean squared error over its values, or the cross-entropy of its
@@ -50,11 +51,8 @@ class MaskedAutoencoder(nn.Module):
         support_mean: str = "task",
     ) -> None:
         """See the class."""
-        super().__init__()
-        self.inputs, self.masking, self.support_mean = inputs, masking, support_mean
-        # The encoder side is built first: methods that share a seed share its initial weights.
-        self.tokenizer = Tokenizer(inputs, encoder.width)
-        self.encoder = TransformerEncoder(encoder)
+        super().__init__(inputs, encoder)
+        self.masking, self.support_mean = masking, support_mean
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
@@ -117,15 +115,6 @@ class MaskedAutoencoder(nn.Module):
             for n in range(len(self.inputs))
         ]
         return torch.stack(losses).mean(0)
-
-    def token_features(self, batch: Batch) -> Tensor:
-        """Final token states of unmasked examples, without the class token."""
-        latent: Tensor = self.encoder(self.tokenizer(batch))
-        return latent[:, 1:]
-
-    def features(self, batch: Batch) -> Tensor:
-        """Mean of :meth:`token_features`: what the probe sees."""
-        return self.token_features(batch).mean(dim=1)
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]

@@ -19,8 +19,11 @@ import yaml
 
 from metamae.errors import ConfigError
 
-METHODS = ("random", "mae", "metamae")
+METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
 """Known methods, in the order of a report."""
+
+COMPARED = ("random", "mae", "metamae")
+"""The methods that are compared when none are named."""
 
 
 def _positive(value: float) -> bool:
@@ -108,7 +111,11 @@ class AdaptationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """Task-contrastive loss (Eq. 3-4): its weight, temperature and projector."""
+    """Task-contrastive loss (Eq. 3-4): its weight, temperature and projector.
+
+    It needs an inner step: with ``adaptation.step_size=0`` both views of an example are equal, and
+    what is left only pushes the examples of a batch apart.
+    """
 
     weight: float = 1.0
     temperature: float = 0.5
@@ -121,6 +128,63 @@ class ContrastConfig:
         _require(_positive(self.temperature), "contrast.temperature > 0", self.temperature)
         _require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
         _require(self.out >= 1, "contrast.out >= 1", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMixConfig:
+    """e-Mix: shares of a mixture are Beta(alpha, alpha); similarities of ``out``-wide vectors.
+
+    ``weighting`` is ``per_example``, or ``as_published``: batch means of shares times batch means
+    of losses, to which the published code's broadcasting amounts.
+    """
+
+    alpha: float = 1.0
+    temperature: float = 0.2
+    out: int = 128
+    weighting: Literal["per_example", "as_published"] = "per_example"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(_positive(self.alpha), "baseline.emix.alpha > 0", self.alpha)
+        _require(_positive(self.temperature), "baseline.emix.temperature > 0", self.temperature)
+        _require(self.out >= 1, "baseline.emix.out >= 1", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapriConfig:
+    """Capri: which positions predict and compete, and how they are scored.
+
+    ``positions`` is ``all``, as in the published code, or ``masked``, as it is described.
+    """
+
+    temperature: float = 0.07
+    positions: Literal["all", "masked"] = "all"
+    normalise: bool = False
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(_positive(self.temperature), "baseline.capri.temperature > 0", self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The baselines of DABS.
+
+    ``corruption`` is the share of tokens that ShED moves, and that Capri and the linear MAE zero;
+    the default is DABS's, for no rate per data set was published. ``reconstruction`` is the linear
+    MAE's loss of one real token: the L2 ``norm`` of its error, as published, or the mean
+    ``squared`` error, as of the MAE with a deep decoder.
+    """
+
+    corruption: float = 0.15
+    reconstruction: Literal["norm", "squared"] = "norm"
+    emix: EMixConfig = field(default_factory=EMixConfig)
+    capri: CapriConfig = field(default_factory=CapriConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(0 < self.corruption < 1, "baseline.corruption in (0, 1)", self.corruption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +247,7 @@ class Config:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 

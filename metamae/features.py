@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metamae.data.dataset import Partition
 from metamae.errors import TrainingError
-from metamae.objective import MAE
+from metamae.method import Method
 
 
 @torch.no_grad()
 def extract_features(
-    method: MAE, data: Partition, *, device: torch.device | str = "cpu", batch_size: int = 256
+    method: Method[Any],
+    data: Partition,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
 ) -> Tensor:
     """Features of all examples, float32 ``(N, D)`` on the CPU.
 

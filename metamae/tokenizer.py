@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -101,15 +102,37 @@ class Tokenizer(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Embedded tokens with positions; token grids may differ from pretraining's."""
         check_batch(self.inputs, batch)
-        joined = []
-        for number, spec in enumerate(self.inputs):
-            x = batch[spec.name]
-            tokens = self.embed[number](spec.patchify(x))
-            tokens = tokens + self._positions(number, spec.grid_of(x)).to(tokens)
-            if self.type_vectors is not None:
-                tokens = tokens + self.type_vectors[number]
-            joined.append(tokens)
+        joined = [
+            self._place(number, batch, self._content(number, batch))
+            for number in range(len(self.inputs))
+        ]
         return torch.cat(joined, dim=1)
+
+    def contents(self, batch: Batch) -> Tensor:
+        """Embedded tokens ``(B, L, D)`` without positions and types: what they hold."""
+        check_batch(self.inputs, batch)
+        return torch.cat([self._content(n, batch) for n in range(len(self.inputs))], dim=1)
+
+    def place(self, contents: Tensor, batch: Batch) -> Tensor:
+        """Add what a token's place alone decides, its position and type, to contents.
+
+        ``place(contents(batch), batch)`` equals ``forward(batch)``. Methods that corrupt contents
+        do so in between: a token that was zeroed still tells where it stands.
+        """
+        counts = [math.prod(spec.grid_of(batch[spec.name])) for spec in self.inputs]
+        parts = contents.split(counts, dim=1)
+        return torch.cat([self._place(n, batch, part) for n, part in enumerate(parts)], dim=1)
+
+    def _content(self, number: int, batch: Batch) -> Tensor:
+        spec = self.inputs[number]
+        content: Tensor = self.embed[number](spec.patchify(batch[spec.name]))
+        return content
+
+    def _place(self, number: int, batch: Batch, content: Tensor) -> Tensor:
+        spec = self.inputs[number]
+        grid = spec.grid_of(batch[spec.name])
+        placed = content + self._positions(number, grid).to(content)
+        return placed if self.type_vectors is None else placed + self.type_vectors[number]
 
     def _positions(self, number: int, grid: tuple[int, ...]) -> Tensor:
         if grid == self.inputs[number].grid:

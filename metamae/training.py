@@ -9,18 +9,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn import NonFiniteLossError
+from metamae.baselines.supervised import stored_task
 from metamae.checkpoint import Checkpoint, write_json, write_text
 from metamae.config import Config
-from metamae.data.dataset import Dataset, Partition
-from metamae.errors import CheckpointError, DataError, TrainingError
-from metamae.inputs import Inputs
-from metamae.masking import Split
-from metamae.objective import MAE, PretextLoss, build_method
+from metamae.data.dataset import Dataset, Partition, Task, labelled_batch
+from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
+from metamae.inputs import Batch, Inputs, to_device
+from metamae.method import Draw, Method, PretextLoss
+from metamae.objective import build_method
 from metamae.progress import Reporter
 from metamae.provenance import versions
 from metamae.randomness import fold, generator, seeded
@@ -53,7 +55,7 @@ class Pretrained:
         seconds: Time spent in them (data, loss, gradients, update), without logging and saving.
     """
 
-    method: MAE
+    method: Method[Any]
     history: History
     steps: int
     seconds: float
@@ -76,7 +78,8 @@ def pretrain(
 
     Args:
         config: The resolved configuration.
-        dataset: Where the unlabelled examples come from.
+        dataset: Where the examples come from: the unlabelled ones, or the labelled training rows
+            for a method that needs labels.
         run_dir: Folder of this run; made if missing.
         device: Where to train.
         resume: Continue from the checkpoint in ``run_dir``, if there is one.
@@ -84,6 +87,7 @@ def pretrain(
 
     Raises:
         CheckpointError: a damaged checkpoint, or one of another configuration.
+        ConfigError: settings that do not fit the method, such as steps for ``random``.
         DataError: fewer examples than one batch, or unusable examples.
         TrainingError: a loss that is not finite; the last checkpoint stays as it was.
 
@@ -120,14 +124,15 @@ class _Run:
     def __init__(
         self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
     ) -> None:
-        self.config, self.data, self.run_dir, self.device = (
-            config,
-            dataset.need("pretrain"),
-            run_dir,
-            device,
-        )
+        if config.method == "random" and config.training.steps > 0:
+            raise ConfigError(
+                f"expected training.steps=0 for method random, which is not trained, got "
+                f"{config.training.steps}"
+            )
+        self.config, self.run_dir, self.device = config, run_dir, device
+        self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
+        self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
-        self.method = build_method(config, dataset.inputs).to(device).train()
         self.optimiser = torch.optim.AdamW(
             self.method.parameters(),
             lr=config.training.learning_rate,
@@ -140,8 +145,8 @@ class _Run:
         settings = self.config.training
         while self.step < settings.steps:
             start = time.perf_counter()
-            batch, split = self.load(self.step)
-            result = self.loss(batch, split)
+            batch, draw = self.load(self.step)
+            result = self.loss(batch, draw)
             value = result.loss.item()
             self.refuse_non_finite(value, result)
             self.optimiser.zero_grad(set_to_none=True)
@@ -150,26 +155,27 @@ class _Run:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds += time.perf_counter() - start
-            self.log(value, result, batch, split)
+            self.log(value, result, batch, draw)
             self.step += 1
             yield value
             if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
                 self.save()
 
-    def load(self, step: int) -> tuple[dict[str, Tensor], Split]:
-        """Batch and split of one step."""
+    def load(self, step: int) -> tuple[Batch, Draw]:
+        """Batch and draw of one step."""
         settings, seed = self.config.training, self.config.seed
         index = batch_indices(len(self.data), settings.batch_size, seed, step)
-        batch = {name: x.to(self.device) for name, x in self.data.batch(index).items()}
-        split = self.method.draw(settings.batch_size, generator(seed, "masks", step))
-        return batch, split.to(self.device)
+        labelled = self.method.needs_labels
+        batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
+        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        return to_device(batch, self.device), draw.to(self.device)
 
-    def loss(self, batch: dict[str, Tensor], split: Split) -> PretextLoss:
+    def loss(self, batch: Batch, draw: Draw) -> PretextLoss:
         """Loss of one step, with this step's dropout."""
         seed = fold(self.config.seed, "dropout", self.step)
         unmoved = self.naming_step("nothing was updated")
         with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
-            result: PretextLoss = self.method(batch, split)
+            result: PretextLoss = self.method(batch, draw)
         return result
 
     @contextmanager
@@ -182,16 +188,14 @@ class _Run:
                 f"{fault} (at step {self.step + 1} of training; {consequence})"
             ) from fault
 
-    def log(
-        self, value: float, result: PretextLoss, batch: dict[str, Tensor], split: Split
-    ) -> None:
+    def log(self, value: float, result: PretextLoss, batch: Batch, draw: Draw) -> None:
         last = self.step == self.config.training.steps - 1
         if self.step % self.config.training.log_every and not last:
             return
         terms = {name: term.item() for name, term in result.terms.items()}
         self.method.eval()
         with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
-            terms |= self.method.monitor(batch, split)
+            terms |= self.method.monitor(batch, draw)
         self.method.train()
         self.history.add(self.step + 1, loss=value, **terms)
 
@@ -238,7 +242,7 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     """
     try:
         series = json.loads(path.read_text())
-        series["query"]
+        series["loss"]
         return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
         raise CheckpointError(
@@ -277,19 +281,24 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") -> MAE:
+def load_method(
+    path: Path, inputs: Inputs, device: torch.device | str = "cpu", *, task: Task | None = None
+) -> Method[Any]:
     """Rebuild a trained method from its checkpoint alone.
 
     Args:
         path: The checkpoint file.
         inputs: Input specifications of the data set it was trained on.
         device: Where to put it.
+        task: Task of a supervised method; by default the one its weights were trained for.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
     """
     found = Checkpoint.load(path, device)
-    method = build_method(found.config, inputs).to(device)
+    if task is None and found.config.method == "supervised":
+        task = stored_task(found.model)
+    method = build_method(found.config, inputs, task).to(device)
     try:
         method.load_state_dict(found.model)
     except RuntimeError as fault:

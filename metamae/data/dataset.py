@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.errors import DataError
-from metamae.inputs import Inputs, Tokens
+from metamae.inputs import Inputs, LabelledBatch, Tokens
 
 Array = NDArray[Any]
 Part = Literal["pretrain", "train", "test"]
@@ -149,6 +149,23 @@ class Partition:
         x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
         return x if scaling is None else scaling(x)
+
+
+def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> LabelledBatch:
+    """Scaled examples with their labels: int64 classes, or float32 numbers.
+
+    Raises:
+        DataError: a partition without labels, labels that are not finite, or unusable examples.
+    """
+    if data.labels is None:
+        raise DataError("expected labelled examples, got a partition without labels")
+    rows = index.numpy() if isinstance(index, Tensor) else index
+    raw = np.asarray(data.labels[rows])
+    real = np.issubdtype(raw.dtype, np.floating)
+    if real:
+        _refuse(~np.isfinite(raw), np.arange(len(data))[rows], "labels", "finite values", raw)
+    labels = torch.from_numpy(raw.astype(np.float32 if real else np.int64))
+    return LabelledBatch(data.batch(index), labels)
 
 
 def _refuse(bad: Array, numbers: Array, name: str, expected: str, raw: Array) -> None:
