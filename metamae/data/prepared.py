@@ -208,11 +208,11 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
     try:
-        writer = Writer(temporary, on_error=on_error, reporter=reporter)
         raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
-        with intact(", ".join(str(path) for path in paths.values())):
-            source.prepare(raw, writer)
-        facts = writer.close()
+        with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
+            with intact(", ".join(str(path) for path in paths.values())):
+                source.prepare(raw, writer)
+            facts = writer.close()
         manifest = {
             "format": FORMAT,
             "name": source.name,
