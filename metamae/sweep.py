@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from metamae.config import METHODS, Config, list_presets, make_config, near
-from metamae.data import POCKET, stands_for
+from metamae.data import POCKET, SOURCES, stands_for
 from metamae.errors import ConfigError
 from metamae.evaluation import PROTOCOLS, labels_of
 from metamae.results import DEFAULT, Key
@@ -210,6 +210,7 @@ def _datasets(values: Any) -> dict[str, Source]:
         _check_names("datasets", [name], names)
         inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
         given = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
+        _check_names(f"datasets.{name}.probe", given.get("probe", ()), (*POCKET, *SOURCES))
         sources[name] = Source(**given)
     return sources
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,7 +199,7 @@ def test_interrupts(
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metamae.training._Run.load", interrupt)
+    monkeypatch.setattr("metamae.training._Run.train", interrupt)
     done = command(*arguments)
     assert (done.code, done.err) == (130, hint)
 
@@ -255,3 +256,19 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: expected a checkpoint at ")
+
+
+def test_threads_that_wait_sleep() -> None:
+    """Said before torch is loaded; beside another busy process spinning threads cost minutes."""
+    code = "import os, metamae; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+        inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=inherited | given,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout == f"{expected}\n"

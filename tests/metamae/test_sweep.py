@@ -430,6 +430,7 @@ def test_the_paper_preset_of_an_embedded_set() -> None:
         ({"datasets": []}, "one or more datasets in a sweep, got none"),
         ({"datasets": "sensors"}, "keys and values in datasets, got 'sensors'"),
         ({"datasets": {"sensors": {"prob": []}}}, "in datasets.sensors, got 'prob'"),
+        ({"datasets": {"sensors": {"probe": ["digit"]}}}, "did you mean 'digits'?"),
         ({"methods": ["mea"]}, "in methods, got 'mea'; did you mean 'mae'?"),
         ({"methods": "mae, random"}, "got 'mae, random'"),
         ({"seeds": [-1]}, "a list of numbers >= 0, got [-1]"),
