@@ -157,7 +157,7 @@ def run_probe(options: argparse.Namespace) -> int:
                 variant=DEFAULT,
                 device=device,
                 probe=changed.probe,
-                seed=config.seed + number,
+                probe_seed=config.seed + number,
                 reporter=reporter,
             )
             for number in range(options.seeds)

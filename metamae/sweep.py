@@ -72,7 +72,8 @@ class Cell:
     def key(self, target: str, protocol: str) -> Key:
         """Key of one of its rows."""
         config = self.config
-        return Key(config.dataset, target, config.method, self.variant, config.seed, protocol)
+        seed = config.seed
+        return Key(config.dataset, target, config.method, self.variant, seed, protocol, seed)
 
     @property
     def keys(self) -> list[Key]:

@@ -71,7 +71,7 @@ def test_one_row_for_every_combination(tmp_path: Path) -> None:
     assert failures == {}
     assert not (tmp_path / "out" / FAILURES).exists()
     assert {row.key for row in rows} == {
-        Key("basic_motions", "basic_motions", method, variant, seed, protocol)
+        Key("basic_motions", "basic_motions", method, variant, seed, protocol, seed)
         for method, variant in (("random", "default"), ("metamae", "default"), ("metamae", "deep"))
         for seed in (0, 1)
         for protocol in ("published", "few-1")
