@@ -205,6 +205,5 @@ class Experiment:
         if shown is not None:
             method = load_method(runs[shown][0] / CHECKPOINT, dataset.inputs)
             assert isinstance(method, MAE)
-            draw_reconstructions(
-                method, dataset.need("test"), self.picture(dataset.name, "reconstructions")
-            )
+            picture = self.picture(dataset.name, "reconstructions")
+            draw_reconstructions(method, dataset.need("test"), picture)

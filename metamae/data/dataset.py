@@ -107,18 +107,22 @@ class Partition:
         inputs: Specifications of the inputs.
         scaling: Input name to scaling; absent inputs are taken as they are.
         labels: Class indices, or numbers for regression; ``None`` for unlabelled examples.
+        groups: Which subject, cluster or place a row comes from, so that validation cuts do not
+            share one; ``None`` where rows are independent. Never an input.
     """
 
     arrays: Mapping[str, Rows]
     inputs: Inputs
     scaling: Mapping[str, Affine] = field(default_factory=dict)
     labels: Array | None = None
+    groups: Array | None = None
 
     def __post_init__(self) -> None:
         """Check that all arrays have the same number of examples."""
         rows = {name: len(array) for name, array in self.arrays.items()}
-        if self.labels is not None:
-            rows["labels"] = len(self.labels)
+        for name in ("labels", "groups"):
+            if getattr(self, name) is not None:
+                rows[name] = len(getattr(self, name))
         if len(set(rows.values())) != 1:
             raise DataError(f"expected as many rows in every array, got {rows}")
 

@@ -207,6 +207,7 @@ def prepare(
     _clear_leftovers(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
+    writer = Writer(temporary, on_error=on_error, reporter=reporter)
     try:
         raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
         with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
@@ -232,6 +233,7 @@ def prepare(
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
+        writer.abandon()
         shutil.rmtree(temporary, ignore_errors=True)
     return Prepared.open(source, data_dir)
 

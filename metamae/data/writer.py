@@ -169,3 +169,8 @@ class Writer:
                     + "; check that the files are the published ones"
                 )
         return self.facts
+
+    def abandon(self) -> None:
+        """Let go of the files, complete or not."""
+        for array in self.arrays.values():
+            array.file.close()

@@ -19,6 +19,18 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "genomics": ("genomics", "genomics_ood"),
     "proteins": ("pfam", "scop", "secondary_structure", "stability", "fluorescence"),
     "wafermap": ("wafermap",),
+    "speech": (
+        "librispeech",
+        "audiomnist",
+        "fluent_location",
+        "fluent_action",
+        "fluent_object",
+        "google_speech",
+        "voxceleb1",
+    ),
+    "imagenet32": ("imagenet32",),
+    "images": ("cifar10", "cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"),
+    "vision_language": ("mscoco", "mismatched_caption", "vqa"),
 }
 """Module in this folder to the names it defines."""
 
