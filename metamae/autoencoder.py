@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metamae.backbone import Backbone
 from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import Tokenizer, xavier_linear
-from metamae.transformer import TransformerEncoder, select
+from metamae.tokenizer import select, xavier_linear
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Backbone):
     r"""Encoder, decoder and per-example losses (paper, section 2.1, Eq. 1).
 
     The loss of one token is the mean squared error over its values, or the cross-entropy of its
@@ -55,11 +55,9 @@ class MaskedAutoencoder(nn.Module):
         support_mean: str = "task",
     ) -> None:
         """See the class."""
-        super().__init__()
-        self.inputs, self.masking, self.support_mean = inputs, masking, support_mean
-        # The encoder side is built first: methods that share a seed share its initial weights.
-        self.tokenizer = Tokenizer(inputs, encoder.width)
-        self.encoder = TransformerEncoder(encoder)
+        super().__init__(inputs, encoder)
+        self.masking, self.support_mean = masking, support_mean
+        self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
@@ -68,7 +66,9 @@ class MaskedAutoencoder(nn.Module):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        return select(self.tokenizer(batch), split.support_idx)
+        visible = split.support_idx.split(self.masking.support_counts, 1)
+        embedded: Tensor = self.tokenizer(batch, visible)
+        return embedded
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
             slots = query_idx[n].gather(1, places[n])
             visible = self._token_losses(n, parts[n], targets, support_idx[n])
             nearby = self._token_losses(n, parts[len(self.inputs) + n], targets, slots)
-            weight = weights[n].to(nearby.dtype)
+            weight = weights[n].to(nearby.dtype) * self.nearby_scale
             total = visible.sum(1) + (weight * nearby).sum(1)
             count = visible.shape[1] + weight.sum(1)
             losses.append(total / (count.mean() if self.support_mean == "batch" else count))
@@ -122,15 +122,6 @@ class MaskedAutoencoder(nn.Module):
             for n in range(len(self.inputs))
         ]
         return torch.stack(losses).mean(0)
-
-    def token_features(self, batch: Batch) -> Tensor:
-        """Final token states of unmasked examples, without the class token."""
-        latent: Tensor = self.encoder(self.tokenizer(batch))
-        return latent[:, 1:]
-
-    def features(self, batch: Batch) -> Tensor:
-        """Mean of :meth:`token_features`: what the probe sees."""
-        return self.token_features(batch).mean(dim=1)
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]

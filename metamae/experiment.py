@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from metamae.config import METHODS, Config
+from metamae.config import COMPARED, METHODS, Config
 from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError, ConfigError
 from metamae.features import extract_features
 from metamae.figures import draw_curves, draw_reconstructions
+from metamae.objective import MAE
 from metamae.probe import ProbeResult, fit_probe
 from metamae.progress import Reporter
 from metamae.provenance import device_name, revision
@@ -49,7 +50,7 @@ class Experiment:
 
     config: dict[str, Config]
     load: Callable[[Config], Dataset]
-    methods: Sequence[str] = METHODS
+    methods: Sequence[str] = COMPARED
     seeds: int | None = None
     budget: float = 240.0
     max_seeds: int = 3
@@ -185,7 +186,7 @@ class Experiment:
         )
 
     def _draw(self, dataset: Dataset, seeds: int) -> None:
-        """Curves of all trained methods; reconstructions of the last of them, which refines."""
+        """Curves of all trained methods; reconstructions of MetaMAE, or else of MAE."""
         trained = [method for method in METHODS if method in self.methods and method != "random"]
         if not trained or self.config[dataset.name].training.steps == 0:
             return
@@ -200,7 +201,9 @@ class Experiment:
             for method, folders in runs.items()
         }
         draw_curves(histories, self.picture(dataset.name, "curves"))
-        shown = load_method(runs[trained[-1]][0] / CHECKPOINT, dataset.inputs)
-        draw_reconstructions(
-            shown, dataset.need("test"), self.picture(dataset.name, "reconstructions")
-        )
+        shown = next((method for method in ("metamae", "mae") if method in trained), None)
+        if shown is not None:
+            method = load_method(runs[shown][0] / CHECKPOINT, dataset.inputs)
+            assert isinstance(method, MAE)
+            picture = self.picture(dataset.name, "reconstructions")
+            draw_reconstructions(method, dataset.need("test"), picture)

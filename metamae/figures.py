@@ -21,7 +21,7 @@ from metamae.randomness import generator
 from metamae.report import LABELS
 
 Array = NDArray[Any]
-COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
+COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 MASKED = "#e8e8e8"
 
 
@@ -179,14 +179,23 @@ def draw_curves(
 ) -> None:
     """Draw training losses per method, and MetaMAE's support loss around the inner step.
 
+    Losses on masked tokens share a panel. Methods with another loss get a panel of their own,
+    where each loss is divided by its first value: they have no scale in common.
+
     Args:
         histories: Method name to one history per seed (name -> list of ``[step, value]``).
         path: PNG file to write.
     """
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    others = not all("query" in run for runs in histories.values() for run in runs)
+    panels = 3 if others else 2
+    figure = Figure(figsize=(5.5 * panels, 3.8), layout="constrained")
+    left, *middle, right = figure.subplots(1, panels)
     for number, (method, runs) in enumerate(histories.items()):
-        _draw_series(left, [run["query"] for run in runs], COLOURS[number], LABELS[method])
+        if all("query" in run for run in runs):
+            _draw_series(left, [run["query"] for run in runs], COLOURS[number], LABELS[method])
+        else:
+            relative = [_relative(run["loss"]) for run in runs]
+            _draw_series(middle[0], relative, COLOURS[number], LABELS[method])
         if all("support_before" in run for run in runs):
             before, after = (
                 [run[f"support_{side}"] for run in runs] for side in ("before", "after")
@@ -196,7 +205,9 @@ def draw_curves(
             gains = [100 * (1 - a[-1][1] / b[-1][1]) for b, a in zip(before, after, strict=True)]
             right.set_title(f"support loss (last reduction {np.mean(gains):.2g} %)")
     left.set_title("loss on masked tokens")
-    for axis in (left, right):
+    for axis in middle:
+        axis.set_title("other losses, relative to their first value")
+    for axis in (left, *middle, right):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
@@ -204,6 +215,11 @@ def draw_curves(
         else:
             axis.text(0.5, 0.5, "nothing to show", ha="center", transform=axis.transAxes)
     figure.savefig(path, dpi=110)
+
+
+def _relative(points: list[list[float]]) -> list[list[float]]:
+    first = points[0][1] or 1.0
+    return [[step, value / first] for step, value in points]
 
 
 def _draw_series(axis: Axes, runs: Sequence[list[list[float]]], colour: str, label: str) -> None:

@@ -30,6 +30,31 @@ Batch: TypeAlias = Mapping[str, Tensor]
 """Input name -> tensor with the example axis first."""
 
 
+class LabelledBatch(dict[str, Tensor]):
+    """A batch whose labels travel beside its inputs, never among them.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import LabelledBatch
+        >>> batch = LabelledBatch({"row": torch.zeros(2, 6)}, labels=torch.tensor([0, 1]))
+        >>> list(batch), batch.labels
+        (['row'], tensor([0, 1]))
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor], labels: Tensor) -> None:
+        """See the class."""
+        super().__init__(inputs)
+        self.labels = labels
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The same batch on another device, with its labels if it has some."""
+    moved = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    if isinstance(batch, LabelledBatch):
+        return LabelledBatch(moved, batch.labels.to(device, non_blocking=True))
+    return moved
+
+
 def _check_divides(what: str, size: int, by: int) -> None:
     if size < 1 or by < 1 or size % by:
         raise InputError(

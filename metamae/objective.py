@@ -1,16 +1,16 @@
 """The pretraining objectives: plain masked autoencoding, and MetaMAE.
 
-Every method is a module with one contract (:class:`Method`): it draws its own randomness from a
-generator, computes a loss from a batch and that draw alone, and gives features of unmasked data.
+Both keep the contract of all methods, :class:`metamae.method.Method`; :func:`build_method` builds
+any of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalearn import (
     Checkpointed,
@@ -28,11 +28,24 @@ from metalearn import (
     Unrolled,
 )
 from metamae.autoencoder import MaskedAutoencoder
+from metamae.baselines import BASELINES, build_baseline
 from metamae.config import AdaptationConfig, Config
-from metamae.errors import ConfigError, InputError
-from metamae.inputs import Batch, Inputs, check_batch
+from metamae.data.dataset import Task
+from metamae.errors import ConfigError
+from metamae.inputs import Batch, Inputs
 from metamae.masking import Masking, Split
+from metamae.method import Method, PretextLoss
 from metamae.randomness import seeded
+
+__all__ = [
+    "MAE",
+    "POLICIES",
+    "MetaMAE",
+    "Method",
+    "PretextLoss",
+    "build_adapter",
+    "build_method",
+]
 
 POLICIES: dict[str, GradientPolicy] = {
     "unrolled": Unrolled(),
@@ -43,36 +56,7 @@ POLICIES: dict[str, GradientPolicy] = {
 """Gradient policies by the name that a configuration uses."""
 
 
-@dataclass(frozen=True)
-class PretextLoss:
-    """A loss to minimise and the terms it consists of, all scalars."""
-
-    loss: Tensor
-    terms: dict[str, Tensor]
-
-
-@runtime_checkable
-class Method(Protocol):
-    """What training and evaluation need of a self-supervised method."""
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> Split:
-        """Everything random about one step, apart from dropout."""
-        ...
-
-    def __call__(self, batch: Batch, draw: Split) -> PretextLoss:
-        """Loss of a batch under a draw."""
-        ...
-
-    def features(self, batch: Batch) -> Tensor:
-        """Features ``(B, D)`` of unmasked examples."""
-        ...
-
-    def monitor(self, batch: Batch, draw: Split) -> dict[str, float]:
-        """Numbers worth a curve that training itself does not need."""
-        ...
-
-
-class MAE(nn.Module):
+class MAE(Method[Split]):
     r"""Masked autoencoder with a deep decoder (paper, section 2.1, Eq. 1).
 
     .. math:: L = \frac{1}{B} \sum_b L_{query}(e(S_b))
@@ -81,10 +65,11 @@ class MAE(nn.Module):
         network: The masked autoencoder.
     """
 
+    network: MaskedAutoencoder
+
     def __init__(self, network: MaskedAutoencoder) -> None:
         """See the class."""
-        super().__init__()
-        self.network = network
+        super().__init__(network)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Split:
         """A support/query split for every example."""
@@ -92,27 +77,11 @@ class MAE(nn.Module):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
-        self._check(batch, split)
+        self.check(batch, len(split.support_idx))
         targets = self.network.tokenizer.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         query = self.network.query_loss(latent, targets, split).mean()
         return PretextLoss(query, {"query": query.detach()})
-
-    def _check(self, batch: Batch, split: Split) -> None:
-        size = check_batch(self.network.inputs, batch, exact=True)
-        if size != len(split.support_idx):
-            raise InputError(
-                f"expected a split of {size} examples, as in the batch, got one of "
-                f"{len(split.support_idx)}; draw it for this batch size"
-            )
-
-    def features(self, batch: Batch) -> Tensor:
-        """Mean token features ``(B, D)``."""
-        return self.network.features(batch)
-
-    def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
-        """Nothing beyond the loss."""
-        return {}
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
@@ -154,7 +123,7 @@ class MetaMAE(MAE):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
-        self._check(batch, split)
+        self.check(batch, len(split.support_idx))
         targets = self.network.tokenizer.targets(batch)
         result = self.meta(
             self.network.visible_tokens(batch, split),
@@ -164,7 +133,7 @@ class MetaMAE(MAE):
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
-        return PretextLoss(result.loss, terms)
+        return PretextLoss(result.loss, terms, result.adaptation.losses)
 
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
@@ -190,11 +159,19 @@ class MetaMAE(MAE):
         return latent, refined
 
 
-def build_method(config: Config, inputs: Inputs) -> MAE:
+def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Method[Any]:
     """Build a method with weights that depend on ``config.seed`` alone.
 
-    Methods that share a seed and sizes share the initial weights of encoder and decoder. The
-    global random state is left as it was.
+    Methods that share a seed and sizes share the initial weights of the encoder, and of the
+    decoder where they have one. The global random state is left as it was.
+
+    Args:
+        config: The resolved configuration.
+        inputs: Specifications of the inputs.
+        task: What labels mean; only the supervised method needs it.
+
+    Raises:
+        ConfigError: settings that do not fit the method or the inputs.
 
     Example:
         >>> from metamae.config import make_config
@@ -204,6 +181,10 @@ def build_method(config: Config, inputs: Inputs) -> MAE:
         >>> build_method(make_config("sensors"), (spec,)).network.encoder.norm.normalized_shape
         (128,)
     """
+    if config.method in BASELINES:
+        with seeded(config.seed):
+            return build_baseline(config, inputs, task)
+    _refuse_blind_decoder(config)
     masking = Masking(inputs, config.masking.mask_ratio, config.masking.nearby_ratio)
     with seeded(config.seed):
         network = MaskedAutoencoder(
@@ -215,11 +196,34 @@ def build_method(config: Config, inputs: Inputs) -> MAE:
         )
         if config.method != "metamae":
             return MAE(network)
+        if config.learn.settings:
+            return _build_learning(config, network)
         return MetaMAE(
             network,
             build_adapter(config.adaptation, config.encoder.width),
             _build_contrast(config),
             contrast_weight=config.contrast.weight,
+        )
+
+
+def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
+    from metamae.settings import build_learning  # it builds on this module
+
+    adaptation = config.adaptation
+    if "step_size" in config.learn.settings:
+        adaptation = replace(adaptation, learned="scalar")
+    adapter = build_adapter(adaptation, config.encoder.width)
+    return build_learning(config, network, adapter, _build_contrast(config))
+
+
+def _refuse_blind_decoder(config: Config) -> None:
+    """Without a block, predictions of masked tokens do not depend on the latent at all."""
+    contrasted = config.method == "metamae" and config.contrast.weight > 0
+    if config.decoder.depth == 0 and config.method != "random" and not contrasted:
+        raise ConfigError(
+            f"expected decoder.depth >= 1 for {config.method} without a contrast, got 0: masked "
+            "tokens would never see the latent, and the encoder would not be trained; for a "
+            "masked autoencoder without a deep decoder use method mae_linear"
         )
 
 

@@ -16,8 +16,13 @@ from metamae.errors import DataError
 
 LABELS = {
     "random": "random init",
+    "emix": "e-Mix",
+    "shed": "ShED",
+    "capri": "Capri",
+    "mae_linear": "MAE (linear)",
     "mae": "MAE (deep)",
     "metamae": "MetaMAE",
+    "supervised": "supervised",
 }
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -98,24 +100,68 @@ class Tokenizer(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table.weight
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Embedded tokens with positions; token grids may differ from pretraining's."""
+    def forward(self, batch: Batch, visible: Sequence[Tensor] | None = None) -> Tensor:
+        """Embedded tokens with positions; token grids may differ from pretraining's.
+
+        With ``visible``, joint indices ``(B, S_i)`` per input, only these tokens are embedded.
+        """
         check_batch(self.inputs, batch)
-        joined = []
+        joined, offset = [], 0
         for number, spec in enumerate(self.inputs):
-            x = batch[spec.name]
-            tokens = self.embed[number](spec.patchify(x))
-            tokens = tokens + self._positions(number, spec.grid_of(x)).to(tokens)
-            if self.type_vectors is not None:
-                tokens = tokens + self.type_vectors[number]
-            joined.append(tokens)
+            index = None if visible is None else visible[number] - offset
+            joined.append(self._place(number, batch, self._content(number, batch, index), index))
+            offset += spec.tokens
         return torch.cat(joined, dim=1)
+
+    def contents(self, batch: Batch) -> Tensor:
+        """Embedded tokens ``(B, L, D)`` without positions and types: what they hold."""
+        check_batch(self.inputs, batch)
+        return torch.cat([self._content(n, batch) for n in range(len(self.inputs))], dim=1)
+
+    def place(self, contents: Tensor, batch: Batch) -> Tensor:
+        """Add what a token's place alone decides, its position and type, to contents.
+
+        ``place(contents(batch), batch)`` equals ``forward(batch)``. Methods that corrupt contents
+        do so in between: a token that was zeroed still tells where it stands.
+        """
+        counts = [math.prod(spec.grid_of(batch[spec.name])) for spec in self.inputs]
+        parts = contents.split(counts, dim=1)
+        return torch.cat([self._place(n, batch, part) for n, part in enumerate(parts)], dim=1)
+
+    def _content(self, number: int, batch: Batch, index: Tensor | None = None) -> Tensor:
+        """Embedded tokens of one input; only those at ``index`` (B, S_i) where it is given."""
+        spec = self.inputs[number]
+        raw = spec.patchify(batch[spec.name])
+        content: Tensor = self.embed[number](raw if index is None else select(raw, index))
+        return content
+
+    def _place(
+        self, number: int, batch: Batch, content: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        spec = self.inputs[number]
+        positions = self._positions(number, spec.grid_of(batch[spec.name]))
+        placed = content + (positions if index is None else positions[index]).to(content)
+        return placed if self.type_vectors is None else placed + self.type_vectors[number]
 
     def _positions(self, number: int, grid: tuple[int, ...]) -> Tensor:
         if grid == self.inputs[number].grid:
             table: Tensor = self.get_buffer(f"positions_{number}")
             return table
         return sincos_positions(grid, self.width)
+
+
+def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
+    """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
+    if isinstance(rows, slice):
+        return tokens[:, rows]
+    if tokens.ndim == 2:
+        return tokens.gather(1, rows)
+    # Whole rows of a matrix: several times faster than a gather of single values, twice so in the
+    # backward passes.
+    size, length = tokens.shape[:2]
+    first = torch.arange(size, device=rows.device).unsqueeze(1) * length
+    chosen = tokens.reshape(size * length, -1).index_select(0, (rows + first).flatten())
+    return chosen.view(size, rows.shape[1], -1)
 
 
 def _embedding(spec: InputSpec, width: int) -> nn.Module:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from metalearn import NonFiniteLossError
+from metalearn.inner import refuse_non_finite
+from metamae.baselines.supervised import stored_task
 from metamae.checkpoint import Checkpoint, write_json, write_text
+from metamae.compiling import CompiledLoss
 from metamae.config import Config
-from metamae.data.dataset import Dataset, Partition
-from metamae.errors import CheckpointError, DataError, TrainingError
-from metamae.inputs import Inputs
-from metamae.masking import Split
-from metamae.objective import MAE, PretextLoss, build_method
+from metamae.data.dataset import Dataset, Partition, Task, labelled_batch
+from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
+from metamae.inputs import Batch, Inputs, to_device
+from metamae.loading import Prefetcher, pin_batch, pin_draw
+from metamae.method import Draw, Method, PretextLoss
+from metamae.objective import build_method
 from metamae.progress import Reporter
 from metamae.provenance import versions
 from metamae.randomness import fold, generator, seeded
@@ -28,6 +35,8 @@ from metamae.randomness import fold, generator, seeded
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
 HISTORY = "history.json"
+
+Loaded: TypeAlias = tuple[Batch, Draw]
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,16 @@ class Pretrained:
         method: The trained method, on its device, in eval mode.
         history: Logged numbers.
         steps: Optimisation steps taken.
-        seconds: Time spent in them (data, loss, gradients, update), without logging and saving.
+        seconds: Time spent in them (data, loss, gradients, update), without compiling, logging and
+            saving.
+        compiling: Time that ``training.compile`` took in this call, 0 without it.
     """
 
-    method: MAE
+    method: Method[Any]
     history: History
     steps: int
     seconds: float
+    compiling: float = 0.0
 
 
 def pretrain(
@@ -76,7 +88,8 @@ def pretrain(
 
     Args:
         config: The resolved configuration.
-        dataset: Where the unlabelled examples come from.
+        dataset: Where the examples come from: the unlabelled ones, or the labelled training rows
+            for a method that needs labels.
         run_dir: Folder of this run; made if missing.
         device: Where to train.
         resume: Continue from the checkpoint in ``run_dir``, if there is one.
@@ -84,6 +97,7 @@ def pretrain(
 
     Raises:
         CheckpointError: a damaged checkpoint, or one of another configuration.
+        ConfigError: settings that do not fit the method, such as steps for ``random``.
         DataError: fewer examples than one batch, or unusable examples.
         TrainingError: a loss that is not finite; the last checkpoint stays as it was.
 
@@ -98,20 +112,35 @@ def pretrain(
     """
     reporter = reporter or Reporter(None)
     device = torch.device(device)
-    run = _Run(config, dataset, run_dir, device)
+    run = _run_kind(config)(config, dataset, run_dir, device)
     if resume and (run_dir / CHECKPOINT).is_file():
         run.restore()
     write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
         title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
+        if config.training.compile == "on" and run.step < config.training.steps:
+            run.compile(title, reporter)
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
             for loss in run.train():
                 stage.advance(loss=loss)
     run.save()
     write_json(run_dir / HISTORY, run.history.series)
     return Pretrained(
-        method=run.method.eval(), history=run.history, steps=run.step, seconds=run.seconds
+        method=run.method.eval(),
+        history=run.history,
+        steps=run.step,
+        seconds=run.seconds,
+        compiling=run.compiled.seconds if run.compiled else 0.0,
     )
+
+
+def _run_kind(config: Config) -> type[_Run]:
+    """Plain training, or training with an outer level, which needs Betty."""
+    if config.method != "metamae" or not config.learn.settings:
+        return _Run
+    from metamae.bilevel import BilevelRun  # it builds on this module
+
+    return BilevelRun
 
 
 class _Run:
@@ -120,57 +149,94 @@ class _Run:
     def __init__(
         self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
     ) -> None:
-        self.config, self.data, self.run_dir, self.device = (
-            config,
-            dataset.need("pretrain"),
-            run_dir,
-            device,
-        )
+        if config.method == "random" and config.training.steps > 0:
+            raise ConfigError(
+                f"expected training.steps=0 for method random, which is not trained, got "
+                f"{config.training.steps}"
+            )
+        self.config, self.run_dir, self.device = config, run_dir, device
+        self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
+        self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
-        self.method = build_method(config, dataset.inputs).to(device).train()
         self.optimiser = torch.optim.AdamW(
             self.method.parameters(),
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
+            fused=True,
         )
         self.step, self.seconds, self.history = 0, 0.0, History()
+        self.compiled: CompiledLoss | None = None
+
+    def compile(self, title: str, reporter: Reporter) -> None:
+        """Trace the loss on the next batch, and say what came of it."""
+        settings = self.config.training
+        self.compiled = CompiledLoss(
+            self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
+        )
+        batch, draw = self.put(self.prepare(self.step))
+        with self.step_context():
+            self.compiled.prepare(batch, draw)
+        seconds = self.compiled.seconds
+        if self.compiled.failure:
+            text = f"{title}: not compiled, slower: {self.compiled.failure} (after {seconds:.1f} s)"
+            if reporter.console is None:
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+            reporter.say(text)
+            return
+        self.history.add(self.step + 1, compile_seconds=round(seconds, 3))
+        reporter.say(f"{title}: compiled in {seconds:.1f} s")
 
     def train(self) -> Iterator[float]:
         """Run the remaining steps, yielding the loss of each."""
         settings = self.config.training
-        while self.step < settings.steps:
-            start = time.perf_counter()
-            batch, split = self.load(self.step)
-            result = self.loss(batch, split)
-            value = result.loss.item()
-            self.refuse_non_finite(value, result)
-            self.optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()
-            self.optimiser.step()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - start
-            self.log(value, result, batch, split)
-            self.step += 1
-            yield value
-            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                self.save()
+        with Prefetcher(self.prepare, settings.steps) as ahead:
+            while self.step < settings.steps:
+                start = time.perf_counter()
+                batch, draw = self.put(ahead.take(self.step))
+                self.optimiser.zero_grad(set_to_none=True)
+                with self.compiled.repeatable() if self.compiled else nullcontext():
+                    result = self.loss(batch, draw)
+                    result.loss.backward()
+                # Here the host waits for the device, once a step; the weights have not moved.
+                value = self.finite_loss(result)
+                self.optimiser.step()
+                self.seconds += time.perf_counter() - start
+                self.log(value, result, batch, draw)
+                self.step += 1
+                yield value
+                if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
+                    self.save()
 
-    def load(self, step: int) -> tuple[dict[str, Tensor], Split]:
-        """Batch and split of one step."""
+    def prepare(self, step: int) -> Loaded:
+        """Batch and draw of one step, on the CPU, ready for the device to fetch."""
         settings, seed = self.config.training, self.config.seed
         index = batch_indices(len(self.data), settings.batch_size, seed, step)
-        batch = {name: x.to(self.device) for name, x in self.data.batch(index).items()}
-        split = self.method.draw(settings.batch_size, generator(seed, "masks", step))
-        return batch, split.to(self.device)
+        labelled = self.method.needs_labels
+        batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
+        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        if self.device.type == "cuda":
+            return pin_batch(batch), pin_draw(draw)
+        return batch, draw
 
-    def loss(self, batch: dict[str, Tensor], split: Split) -> PretextLoss:
+    def put(self, loaded: Loaded) -> Loaded:
+        """The same on the device."""
+        batch, draw = loaded
+        return to_device(batch, self.device), draw.to(self.device)
+
+    def loss(self, batch: Batch, draw: Draw) -> PretextLoss:
         """Loss of one step, with this step's dropout."""
+        method = self.compiled or self.method
+        with self.step_context():
+            result: PretextLoss = method(batch, draw)
+        return result
+
+    @contextmanager
+    def step_context(self) -> Iterator[None]:
+        """Dropout and precision of a step."""
         seed = fold(self.config.seed, "dropout", self.step)
         unmoved = self.naming_step("nothing was updated")
         with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
-            result: PretextLoss = self.method(batch, split)
-        return result
+            yield
 
     @contextmanager
     def naming_step(self, consequence: str) -> Iterator[None]:
@@ -182,22 +248,29 @@ class _Run:
                 f"{fault} (at step {self.step + 1} of training; {consequence})"
             ) from fault
 
-    def log(
-        self, value: float, result: PretextLoss, batch: dict[str, Tensor], split: Split
-    ) -> None:
+    def log(self, value: float, result: PretextLoss, batch: Batch, draw: Draw) -> None:
         last = self.step == self.config.training.steps - 1
         if self.step % self.config.training.log_every and not last:
             return
         terms = {name: term.item() for name, term in result.terms.items()}
         self.method.eval()
         with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
-            terms |= self.method.monitor(batch, split)
+            terms |= self.method.monitor(batch, draw)
         self.method.train()
         self.history.add(self.step + 1, loss=value, **terms)
 
-    def refuse_non_finite(self, value: float, result: PretextLoss) -> None:
-        if value - value == 0.0:  # false for NaN and infinities
-            return
+    def finite_loss(self, result: PretextLoss) -> float:
+        """The loss; an error if it, or a support loss on the way to it, is not finite."""
+        support = result.loss.new_zeros(()) if result.support is None else result.support.sum()
+        value, inner = torch.stack([result.loss.detach(), support.to(result.loss)]).tolist()
+        if math.isfinite(value) and math.isfinite(inner):
+            return float(value)
+        if result.support is not None:
+            with self.naming_step("nothing was updated"):
+                for number, losses in enumerate(result.support):
+                    refuse_non_finite(losses, number)
+        if math.isfinite(value):
+            return float(value)  # finite support losses whose sum overflows
         terms = {name: term.item() for name, term in result.terms.items()}
         shown = ", ".join(f"{name} {number}" for name, number in terms.items())
         raise TrainingError(
@@ -210,11 +283,17 @@ class _Run:
             config=self.config,
             step=self.step,
             model=self.method.state_dict(),
-            optimiser=self.optimiser.state_dict(),
+            optimiser=self.optimiser_state(),
             history=self.history.series,
             seconds=self.seconds,
             provenance=versions(),
         ).save(self.run_dir / CHECKPOINT)
+
+    def optimiser_state(self) -> dict[str, Any]:
+        return self.optimiser.state_dict()
+
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
 
     def restore(self) -> None:
         found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
@@ -225,7 +304,7 @@ class _Run:
                 f"checkpoint after {found.step}; ask for more steps or use another folder"
             )
         self.method.load_state_dict(found.model)
-        self.optimiser.load_state_dict(found.optimiser)
+        self.load_optimiser_state(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
 
@@ -238,7 +317,7 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     """
     try:
         series = json.loads(path.read_text())
-        series["query"]
+        series["loss"]
         return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
         raise CheckpointError(
@@ -277,19 +356,24 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") -> MAE:
+def load_method(
+    path: Path, inputs: Inputs, device: torch.device | str = "cpu", *, task: Task | None = None
+) -> Method[Any]:
     """Rebuild a trained method from its checkpoint alone.
 
     Args:
         path: The checkpoint file.
         inputs: Input specifications of the data set it was trained on.
         device: Where to put it.
+        task: Task of a supervised method; by default the one its weights were trained for.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
     """
     found = Checkpoint.load(path, device)
-    method = build_method(found.config, inputs).to(device)
+    if task is None and found.config.method == "supervised":
+        task = stored_task(found.model)
+    method = build_method(found.config, inputs, task).to(device)
     try:
         method.load_state_dict(found.model)
     except RuntimeError as fault:

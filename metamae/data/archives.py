@@ -9,7 +9,6 @@ import gzip
 import io
 import lzma
 import tarfile
-import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -118,14 +117,18 @@ class Zip(Bundle):
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         """Read the archive's directory."""
         super().__init__(path, on_read)
-        file = self.base()
+        self.file = self.base()
         try:
-            self.archive = zipfile.ZipFile(file)
-        except BaseException:
-            file.close()
+            self.archive = zipfile.ZipFile(self.file)
+        except DAMAGE:
+            self.file.close()
             raise
-        # Open members keep the archive alive; the file is closed after the last of them.
-        weakref.finalize(self.archive, file.close)
+
+    def __del__(self) -> None:
+        """Close the archive; the bundle has to outlive its open members."""
+        if hasattr(self, "archive"):
+            self.archive.close()
+            self.file.close()
 
     def names(self) -> list[str]:
         """All members that are files; resource forks of macOS are left out."""
@@ -157,13 +160,10 @@ class Tar(Bundle):
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member; it has to be searched from the front."""
-        archive = tarfile.open(self.path)  # noqa: SIM115  (lives as long as the member)
+        archive = tarfile.open(self.path)  # noqa: SIM115  (closed with the member)
         for info in archive:
             if info.isfile() and _clean(info.name) == name:
-                file = archive.extractfile(info)
-                assert file is not None
-                weakref.finalize(file, archive.close)
-                return file
+                return io.BufferedReader(_TarMember(archive, info))
         archive.close()
         raise DataError(f"expected a member {name} in {self.path}, found none")
 
@@ -174,9 +174,7 @@ class Tar(Bundle):
                 name = _clean(info.name)
                 if not info.isfile() or _is_fork(name) or not matches(name, pattern):
                     continue
-                member = archive.extractfile(info)
-                assert member is not None
-                yield name, member
+                yield name, io.BufferedReader(_TarMember(archive, info, keep=True))
 
 
 class Single(Bundle):
@@ -189,7 +187,7 @@ class Single(Bundle):
     def open(self, name: str) -> IO[bytes]:
         """Open the file."""
         if self.path.suffix == ".gz":
-            return gzip.GzipFile(fileobj=self.base())  # type: ignore[return-value]
+            return _gunzip(self.base())
         return self.base()
 
     def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
@@ -197,6 +195,37 @@ class Single(Bundle):
         for name in self.match(pattern):
             with self.open(name) as file:
                 yield name, file
+
+
+class _TarMember(io.RawIOBase):
+    """A member read from front to back; closes its archive unless that is kept."""
+
+    def __init__(
+        self, archive: tarfile.TarFile, info: tarfile.TarInfo, *, keep: bool = False
+    ) -> None:
+        file = archive.extractfile(info)
+        assert file is not None
+        self.archive, self.file, self.keep = archive, file, keep
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.keep:
+            self.archive.close()
+        super().close()
+
+
+def _gunzip(packed: io.BufferedReader) -> IO[bytes]:
+    """A decompressing file that closes the compressed one too."""
+    file = gzip.GzipFile(fileobj=packed)
+    file.myfileobj = packed  # type: ignore[assignment]  # what GzipFile closes when it has opened a path itself
+    return file  # type: ignore[return-value]
 
 
 class _Watched(io.FileIO):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.errors import DataError
-from metamae.inputs import Inputs, Tokens
+from metamae.inputs import Inputs, LabelledBatch, Tokens
 
 Array = NDArray[Any]
 Part = Literal["pretrain", "train", "test"]
@@ -107,18 +107,22 @@ class Partition:
         inputs: Specifications of the inputs.
         scaling: Input name to scaling; absent inputs are taken as they are.
         labels: Class indices, or numbers for regression; ``None`` for unlabelled examples.
+        groups: Which subject, cluster or place a row comes from, so that validation cuts do not
+            share one; ``None`` where rows are independent. Never an input.
     """
 
     arrays: Mapping[str, Rows]
     inputs: Inputs
     scaling: Mapping[str, Affine] = field(default_factory=dict)
     labels: Array | None = None
+    groups: Array | None = None
 
     def __post_init__(self) -> None:
         """Check that all arrays have the same number of examples."""
         rows = {name: len(array) for name, array in self.arrays.items()}
-        if self.labels is not None:
-            rows["labels"] = len(self.labels)
+        for name in ("labels", "groups"):
+            if getattr(self, name) is not None:
+                rows[name] = len(getattr(self, name))
         if len(set(rows.values())) != 1:
             raise DataError(f"expected as many rows in every array, got {rows}")
 
@@ -149,6 +153,23 @@ class Partition:
         x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
         return x if scaling is None else scaling(x)
+
+
+def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> LabelledBatch:
+    """Scaled examples with their labels: int64 classes, or float32 numbers.
+
+    Raises:
+        DataError: a partition without labels, labels that are not finite, or unusable examples.
+    """
+    if data.labels is None:
+        raise DataError("expected labelled examples, got a partition without labels")
+    rows = index.numpy() if isinstance(index, Tensor) else index
+    raw = np.asarray(data.labels[rows])
+    real = np.issubdtype(raw.dtype, np.floating)
+    if real:
+        _refuse(~np.isfinite(raw), np.arange(len(data))[rows], "labels", "finite values", raw)
+    labels = torch.from_numpy(raw.astype(np.float32 if real else np.int64))
+    return LabelledBatch(data.batch(index), labels)
 
 
 def _refuse(bad: Array, numbers: Array, name: str, expected: str, raw: Array) -> None:

@@ -210,9 +210,10 @@ def prepare(
     writer = Writer(temporary, on_error=on_error, reporter=reporter)
     try:
         raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
-        with intact(", ".join(str(path) for path in paths.values())):
-            source.prepare(raw, writer)
-        facts = writer.close()
+        with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
+            with intact(", ".join(str(path) for path in paths.values())):
+                source.prepare(raw, writer)
+            facts = writer.close()
         manifest = {
             "format": FORMAT,
             "name": source.name,

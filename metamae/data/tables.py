@@ -31,16 +31,24 @@ def json_records(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
         >>> list(json_records(io.BytesIO(b'[{"a": 1}, {"a": 2}]'), "x.json"))
         [{'a': 1}, {'a': 2}]
     """
-    text = io.TextIOWrapper(file, encoding="utf-8")
-    decoder = json.JSONDecoder()
-    buffer, place, count = text.read(_CHUNK), 0, 0
-    if not buffer.lstrip().startswith("["):
-        raise DataError(f"expected a JSON list in {name}, got {buffer[:20]!r}")
-    place = buffer.index("[") + 1
+    with io.TextIOWrapper(file, encoding="utf-8") as text:
+        buffer = text.read(_CHUNK)
+        while buffer.isspace():
+            buffer = text.read(_CHUNK)
+        place = _skip(buffer, 0) + 1
+        if buffer[place - 1 : place] != "[":
+            raise DataError(f"expected a JSON list in {name}, got {buffer[:20]!r}")
+        yield from _list_items(text, buffer, place, name)
+
+
+def _list_items(
+    text: io.TextIOWrapper, buffer: str, place: int, name: str
+) -> Iterator[dict[str, Any]]:
+    decoder, count = json.JSONDecoder(), 0
     while True:
         place = _skip(buffer, place)
         try:
-            if place < len(buffer) and buffer[place] == "]":
+            if buffer[place : place + 1] == "]":
                 return
             record, place = decoder.raw_decode(buffer, place)
         except json.JSONDecodeError as fault:
@@ -79,9 +87,12 @@ def table_records(
         [{'seq': 'ACGT'}]
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    rows = csv.reader(text, delimiter=delimiter)
-    header = next(rows, [])
+    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        yield from _table_rows(csv.reader(text, delimiter=delimiter), name, columns)
+
+
+def _table_rows(rows: Any, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    header: list[str] = next(rows, [])
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(

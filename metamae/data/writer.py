@@ -94,6 +94,14 @@ class Writer:
         self.facts: dict[str, Any] = {}
         self.skipped: list[dict[str, str]] = []
 
+    def __enter__(self) -> Writer:
+        """Files are closed at the end of the block, whatever happens in it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for array in self.arrays.values():
+            array.file.close()
+
     def array(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> RowWriter:
         """Start a named array of rows; closed by the writer."""
         if name in self.arrays:
@@ -145,7 +153,11 @@ class Writer:
             self.skipped.append({"file": name, "reason": reason})
 
     def close(self) -> Facts:
-        """Complete all arrays; refuses a partition without rows."""
+        """Complete all arrays and return the notes.
+
+        Raises:
+            DataError: a partition without rows.
+        """
         for array in self.arrays.values():
             array.close()
         for part, told in self.partitions.items():

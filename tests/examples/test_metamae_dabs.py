@@ -225,7 +225,7 @@ def test_a_folder_name_with_brackets(command: Command, name: str) -> None:
     [
         (["--dataset", "sensor"], ["got 'sensor'; did you mean 'sensors'?"]),
         (["--dataset", ""], ["expected a data set among sensors"]),
-        (["--methods", "mea"], ["expected methods among random, mae, metamae", "'mea'"]),
+        (["--methods", "mea"], ["expected methods among random, emix, ", "'mea'"]),
         (["--seeds", "0"], ["at least 1 seed, got 0"]),
         (["--seeds", "-2"], ["at least 1 seed, got -2"]),
         (["--steps", "-3"], ["training.steps >= 0, got -3"]),

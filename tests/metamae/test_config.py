@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from metamae import Config, ConfigError, build_method, load_dataset, make_config
-from metamae.config import METHODS, list_presets, load_preset
+from metamae.config import COMPARED, METHODS, list_presets, load_preset
 from metamae.data import POCKET, stands_for
 
 # Table 8 of the paper: step size, contrast weight, decoder depth, dropout, mask ratio, batch; and
@@ -268,6 +268,8 @@ def test_a_configuration_cannot_be_changed_and_knows_its_methods() -> None:
     config = make_config("sensors")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
-    assert METHODS == ("random", "mae", "metamae")
+    baselines = ("emix", "shed", "capri", "mae_linear")
+    assert list(METHODS) == ["random", *baselines, "mae", "metamae", "supervised"]
+    assert list(COMPARED) == ["random", "mae", "metamae"]
     with pytest.raises(ConfigError, match="expected all required keys"):
         Config.from_dict({"seed": 3})

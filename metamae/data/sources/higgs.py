@@ -59,21 +59,25 @@ def _prepare(raw: Raw, writer: Writer) -> None:
 
 def _read(file: IO[bytes], rows: RowWriter, labels: RowWriter, *, header: bool) -> None:
     """Read one table in blocks; columns are found by name where there is a header."""
-    text = io.TextIOWrapper(file, encoding="ascii", newline="")
-    names = next(csv.reader([text.readline()])) if header else [LABEL, *RAW_COLUMNS]
-    order = [_place(names, name) for name in COLUMNS]
-    label = _place(names, _label_of(names))
-    line = int(header) + 1
-    for block in _blocks(text, len(names), line):
-        signal = block[:, label]
-        if not np.isin(signal, (0.0, 1.0)).all():
-            wrong = int(np.flatnonzero(~np.isin(signal, (0.0, 1.0)))[0])
-            raise DataError(
-                f"expected labels 0 and 1, got {signal[wrong]} in line {line + wrong} of HIGGS"
-            )
-        rows.extend(block[:, order].astype(np.float32))
-        labels.extend(signal.astype(np.uint8))
-        line += len(block)
+    with io.TextIOWrapper(file, encoding="ascii", newline="") as text:
+        names = next(csv.reader([text.readline()])) if header else [LABEL, *RAW_COLUMNS]
+        order = [_place(names, name) for name in COLUMNS]
+        label = _place(names, _label_of(names))
+        line = int(header) + 1
+        for block in _blocks(text, len(names), line):
+            labels.extend(_labels(block[:, label], line))
+            rows.extend(block[:, order].astype(np.float32))
+            line += len(block)
+
+
+def _labels(signal: Array, line: int) -> Array:
+    wrong = ~np.isin(signal, (0.0, 1.0))
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise DataError(
+            f"expected labels 0 and 1, got {signal[place]} in line {line + place} of HIGGS"
+        )
+    return signal.astype(np.uint8)
 
 
 def _label_of(names: Sequence[str]) -> str:
