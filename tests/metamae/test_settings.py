@@ -26,7 +26,7 @@ from metamae.config import LEARNABLE, Config
 from metamae.inputs import Tabular, Tokens
 from metamae.randomness import generator
 from metamae.setting_curves import draw_settings
-from metamae.settings import LearningMetaMAE, PartedDraw, RatioGrid
+from metamae.settings import LearningMetaMAE, Part, PartedDraw, RatioGrid
 from metamae.training import CHECKPOINT, HISTORY, load_method, pretrain, read_history
 
 if importlib.util.find_spec("betty") is None:
@@ -132,16 +132,20 @@ def test_the_mask_ratio_estimate_is_unbiased() -> None:
     method.meta.contrast = None  # its own dependence on the ratio is left out of the estimate
     given = {k: v.double() for k, v in batch(config).items()}
     count = len(method.grid.ratios)
-    direction = torch.randn_like(method.network.decoder.embed.weight)
+    shape = method.network.decoder.embed.weight.shape
+    direction = torch.randn(shape, generator=generator(0, "direction"), dtype=torch.float64)
     (parameter,) = method.settings["mask_ratio"].parameters()
     estimates, along = torch.zeros(count, count), torch.zeros(count, count)
     for one in range(count):
         for other in range(count):
-            draw = method._draw_parts([one, other], 12, 0.3, generator(1, "masks"))
-            alongside = (gradient(method, given, draw) * direction).sum()
-            (estimates[one, other],) = torch.autograd.grad(
-                alongside, [parameter], retain_graph=True
+            draw = PartedDraw(
+                tuple(
+                    Part(rows, k, method.grid.draw(k, 6, 0.3, generator(1, str(rows))))
+                    for k, rows in ((one, slice(0, 6)), (other, slice(6, 12)))
+                )
             )
+            alongside = (gradient(method, given, draw) * direction).sum()
+            (estimates[one, other],) = torch.autograd.grad(alongside, [parameter])
             along[one, other] = alongside.detach()
 
     def expectation(values: Tensor) -> Tensor:
