@@ -43,6 +43,7 @@ EXACT = ("unrolled", "Unrolled", "Checkpointed")
 FLAT = ("Checkpointed", "FiniteDifference", "Implicit", "Truncated(1)", "FirstOrder")
 TOLERANCE = 1e-3
 STEPS = (1, 5)
+ROUNDS = {"cpu": {"mlp": 21, "decoder": 5}, "cuda": {"mlp": 50, "decoder": 50}}
 MEMORY_STEPS = (1, 2, 5, 10, 20)
 NOTES = """\
 Error: the largest, over the meta-gradient's tensors, of max|g - reference| / max|reference|; the
@@ -132,7 +133,7 @@ def against_peers(
     reference = peers.hand_batched(build(device, torch.float64))(steps)
     found = ways(problem, steps, libraries)
     sides = {str(number): partial(way.run, steps) for number, way in enumerate(found)}
-    times = interleave(sides, device, rounds=rounds, warmup=2)
+    times = interleave(sides, device, rounds=rounds, warmup=1)
     rows = []
     for way, (key, side) in zip(found, sides.items(), strict=True):
         peak, gradient = peak_mib(side, device)
@@ -200,14 +201,14 @@ def compiled_against_eager(
 
 @pytest.mark.filterwarnings("default")  # peers are older than the torch they meet
 def test_adapter(device: torch.device, tables: list[str]) -> None:
-    rounds = 7 if device.type == "cpu" else 50
+    rounds = ROUNDS[device.type]
     loaded = {name: peers.load(name) for name in peers.PEERS}
     libraries = {name: library for name, (library, _) in loaded.items() if library is not None}
     rows = [
         row
         for build in (peers.mlp, peers.decoder)
         for steps in STEPS
-        for row in against_peers(build, steps, libraries, device, rounds)
+        for row in against_peers(build, steps, libraries, device, rounds[build.__name__])
     ]
     problem = peers.decoder(device, torch.float32)
     report: dict[str, Any] = {
@@ -220,7 +221,7 @@ def test_adapter(device: torch.device, tables: list[str]) -> None:
         "peers": {name: version for name, (_, version) in loaded.items()},
         "rows": rows,
         "memory": memory_against_steps(problem, device),
-        "compiled": compiled_against_eager(problem, 1, device, 3 * rounds),
+        "compiled": compiled_against_eager(problem, 1, device, 3 * rounds["decoder"]),
     }
     write_json(RESULTS / f"adapter-{device.type}.json", report)
     (RESULTS / f"adapter-{device.type}.md").write_text(markdown(report))
@@ -259,8 +260,10 @@ def terminal(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page."""
-    head = ", ".join(f"{key} {report[key]}" for key in ("torch", "date", "revision", "rounds"))
-    lines = ["# Latent adapter", "", f"{report['hardware']}; {head}.", "", NOTES, ""]
+    head = ", ".join(f"{key} {report[key]}" for key in ("torch", "date", "revision"))
+    rounds = ", ".join(f"{count} ({task})" for task, count in report["rounds"].items())
+    about = f"{report['hardware']}; {head}; rounds {rounds}."
+    lines = ["# Latent adapter", "", about, "", NOTES, ""]
     lines += [f"- {name}: {version}" for name, version in report["peers"].items()]
     for title, rows in parts(report):
         bars = ["---" if isinstance(value, str) else "---:" for value in rows[0].values()]

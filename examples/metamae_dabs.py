@@ -19,27 +19,23 @@ are in learned.json in MetaMAE's run folders.
 from __future__ import annotations
 
 import argparse
-import io
 import os
-import sys
 from pathlib import Path
 
 # Threads that wait must sleep, not spin: beside another busy process that is twenty times faster.
 # It has to be said before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-from rich.console import Console
-
-from metalearn import MetalearnError
 from metalearn.multilevel import import_betty
-from metamae import ConfigError, MetamaeError, load_dataset, make_config
+from metamae import ConfigError, load_dataset, make_config
 from metamae.config import COMPARED, LEARNABLE, METHODS, Config
 from metamae.data import POCKET, stands_for
+from metamae.devices import choose_device
 from metamae.experiment import RESULTS, Experiment
 from metamae.progress import Reporter
 from metamae.provenance import device_name
 from metamae.report import summarise
+from metamae.terminal import guarded, make_console
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -107,23 +103,6 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
     return configs
 
 
-def choose_device(name: str) -> torch.device:
-    """The device to train on."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as fault:
-        raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}") from fault
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("expected a CUDA device, found none; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
-    return device
-
-
 def choose_folder(options: argparse.Namespace) -> Path:
     """The output folder: never one with other results in it, unless it is to be resumed."""
     stem = f"{options.dataset}-{options.preset}"
@@ -144,40 +123,32 @@ def choose_folder(options: argparse.Namespace) -> Path:
     return Path("runs") / f"{stem}-{taken[-1][0] + 1 if taken else 1}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the comparison; returns the exit code."""
-    options = parse_arguments(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an ASCII log must not cost the table
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        experiment = Experiment(
-            config=resolve_configs(options),
-            load=lambda config: load_dataset(
-                config.dataset, data_dir=options.data_dir, token_size=config.token_size
-            ),
-            methods=options.methods,
-            seeds=options.seeds,
-            device=choose_device(options.device),
-            out=choose_folder(options),
-            resume=options.resume,
-        )
-        reporter = Reporter(console)
-        reporter.say(f"{experiment.out} on {device_name(experiment.device)}")
-        rows = experiment.run(reporter)
-    except (MetamaeError, MetalearnError, OSError) as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as fault:
-        reason = str(fault).splitlines()[0]
-        print(f"error: {reason} Lower training.batch_size, or use --device cpu", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; add --resume to continue from the last checkpoint", file=sys.stderr)
-        return 130
+def compare(options: argparse.Namespace) -> int:
+    """Run the comparison and print its table."""
+    console = make_console()
+    experiment = Experiment(
+        config=resolve_configs(options),
+        load=lambda config: load_dataset(
+            config.dataset, data_dir=options.data_dir, token_size=config.token_size
+        ),
+        methods=options.methods,
+        seeds=options.seeds,
+        device=choose_device(options.device),
+        out=choose_folder(options),
+        resume=options.resume,
+    )
+    reporter = Reporter(console)
+    reporter.say(f"{experiment.out} on {device_name(experiment.device)}")
+    rows = experiment.run(reporter)
     console.print(summarise(rows))
     reporter.say(f"results and pictures: {experiment.out}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the comparison; returns the exit code."""
+    options = parse_arguments(arguments)
+    return guarded(lambda: compare(options))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,8 @@ class LatentAdapter(nn.Module):
         if steps < 0:
             raise ValueError(f"expected at least 0 inner steps, got steps={steps}")
         leaves, structure, tasks = check_latent(latent)
-        refuse_inference_mode(leaves)
+        if not (tracing := in_transform()):
+            refuse_inference_mode(leaves)
         dtypes = [leaf.dtype for leaf in leaves]
         if self.full_precision:
             leaves = [_at_least_float32(leaf) for leaf in leaves]
@@ -180,7 +181,7 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=self._is_unverified(support_loss),
+            verify=not tracing and self._is_unverified(support_loss),
             trace=trace,
         )
         found = self.differentiation.refine(inner, leaves)
@@ -198,7 +199,7 @@ class LatentAdapter(nn.Module):
         ]
         return Adaptation(
             latent=unflatten(refined, structure),
-            losses=torch.stack(losses) if losses else leaves[0].new_zeros((0, tasks)),
+            losses=_rows(losses) if losses else leaves[0].new_zeros((0, tasks)),
             trace=_trace(found.records, tasks) if trace else None,
         )
 
@@ -209,7 +210,7 @@ class LatentAdapter(nn.Module):
         """
         if not self.differentiation.needs_second_derivative:
             return False
-        if in_transform() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return False
         return getattr(support_loss, "__code__", None) not in self._verified
 
@@ -220,6 +221,11 @@ class LatentAdapter(nn.Module):
 
 def _at_least_float32(leaf: Tensor) -> Tensor:
     return leaf if leaf.dtype == torch.float64 else leaf.float()
+
+
+def _rows(losses: Sequence[Tensor]) -> Tensor:
+    """``(steps, B)``; a single row is not copied."""
+    return losses[0].unsqueeze(0) if len(losses) == 1 else torch.stack(list(losses))
 
 
 def _trace(records: Sequence[Record], tasks: int) -> Trace:

@@ -158,7 +158,7 @@ class _Optimum(torch.autograd.Function):
             points = [leaf.clone().requires_grad_() for leaf in call.optimum]
             with held.substituted():
                 losses = inner.losses(points, inner.steps)
-            gradient = loss_gradient(losses, points, create_graph=True)
+            gradient = loss_gradient(losses.sum(), points, create_graph=True)
         refuse_missing_second_derivative(gradient)
         curved = [g for g in gradient if g.requires_grad]
 

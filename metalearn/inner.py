@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,14 @@ SupportLoss = Callable[[Latent], Tensor]
 """``support_loss(latent) -> (B,)``: one loss per task, computed from that task's latent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+_AS_IS = nullcontext()
+_DISCONNECTED = (
+    "expected a support loss that depends on the latent it is given, got one that does "
+    "not; compute it from the function's argument, without detach() or torch.no_grad()"
+)
+
+
+class Record(NamedTuple):
     """What is kept of an inner step: ``(B,)`` numbers, detached. Norms only when traced."""
 
     losses: Tensor
@@ -35,8 +42,7 @@ class Record:
     step_norms: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(NamedTuple):
     """What one inner step produced: the moved latent, the update rule's state, and a record."""
 
     leaves: list[Tensor]
@@ -44,7 +50,7 @@ class Step:
     record: Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)  # not frozen: that would triple the cost of making one
 class InnerLoop:
     """What a policy has to run: a support loss, its update rule, and the number of steps."""
 
@@ -63,15 +69,19 @@ class InnerLoop:
     def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Support loss of every task, ``(B,)``, validated."""
         with self.precision():
-            losses = self.support_loss(unflatten(leaves, self.structure))
+            losses = self._shaped_losses(leaves)
+        if self.check_finite and not in_transform():
+            refuse_non_finite(losses, step)
+        return losses
+
+    def _shaped_losses(self, leaves: Sequence[Tensor]) -> Tensor:
+        losses = self.support_loss(unflatten(leaves, self.structure))
         if not isinstance(losses, Tensor) or losses.shape != (self.tasks,):
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise SupportLossShapeError(
                 f"expected one support loss per task, shape ({self.tasks},), got {got}; "
                 "reduce over every axis but the first, e.g. loss.flatten(1).mean(1)"
             )
-        if self.check_finite and not in_transform():
-            _refuse_non_finite(losses, step)
         return losses
 
     def gradient(
@@ -85,17 +95,16 @@ class InnerLoop:
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
         # The backward pass runs under the caller's autocast too, hence precision() around it.
-        with torch.enable_grad(), self.precision():
-            # A fresh view is differentiated, so a closure that also captured the latent directly
-            # does not change the result, and the caller's tensors are never leaves of this graph.
-            points = [
-                leaf.view_as(leaf)
-                if create_graph and leaf.requires_grad
-                else leaf.detach().requires_grad_()
-                for leaf in leaves
-            ]
-            losses = self.losses(points, step)
-            gradients = loss_gradient(losses, points, create_graph=create_graph)
+        recorded = torch.is_grad_enabled()
+        with _AS_IS if recorded else torch.enable_grad(), self.precision():
+            # A view made under no_grad claims to require a gradient and has none: detach it.
+            own = recorded and step > 0
+            points = _points(leaves, own=own, create_graph=create_graph)
+            losses = self._shaped_losses(points)
+            total = losses.sum()
+            if self.check_finite:
+                refuse_non_finite(losses, step, total)
+            gradients = loss_gradient(total, points, create_graph=create_graph)
         return gradients, losses.detach()
 
     def step(self, leaves: Sequence[Tensor], state: Any, step: int, *, create_graph: bool) -> Step:
@@ -112,7 +121,7 @@ class InnerLoop:
         step: int,
     ) -> Step:
         """Apply the update rule to gradients that were computed before."""
-        sizes = [self.step_size(step, leaf) for leaf in range(len(leaves))]
+        sizes = self.step_size.sizes(step, len(leaves))
         moved, state = self.update(leaves, gradients, sizes, state)
         for before, after in zip(leaves, moved, strict=True):
             if before.shape != after.shape:
@@ -121,6 +130,11 @@ class InnerLoop:
                     f"{tuple(after.shape)}; step sizes must broadcast against the latent: "
                     "`channels` is the size of its last axis"
                 )
+        if any(map(operator.is_, leaves, moved)):  # a rule kept a leaf: it may be the caller's
+            moved = [
+                after.view_as(after) if after is before else after
+                for before, after in zip(leaves, moved, strict=True)
+            ]
         record = Record(losses=losses)
         if self.trace:
             with torch.no_grad():
@@ -136,6 +150,8 @@ class InnerLoop:
 
         def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
             losses = self.losses(points, step)
+            if not _is_differentiated(losses):
+                raise DisconnectedLossError(_DISCONNECTED)
             return losses.sum(), losses.detach()
 
         with self.precision():
@@ -147,26 +163,41 @@ class InnerLoop:
     def precision(self) -> AbstractContextManager[object]:
         """Autocast switched off, if the inner loop is to run in full precision."""
         if not self.full_precision:
-            return nullcontext()
+            return _AS_IS
         return torch.autocast(self.device.type, enabled=False)
 
 
-def loss_gradient(losses: Tensor, points: Sequence[Tensor], *, create_graph: bool) -> list[Tensor]:
-    """Gradient of summed losses in every point; zeros for a leaf the losses do not use.
+def _points(leaves: Sequence[Tensor], *, own: bool, create_graph: bool) -> Sequence[Tensor]:
+    """Where a gradient is taken: tensors of the latent's values that require one.
+
+    The first step takes fresh ones, so a closure that also captured the latent directly does not
+    change the result, and the caller's tensors are never leaves of this graph. What a later step
+    starts from was made by the step before; nobody else has it.
+    """
+    if own:
+        return [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+    return [
+        leaf.view_as(leaf)
+        if create_graph and leaf.requires_grad
+        else leaf.detach().requires_grad_()
+        for leaf in leaves
+    ]
+
+
+def loss_gradient(total: Tensor, points: Sequence[Tensor], *, create_graph: bool) -> list[Tensor]:
+    """Gradient of the losses' sum in every point; zeros for a leaf the losses do not use.
 
     Raises:
         DisconnectedLossError: if they use none of them.
     """
     gradients: Sequence[Tensor | None] = [None]
-    if losses.requires_grad:
-        gradients = torch.autograd.grad(
-            losses.sum(), points, create_graph=create_graph, allow_unused=True
-        )
-    if all(gradient is None for gradient in gradients):
-        raise DisconnectedLossError(
-            "expected a support loss that depends on the latent it is given, got one that does "
-            "not; compute it from the function's argument, without detach() or torch.no_grad()"
-        )
+    if total.requires_grad:
+        gradients = torch.autograd.grad(total, points, create_graph=create_graph, allow_unused=True)
+    used = [gradient for gradient in gradients if gradient is not None]
+    if len(used) == len(points):
+        return used
+    if not used:
+        raise DisconnectedLossError(_DISCONNECTED)
     return [
         torch.zeros_like(point) if gradient is None else gradient
         for point, gradient in zip(points, gradients, strict=True)
@@ -180,6 +211,15 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def _is_differentiated(losses: Tensor) -> bool:
+    """Whether losses depend on what the innermost ``torch.func.grad`` differentiates."""
+    if torch.compiler.is_compiling() or not losses.requires_grad:
+        return losses.requires_grad
+    functorch = torch._C._functorch
+    # Of a parameter only, they belong to a level further out.
+    return functorch.maybe_get_level(losses) == functorch.maybe_current_level()
+
+
 def task_norm(leaves: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all leaves of each task, ``(B,)``."""
     return torch.stack([flat_tasks(x).square().sum(1) for x in leaves]).sum(0).sqrt()
@@ -190,8 +230,18 @@ def per_task(values: Tensor, leaf: Tensor) -> Tensor:
     return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def _refuse_non_finite(losses: Tensor, step: int) -> None:
-    if math.isfinite(losses.detach().sum().item()):
+def refuse_non_finite(losses: Tensor, step: int, total: Tensor | None = None) -> None:
+    """Raise unless the support losses ``(B,)`` before an inner step are finite.
+
+    Args:
+        losses: Support losses of all tasks.
+        step: Number of the inner step, from 0.
+        total: Their sum, where it is known.
+
+    Raises:
+        NonFiniteLossError: naming the tasks.
+    """
+    if math.isfinite((losses.detach().sum() if total is None else total).item()):
         return
     finite = torch.isfinite(losses)  # the sum may also have overflowed
     if bool(finite.all()):
@@ -235,9 +285,7 @@ def refuse_missing_second_derivative(results: Sequence[Tensor]) -> None:
 
 def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
     """Inner gradients cannot be taken of inference tensors."""
-    if in_transform():
-        return
-    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in leaves):
+    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, leaves)):
         raise LatentError(
             "expected normal tensors, got torch.inference_mode(); "
             "inner steps need gradients: evaluate under torch.no_grad() instead"

@@ -7,7 +7,7 @@ Every leaf has the task axis first: shape ``(B, ...)``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 from torch.utils import _pytree
@@ -17,17 +17,27 @@ from metalearn.errors import LatentError
 Latent: TypeAlias = (
     "Tensor | dict[str, Latent] | list[Latent] | tuple[Latent, ...]"  # any pytree of tensors
 )
-Structure: TypeAlias = _pytree.TreeSpec
+Structure: TypeAlias = "_pytree.TreeSpec | type[Tensor] | type[list[Tensor]]"
 
 
 def flatten(latent: Latent) -> tuple[list[Tensor], Structure]:
     """Split a latent into its tensors and its structure."""
+    # A tensor, and a list as of a module's parameters, need no walk; it costs more than a step's
+    # kernels on small latents.
+    if isinstance(latent, Tensor):
+        return [latent], Tensor
+    if type(latent) is list and all(isinstance(leaf, Tensor) for leaf in latent):
+        return cast("list[Tensor]", [*latent]), list
     return _pytree.tree_flatten(latent)
 
 
 def unflatten(leaves: Sequence[Tensor], structure: Structure) -> Latent:
     """Inverse of :func:`flatten`."""
-    latent: Latent = _pytree.tree_unflatten(list(leaves), structure)
+    if structure is Tensor:
+        return leaves[0]
+    if structure is list:
+        return [*leaves]
+    latent: Latent = _pytree.tree_unflatten(list(leaves), cast(_pytree.TreeSpec, structure))
     return latent
 
 
@@ -71,11 +81,11 @@ def check_latent(latent: Latent) -> tuple[list[Tensor], Structure, int]:
                 f"expected the task axis first, shape (B, ...), got a scalar at leaf {position}; "
                 "add the axis with .unsqueeze(0) for a single task"
             )
-    tasks = {leaf.shape[0] for leaf in leaves}
-    if len(tasks) > 1:
+    tasks = leaves[0].shape[0]
+    if any(leaf.shape[0] != tasks for leaf in leaves):
         raise LatentError(
             "expected all leaves to share the first (task) axis, got shapes "
             f"{[tuple(leaf.shape) for leaf in leaves]}; "
             "give every leaf the shape (B, ...), expanding shared ones over the tasks"
         )
-    return leaves, structure, leaves[0].shape[0]
+    return leaves, structure, tasks

@@ -79,7 +79,7 @@ def _step(
     with torch.enable_grad(), inner.precision():
         points = [leaf.detach().requires_grad_() for leaf in leaves]
         losses, captured = call_and_capture(lambda z: inner.losses(z, number), points)
-        values = loss_gradient(losses, points, create_graph=verify)
+        values = loss_gradient(losses.sum(), points, create_graph=verify)
     if verify:
         refuse_missing_second_derivative(values)
     call = GradientCall(rule, inner, number, ambient, len(captured))
@@ -174,7 +174,7 @@ def _pull_back_once(
     points = [leaf.detach().requires_grad_() for leaf in latent]
     with held.substituted():
         losses = call.inner.losses(points, call.number)
-    gradients = loss_gradient(losses, points, create_graph=True)
+    gradients = loss_gradient(losses.sum(), points, create_graph=True)
     # Edges, not tensors: the gradient's values are not needed and would be held.
     curved = [
         (get_gradient_edge(g), v)

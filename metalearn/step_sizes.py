@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ class StepSize(nn.Module):
         """Size of step number ``step`` (from 0) for leaf number ``leaf`` of the latent."""
         raise NotImplementedError
 
+    def sizes(self, step: int, leaves: int) -> Sequence[Tensor | float]:
+        """Sizes of step number ``step`` for all leaves."""
+        return [self(step, leaf) for leaf in range(leaves)]
+
 
 class FixedStepSize(StepSize):
     """One constant for all steps, leaves and channels.
@@ -45,6 +50,10 @@ class FixedStepSize(StepSize):
     def forward(self, step: int, leaf: int) -> float:
         """Return the constant."""
         return self.value
+
+    def sizes(self, step: int, leaves: int) -> Sequence[float]:
+        """The constant, without a call for each leaf."""
+        return [self.value] * leaves
 
     def extra_repr(self) -> str:
         """Show the constant."""
@@ -113,6 +122,10 @@ class LearnedStepSize(StepSize):
         value = self.log_value[0 if self.shared else leaf]
         chosen: Tensor = value[0 if self.steps is None else step]
         return chosen.exp()
+
+    def sizes(self, step: int, leaves: int) -> Sequence[Tensor | float]:
+        """A size that all leaves share is computed once."""
+        return [self(step, 0)] * leaves if self.shared else super().sizes(step, leaves)
 
     def extra_repr(self) -> str:
         """Show which axes have sizes of their own."""

@@ -132,7 +132,7 @@ class Experiment:
     def _probe(
         self, config: Config, dataset: Dataset, done: Pretrained, reporter: Reporter
     ) -> ProbeResult:
-        train, test = dataset.train, dataset.test
+        train, test = dataset.need("train"), dataset.need("test")
         assert train.labels is not None
         assert test.labels is not None
         return fit_probe(
@@ -140,7 +140,7 @@ class Experiment:
             train.labels,
             extract_features(done.method, test, device=self.device),
             test.labels,
-            dataset.task,
+            dataset.need_task(),
             config.probe,
             seed=config.seed,
             reporter=reporter,
@@ -209,6 +209,5 @@ class Experiment:
         if shown is not None:
             method = load_method(runs[shown][0] / CHECKPOINT, dataset.inputs)
             assert isinstance(method, MAE)
-            draw_reconstructions(
-                method, dataset.test, self.picture(dataset.name, "reconstructions")
-            )
+            picture = self.picture(dataset.name, "reconstructions")
+            draw_reconstructions(method, dataset.need("test"), picture)

@@ -133,7 +133,7 @@ class MetaMAE(MAE):
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
-        return PretextLoss(result.loss, terms)
+        return PretextLoss(result.loss, terms, result.adaptation.losses)
 
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:

@@ -18,6 +18,10 @@ class Stage(Protocol):
         """One unit done; ``values`` such as ``loss`` are shown beside the bar."""
         ...
 
+    def note(self, text: str) -> None:
+        """What is being done inside the current unit; only a bar shows it."""
+        ...
+
 
 class Reporter:
     """Shows stages on a console; ``Reporter(None)`` is silent.
@@ -51,8 +55,47 @@ class Reporter:
             yield _Lines(self.console, title, total, done, unit)
 
 
+class Nested(Reporter):
+    """Shows stages as notes beside the bar of an outer stage, one bar being enough.
+
+    Example:
+        >>> from metamae.progress import Nested, Reporter
+        >>> with Reporter(None).stage("sweep", total=1) as cells:
+        ...     with Nested(cells).stage("training", total=2) as stage:
+        ...         stage.advance()
+        ...     cells.advance()
+    """
+
+    def __init__(self, outer: Stage) -> None:
+        """See the class."""
+        super().__init__(None)
+        self.outer = outer
+
+    @contextmanager
+    def stage(
+        self, title: str, *, total: int, done: int = 0, unit: str = "steps"
+    ) -> Iterator[Stage]:
+        """A stage whose advances become notes of the outer one."""
+        yield _Note(self.outer, title, total, done)
+
+
+class _Note:
+    def __init__(self, outer: Stage, title: str, total: int, done: int) -> None:
+        self.outer, self.title, self.total, self.done = outer, title, total, done
+
+    def advance(self, **values: float) -> None:
+        self.done += 1
+        self.note(f"{self.done}/{self.total}")
+
+    def note(self, text: str) -> None:
+        self.outer.note(f"{self.title} {text}")
+
+
 class _Silent:
     def advance(self, **values: float) -> None:
+        return
+
+    def note(self, text: str) -> None:
         return
 
 
@@ -64,10 +107,12 @@ class _Bar:
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(bar_width=8),
             TextColumn("{task.completed:>4}/{task.total}"),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=console,
+            # Cells of a sweep take minutes: an estimate from the last seconds would never come.
+            speed_estimate_period=86_400,
         )
         self.meter = _Meter(unit)
         self.task = self.progress.add_task(title, total=total, completed=done, values="", rate="")
@@ -82,6 +127,9 @@ class _Bar:
     def advance(self, **values: float) -> None:
         self.meter.tick()
         self.progress.update(self.task, advance=1, values=_render(values), rate=self.meter.rate())
+
+    def note(self, text: str) -> None:
+        self.progress.update(self.task, values=text)
 
 
 class _Lines:
@@ -104,6 +152,9 @@ class _Lines:
             markup=False,
             soft_wrap=True,
         )
+
+    def note(self, text: str) -> None:
+        return
 
 
 class _Meter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,20 +15,62 @@ from metamae.errors import DataError
 from metamae.inputs import Inputs, LabelledBatch, Tokens
 
 Array = NDArray[Any]
+Part = Literal["pretrain", "train", "test"]
+
+
+class Rows(Protocol):
+    """What a partition needs of an array: its length, and rows by index array, list or slice."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Rows as an array."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Rows of a (memory-mapped) array in the order of an index, read when asked for."""
+
+    array: Rows
+    index: Array
+
+    def __len__(self) -> int:
+        """Number of selected rows."""
+        return len(self.index)
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Read rows by their place in the selection."""
+        picked: Array = self.array[np.asarray(self.index[rows])]
+        return picked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a probe predicts, and the one metric it is judged by."""
+    """What a probe predicts, and the one metric it is judged by.
 
-    kind: Literal["classification", "binary", "regression"]
+    Attributes:
+        kind: ``token_classification`` predicts one class per token, with labels ``(N, L)``.
+        metric: Name of the metric.
+        classes: Names of the classes.
+        ignore: Label that the metric leaves out, such as the class of padding; it is learned like
+            any other class.
+        complete: Whether every tested class must occur among the training rows. Large data sets
+            with rare classes cannot promise it.
+    """
+
+    kind: Literal["classification", "binary", "regression", "token_classification"]
     metric: Literal["accuracy", "weighted_f1", "spearman"]
     classes: tuple[str, ...] = ()
+    ignore: int | None = None
+    complete: bool = True
 
     @property
     def outputs(self) -> int:
         """Outputs of a linear probe: one per class, or a single one."""
-        return len(self.classes) if self.kind == "classification" else 1
+        return len(self.classes) if self.kind.endswith("classification") else 1
 
 
 @dataclass(frozen=True)
@@ -65,18 +107,22 @@ class Partition:
         inputs: Specifications of the inputs.
         scaling: Input name to scaling; absent inputs are taken as they are.
         labels: Class indices, or numbers for regression; ``None`` for unlabelled examples.
+        groups: Which subject, cluster or place a row comes from, so that validation cuts do not
+            share one; ``None`` where rows are independent. Never an input.
     """
 
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Rows]
     inputs: Inputs
     scaling: Mapping[str, Affine] = field(default_factory=dict)
     labels: Array | None = None
+    groups: Array | None = None
 
     def __post_init__(self) -> None:
         """Check that all arrays have the same number of examples."""
         rows = {name: len(array) for name, array in self.arrays.items()}
-        if self.labels is not None:
-            rows["labels"] = len(self.labels)
+        for name in ("labels", "groups"):
+            if getattr(self, name) is not None:
+                rows[name] = len(getattr(self, name))
         if len(set(rows.values())) != 1:
             raise DataError(f"expected as many rows in every array, got {rows}")
 
@@ -139,13 +185,13 @@ def _refuse(bad: Array, numbers: Array, name: str, expected: str, raw: Array) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set ready for pretraining and probing.
+    """A data set ready for pretraining, probing, or both.
 
     Attributes:
         name: Name it is asked for by.
         inputs: Specifications of its inputs.
-        task: What the probe predicts.
-        pretrain: Unlabelled examples.
+        task: What the probe predicts; ``None`` for a set made for pretraining only.
+        pretrain: Unlabelled examples; ``None`` for a set made for probing only.
         train: Labelled examples for the probe.
         test: Labelled examples for the reported number, and for nothing else.
         stands_for: Name of the full data set whose paper preset fits this one.
@@ -154,24 +200,75 @@ class Dataset:
 
     name: str
     inputs: Inputs
-    task: Task
-    pretrain: Partition
-    train: Partition
-    test: Partition
+    task: Task | None
+    pretrain: Partition | None
+    train: Partition | None
+    test: Partition | None
     stands_for: str
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that labels are there and that no class is absent from training."""
-        for split in ("train", "test"):
-            if getattr(self, split).labels is None:
+        labelled: tuple[Part, Part] = ("train", "test")
+        given = [split for split in labelled if getattr(self, split) is not None]
+        for split in given:
+            if self.need(split).labels is None:
                 raise DataError(f"expected labels in the {split} partition of {self.name!r}")
-        if self.task.kind != "regression":
-            check_classes(self.train.labels, self.test.labels, self.task.classes)
+        if bool(given) != (self.task is not None) or len(given) == 1:
+            raise DataError(
+                f"expected {self.name!r} to have a task, training and test rows, or none of them, "
+                f"got {'a' if self.task else 'no'} task and {given or 'no labelled rows'}"
+            )
+        if self.task is not None and self.task.kind != "regression":
+            train, test = self.need("train").labels, self.need("test").labels
+            check_classes(train, test, self.task.classes, complete=self.task.complete)
+
+    def need(self, part: Part) -> Partition:
+        """One partition, which must be there.
+
+        Raises:
+            DataError: this set has no such partition; the message says what it is for.
+
+        Example:
+            >>> from metamae import load_dataset
+            >>> len(load_dataset("basic_motions").need("test"))
+            40
+        """
+        found: Partition | None = getattr(self, part)
+        if found is None:
+            use, other = (
+                ("probing", "pretrain on another set and probe on this one")
+                if part == "pretrain"
+                else ("pretraining", "probe on another set")
+            )
+            raise DataError(
+                f"expected a {part} partition, {self.name!r} has none: it is for {use} only; "
+                f"{other}"
+            )
+        return found
+
+    def need_task(self) -> Task:
+        """The probe's task, which must be there.
+
+        Raises:
+            DataError: this set is for pretraining only.
+        """
+        if self.task is None:
+            self.need("train")
+            raise AssertionError("a data set with labelled rows has a task")
+        return self.task
 
 
-def check_classes(train: Array | None, test: Array | None, classes: Sequence[str]) -> None:
+def check_classes(
+    train: Array | None, test: Array | None, classes: Sequence[str], *, complete: bool = True
+) -> None:
     """Every label is a class, and every class of the test rows occurs in the training rows.
+
+    Args:
+        train: Labels of the training rows.
+        test: Labels of the test rows.
+        classes: Names of the classes.
+        complete: Whether a test class without training rows is an error.
 
     Raises:
         DataError: naming the labels or classes at fault.
@@ -182,7 +279,7 @@ def check_classes(train: Array | None, test: Array | None, classes: Sequence[str
     unknown = sorted(label for label in seen | asked if not 0 <= label < len(classes))
     if unknown:
         raise DataError(f"expected labels from 0 to {len(classes) - 1}, got {unknown}")
-    if asked - seen:
+    if complete and asked - seen:
         absent = ", ".join(classes[int(label)] for label in sorted(asked - seen))
         raise DataError(
             f"expected every tested class among the training rows, none is there for: {absent}; "

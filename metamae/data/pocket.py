@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -36,6 +36,7 @@ class _Recipe:
     standardise: tuple[int, ...] | None = None  # axes of the statistics
     divide: float | None = None
     channel_axis: bool = False  # gray images come without one
+    groups: Callable[[Mapping[str, Array], str], Array] | None = None  # of the rows of a split
 
 
 def _signal(card: Card, size: TokenSize) -> Inputs:
@@ -86,17 +87,55 @@ def _tokens(name: str, length: int, card: Card) -> Tokens:
     return Tokens(name=name, length=length, vocabulary=len(alphabet), alphabet=alphabet)
 
 
+def _subjects(arrays: Mapping[str, Array], split: str) -> Array:
+    return arrays[f"subject_{split}"]
+
+
+def _clusters(arrays: Mapping[str, Array], split: str) -> Array:
+    return arrays[f"cluster_{split}"]
+
+
+def _blocks_of_scene(arrays: Mapping[str, Array], split: str) -> Array:
+    """Blocks of 14 x 14 positions, as those the test rows were drawn by."""
+    return _number_rows(arrays[f"position_{split}"] // 14)
+
+
+def _blocks_of_genome(arrays: Mapping[str, Array], split: str) -> Array:
+    """Blocks of 50 kb, as those that were kept in one split."""
+    species = arrays["source_pretrain" if split == "pretrain" else f"y_{split}"]
+    places = [species, arrays[f"sequence_{split}"], arrays[f"start_{split}"] // 50_000]
+    return _number_rows(np.stack([place.astype(np.int64) for place in places], axis=1))
+
+
+def _number_rows(rows: Array) -> Array:
+    """A number for each different row."""
+    numbers: Array = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    return numbers
+
+
 _RECIPES = {
-    "sensors": _Recipe(stands_for="pamap2", inputs=_signal, token_size=(4,), standardise=(0, 2)),
+    "sensors": _Recipe(
+        stands_for="pamap2",
+        inputs=_signal,
+        token_size=(4,),
+        standardise=(0, 2),
+        groups=_subjects,
+    ),
     "basic_motions": _Recipe(
         stands_for="pamap2", inputs=_signal, token_size=(4,), standardise=(0, 2)
     ),
     "tabular": _Recipe(stands_for="higgs", inputs=_columns, token_size=(), standardise=(0,)),
     "multispectral_spatial": _Recipe(
-        stands_for="eurosat", inputs=_image, token_size=(1, 1), standardise=(0, 2, 3)
+        stands_for="eurosat",
+        inputs=_image,
+        token_size=(1, 1),
+        standardise=(0, 2, 3),
+        groups=_blocks_of_scene,
     ),
-    "genomes": _Recipe(stands_for="genomics", inputs=_letters, token_size=()),
-    "peptides": _Recipe(stands_for="pfam", inputs=_letters, token_size=()),
+    "genomes": _Recipe(
+        stands_for="genomics", inputs=_letters, token_size=(), groups=_blocks_of_genome
+    ),
+    "peptides": _Recipe(stands_for="pfam", inputs=_letters, token_size=(), groups=_clusters),
     "vowels": _Recipe(
         stands_for="librispeech", inputs=_signal, token_size=(1,), standardise=(0, 2)
     ),
@@ -197,6 +236,7 @@ def _partition(
         inputs=inputs,
         scaling=scaling,
         labels=None if split == "pretrain" else arrays[f"y_{split}"].astype(np.int64),
+        groups=None if recipe.groups is None else recipe.groups(arrays, split),
     )
 
 

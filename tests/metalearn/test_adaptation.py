@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from metalearn import (
     DisconnectedLossError,
     FirstOrder,
+    GradientDescent,
     GradientPolicy,
     LatentAdapter,
     LatentError,
@@ -228,6 +229,37 @@ def test_a_closure_that_captures_the_latent_is_differentiated_in_its_argument(
     adapter = LatentAdapter(0.5, differentiation=policy)
     refined = adapter(latent, lambda y: 0.5 * (y - 3.0 * latent).square().sum(1)).latent
     torch.testing.assert_close(refined, latent - 0.5 * (latent - 3.0 * latent))
+    (gradient,) = torch.autograd.grad(refined.sum(), latent)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, slope))
+
+
+@pytest.mark.parametrize(("policy", "slope"), [(Unrolled(), 2.5), (FirstOrder(), 1)], ids=repr)
+@pytest.mark.parametrize("first", ["moves", "rests"])
+def test_a_captured_latent_stays_apart_in_later_steps(
+    policy: GradientPolicy, slope: float, first: str
+) -> None:
+    """y1 = 2 z, y2 = 2.5 z; a rule may also return the caller's own tensor from its first steps."""
+
+    class Patient(GradientDescent):
+        """Rests for a step."""
+
+        def initial_state(self, leaves: Any) -> Any:
+            return first == "moves"
+
+        def __call__(self, leaves: Any, gradients: Any, sizes: Any, state: Any) -> Any:
+            moved = super().__call__(leaves, gradients, sizes, None)[0] if state else [*leaves]
+            return moved, True
+
+    latent = random(2, 3, requires_grad=True)
+    memory = 3.0 * latent
+    steps = 2 if first == "moves" else 3
+    adapter = LatentAdapter(0.5, steps=steps, differentiation=policy, update=Patient())
+    refined = adapter(latent, lambda y: 0.5 * (y - memory).square().sum(1)).latent
+    torch.testing.assert_close(refined, 2.5 * latent)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            adapter(latent, lambda y: 0.5 * (y - memory).square().sum(1)).latent, refined
+        )
     (gradient,) = torch.autograd.grad(refined.sum(), latent)
     torch.testing.assert_close(gradient, torch.full_like(gradient, slope))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from metalearn import (
     Checkpointed,
     ClipGradient,
+    DisconnectedLossError,
     FiniteDifference,
     FirstOrder,
     GradientDescent,
@@ -196,3 +199,30 @@ def test_an_optimiser_of_torch_is_refused_by_name() -> None:
     adapter = LatentAdapter(0.3, update=TorchOptimiser(torch.optim.SGD))
     with pytest.raises(MetalearnError, match="use GradientDescent or Momentum"):
         grad(lambda z: refine(adapter, z).sum())(LATENT)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, weight: torch.ones(4, dtype=torch.float64),
+        lambda z, weight: z.detach().square().sum(1),
+        lambda z, weight: (TARGET @ weight.T).square().sum(1),
+    ],
+    ids=["constant", "detached", "of a parameter only"],
+)
+@pytest.mark.parametrize("policy", TRACEABLE, ids=repr)
+def test_a_loss_that_does_not_depend_on_the_latent_is_refused(
+    policy: GradientPolicy, loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """`torch.func.grad` alone would return zeros; under grad, under vmap of it and inside vmap."""
+    adapter = LatentAdapter(0.3, steps=2, differentiation=policy)
+
+    def objective(weight: Tensor) -> Tensor:
+        return adapter(LATENT, lambda z: loss(z, weight)).latent.sum()
+
+    with pytest.raises(DisconnectedLossError, match="depends on the latent"):
+        grad(objective)(WEIGHT)
+    with pytest.raises(DisconnectedLossError, match="depends on the latent"):
+        vmap(grad(objective))(WEIGHT.expand(2, 3, 2))
+    with pytest.raises(DisconnectedLossError, match="depends on the latent"):
+        vmap(objective)(WEIGHT.expand(2, 3, 2).clone().requires_grad_())

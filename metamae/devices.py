@@ -1,0 +1,33 @@
+"""The device that a command runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from metamae.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` is the first CUDA device where there is one.
+
+    Raises:
+        ConfigError: a name that is no device, or a device that is not there.
+
+    Example:
+        >>> from metamae.devices import choose_device
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as fault:
+        raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}") from fault
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"expected a device such as cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("expected a CUDA device, found none; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
+    return device

@@ -1,0 +1,113 @@
+"""Encoders on other data: which inputs they take, and their features, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamae.checkpoint import _read_intact, _replacing
+from metamae.data.dataset import Dataset
+from metamae.errors import CheckpointError, InputError
+from metamae.evaluation import Features, compute_features
+from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular
+from metamae.training import CHECKPOINT, load_method
+
+
+def check_transfer(source: Inputs, target: Inputs, *, names: tuple[str, str]) -> None:
+    """Refuse to use an encoder on data it cannot read: other kinds of input, or other tokens.
+
+    Lengths and image sizes may differ, what one token holds may not.
+
+    Args:
+        source: Inputs the encoder was trained on.
+        target: Inputs it is to read.
+        names: Names of the two data sets, for the error.
+
+    Raises:
+        InputError: naming what differs.
+
+    Example:
+        >>> from metamae.inputs import Signal
+        >>> from metamae.transfer import check_transfer
+        >>> long = Signal(name="signal", channels=6, length=128, token_length=4)
+        >>> short = Signal(name="signal", channels=6, length=100, token_length=4)
+        >>> check_transfer((long,), (short,), names=("sensors", "basic_motions"))
+    """
+    ours, theirs = [_token_of(spec) for spec in source], [_token_of(spec) for spec in target]
+    if ours != theirs:
+        raise InputError(
+            f"expected inputs as those of {names[0]!r} ({'; '.join(ours)}), which the encoder was "
+            f"trained on, got those of {names[1]!r} ({'; '.join(theirs)}); probe on a data set "
+            "with equal tokens"
+        )
+
+
+def _token_of(spec: InputSpec) -> str:
+    """What must be equal for an embedding to be the same map, in words."""
+    if isinstance(spec, Signal):
+        return f"signal of {spec.channels} channels, {spec.token_length} steps a token"
+    if isinstance(spec, Image):
+        return f"image of {spec.channels} channels, patches of {spec.patch[0]} x {spec.patch[1]}"
+    if isinstance(spec, Tabular):
+        return f"{spec.columns} columns"
+    symbols = hashlib.sha256(repr(spec.alphabet).encode()).hexdigest()[:8] if spec.alphabet else "-"
+    return f"symbols of a vocabulary of {spec.vocabulary} (alphabet {symbols})"
+
+
+def run_features(
+    run_dir: Path, dataset: Dataset, *, device: torch.device | str = "cpu"
+) -> Features:
+    """Features of a run's checkpoint on a data set, kept in a file beside the checkpoint.
+
+    The file is valid for the digests of checkpoint and data it was made from, and is made again
+    when either differs or when it cannot be read.
+
+    Args:
+        run_dir: Folder of a pretraining run.
+        dataset: The data set to compute features of; its own scaling is used.
+        device: Where to compute.
+
+    Raises:
+        CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
+    """
+    checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}.pt"
+    key = _cache_key(checkpoint, dataset)
+    parts = _read_cache(path, key)
+    if parts is None:
+        method = load_method(checkpoint, dataset.inputs, device)
+        train, test = compute_features(method, dataset, device=str(device))
+        parts = {"train": train, "test": test}
+        with _replacing(path) as temporary:
+            torch.save({"key": key, **parts}, temporary)
+    return Features.of(dataset, parts["train"], parts["test"])
+
+
+def _cache_key(checkpoint: Path, dataset: Dataset) -> dict[str, Any]:
+    if not checkpoint.is_file():
+        raise CheckpointError(
+            f"expected a checkpoint at {checkpoint}, found none; check the path, or pretrain first"
+        )
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": digest,
+        "dataset": dataset.name,
+        "data": hashlib.sha256(repr(sorted(dataset.card.items())).encode()).hexdigest(),
+        "rows": [len(dataset.need("train")), len(dataset.need("test"))],
+        "inputs": repr(dataset.inputs),
+        "task": dataset.need_task().kind,
+    }
+
+
+def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = _read_intact(path, "cpu")
+    except CheckpointError:  # a damaged cache is no loss
+        return None
+    fits = isinstance(found, dict) and found.pop("key", None) == key
+    return found if fits and found.keys() == {"train", "test"} else None
