@@ -174,9 +174,7 @@ class Tar(Bundle):
                 name = _clean(info.name)
                 if not info.isfile() or _is_fork(name) or not matches(name, pattern):
                     continue
-                member = archive.extractfile(info)
-                assert member is not None
-                yield name, member
+                yield name, io.BufferedReader(_TarMember(archive, info, keep=True))
 
 
 class Single(Bundle):
@@ -200,12 +198,14 @@ class Single(Bundle):
 
 
 class _TarMember(io.RawIOBase):
-    """A member that closes its archive."""
+    """A member read from front to back; closes its archive unless that is kept."""
 
-    def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+    def __init__(
+        self, archive: tarfile.TarFile, info: tarfile.TarInfo, *, keep: bool = False
+    ) -> None:
         file = archive.extractfile(info)
         assert file is not None
-        self.archive, self.file = archive, file
+        self.archive, self.file, self.keep = archive, file, keep
 
     def readable(self) -> bool:
         return True
@@ -216,7 +216,8 @@ class _TarMember(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
-        self.archive.close()
+        if not self.keep:
+            self.archive.close()
         super().close()
 
 

@@ -23,7 +23,14 @@ _NUMPY = {
     "ndarray": np.ndarray,
     "dtype": np.dtype,
 }
-_PLAIN = {("builtins", "slice"): slice, ("__builtin__", "slice"): slice}
+
+
+def _no_bytes() -> bytes:
+    """How old pickle protocols write ``b""``."""
+    return b""
+
+
+_BUILTINS = {"slice": slice, "bytes": _no_bytes}
 
 
 class _Inert:
@@ -57,8 +64,8 @@ class _Unpickler(pickle.Unpickler):
             return _encode
         if module in ("copyreg", "copy_reg") and name == "_reconstructor":
             return _reconstruct
-        if (module, name) in _PLAIN:
-            return _PLAIN[module, name]
+        if module in ("builtins", "__builtin__") and name in _BUILTINS:
+            return _BUILTINS[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no table needs")
 
 

@@ -121,11 +121,12 @@ def _write_clans(raw: Raw, writer: Writer, clans: list[int], found: Array) -> No
     unknown = int((~known[order]).sum())
     if unknown:
         raw.reporter.say(f"{unknown} rows of clans that pretraining never saw are left out")
-    order = order[known[order]]
     labels = writer.save("labels", np.searchsorted(clans, found).astype(np.int32))
     for part, index in zip(("train", "test"), ninety_ten(order), strict=True):
         split: Part = "train" if part == "train" else "test"
-        writer.partition(split, {"protein": "transfer_sequences"}, labels=labels, index=index)
+        writer.partition(
+            split, {"protein": "transfer_sequences"}, labels=labels, index=index[known[index]]
+        )
     writer.note(clans=clans, classes=[str(clan) for clan in clans], rows_of_unknown_clans=unknown)
 
 
