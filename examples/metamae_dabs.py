@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from metalearn.multilevel import import_betty
 from metamae import ConfigError, load_dataset, make_config
-from metamae.config import COMPARED, LEARNABLE, METHODS, Config
+from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS, Config
 from metamae.data import POCKET, stands_for
 from metamae.devices import choose_device
 from metamae.experiment import RESULTS, Experiment
@@ -59,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--out", type=Path, help="output folder (default: a new one below runs/)")
-    add("--preset", choices=("pocket", "paper"), default="pocket", help="model sizes and settings")
+    add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
     add("--data-dir", type=Path, help="folder with full DABS data (not needed for embedded sets)")
     add("--resume", action="store_true", help="continue in --out, or in the latest folder")
     add(
@@ -95,7 +95,7 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
         load_name = name
         if name not in POCKET:
             load_dataset(name, data_dir=options.data_dir)  # explains what is known and what is not
-        elif options.preset == "paper":
+        elif options.preset != "pocket":
             load_name = stands_for(name)
         configs[name] = make_config(
             name, preset=options.preset, preset_name=load_name, overrides=overrides

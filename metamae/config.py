@@ -22,6 +22,9 @@ from metamae.errors import ConfigError
 METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
 """Known methods, in the order of a report."""
 
+PRESETS = ("pocket", "paper", "shared")
+"""Kinds of presets: small; Table 8 of the paper; Table 9, three settings shared."""
+
 COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
 
@@ -294,7 +297,7 @@ class Config:
 
     dataset: str
     method: str = "metamae"
-    preset: Literal["pocket", "paper"] = "pocket"
+    preset: Literal["pocket", "paper", "shared"] = "pocket"
     seed: int = 0
     token_size: tuple[int, ...] = ()
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -385,7 +388,7 @@ def make_config(
 
     Args:
         dataset: Name of the data set.
-        preset: ``pocket`` or ``paper``.
+        preset: One of :data:`PRESETS`.
         preset_name: Preset file, when it is not called like the data set.
         overrides: Strings such as ``"training.steps=100"``; the value is read as YAML.
         values: Top-level fields such as ``method`` and ``seed``.

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from metamae.ablation import TABLE_4, ablate
-from metamae.config import METHODS, Config, list_presets, make_config, near
+from metamae.config import METHODS, PRESETS, Config, list_presets, make_config, near
 from metamae.data import POCKET, SOURCES, stands_for
 from metamae.errors import ConfigError
 from metamae.evaluation import PROTOCOLS, labels_of
@@ -168,7 +168,7 @@ def resolve(
     for override in overrides:
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a setting of its own instead of the override {override}")
-    preset_name = stands_for(dataset) if preset == "paper" and dataset in POCKET else dataset
+    preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
     config = make_config(
         dataset,
         preset=preset,
@@ -211,7 +211,7 @@ def read_sweep(path: Path) -> Sweep:
     if "seeds" in values:
         given["seeds"] = _seeds(values["seeds"])
     if "preset" in values:
-        _check_names("preset", [values["preset"]], ("pocket", "paper"))
+        _check_names("preset", [values["preset"]], PRESETS)
         given["preset"] = values["preset"]
     return Sweep(**given)
 
