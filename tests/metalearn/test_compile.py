@@ -17,6 +17,7 @@ from torch._dynamo.exc import BackendCompilerFailed, Unsupported
 from metalearn import (
     Checkpointed,
     ClipGradient,
+    DisconnectedLossError,
     FiniteDifference,
     FirstOrder,
     GradientPolicy,
@@ -152,6 +153,25 @@ def test_an_optimiser_of_torch_is_refused_with_alternatives() -> None:
     compiled = torch.compile(program(adapter), fullgraph=True, backend="aot_eager")
     with pytest.raises((MetalearnError, Unsupported), match="use GradientDescent or Momentum"):
         compiled(random(2, 3), random(3, 4), random(4, 2))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda z, weight: z.detach().cos().sum(1), lambda z, weight: weight.cos().sum(1)],
+    ids=["detached", "of a parameter only"],
+)
+def test_a_disconnected_loss_is_refused_while_it_is_traced(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """`torch.func.grad` alone would return zeros, and the compiled function the latent itself."""
+    adapter = LatentAdapter(0.2)
+
+    def objective(latent: Tensor, weight: Tensor) -> Tensor:
+        return adapter(latent, lambda z: loss(z, weight)).latent.sum()
+
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    with pytest.raises((DisconnectedLossError, Unsupported), match="depends on the latent"):
+        compiled(random(2, 3), random(2, 3, seed=1))
 
 
 def test_finite_differences_accept_a_compiled_decoder() -> None:
