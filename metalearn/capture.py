@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
+
+from metalearn.errors import MetalearnError
 
 
 class _Recorder(TorchFunctionMode):
@@ -28,6 +31,8 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if torch.compiler.is_compiling():  # dynamo traces modes: see `call_and_capture`
+            return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
             if id(tensor) not in self.known and tensor.requires_grad:
                 self.captured.setdefault(id(tensor), tensor)
@@ -44,34 +49,55 @@ def call_and_capture(
     """Call ``function(given)``; also return the tensors with gradient that it took from elsewhere.
 
     These are a module's parameters, and any intermediate result that a closure holds. Leaves that
-    only a custom ``autograd.Function`` reads are found through the graph of the result.
+    no operation in Python sees are found through the graph of the result: those of a compiled
+    function, whose trace must not depend on the recorder, or it would be traced in every call.
+
+    Raises:
+        MetalearnError: if an ``autograd.Function``, as of a compiled decoder, takes an intermediate
+            result that shares ancestors with the other captured tensors (see :class:`Held`).
     """
-    recorder = _Recorder(given)
+    recorder, start = _Recorder(given), _next_node()
     with recorder:
         result = function(given)
-    points = {id(tensor) for tensor in given}
     captured = [
         tensor
         for tensor in recorder.captured.values()
-        # Inside vmap an operation sees wrappers; what they wrap is found through the graph. Asked
-        # here, since torch.compile traces the mode when a decoder is compiled.
+        # Inside vmap an operation sees wrappers; what they wrap is found through the graph.
         if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        # vmap makes tensors behind the recorder's back; what depends on the input is no capture.
-        if not any(id(leaf) in points for leaf in _leaves(tensor, set()))
+        # vmap and compiled functions make tensors behind the recorder's back.
+        if tensor.grad_fn is None or _is_older(tensor.grad_fn, start)
     ]
     boundary = {tensor.grad_fn for tensor in captured} | {tensor.grad_fn for tensor in given}
     found = {id(tensor) for tensor in [*captured, *given]}
-    for leaf in _leaves(result, boundary):
+    leaves, taken = _leaves(result, boundary, start)
+    for leaf in leaves:
         if id(leaf) not in found:
             found.add(id(leaf))
             captured.append(leaf)
+    for node in taken:
+        _refuse_shared_ancestors(node, captured)
     return result, captured
 
 
-def _leaves(result: Tensor, boundary: set[Any]) -> list[Tensor]:
-    """Leaf tensors of a graph, not going beyond ``boundary`` nodes."""
+def _next_node() -> int:
+    """Autograd numbers its nodes as they are made; what has a smaller number was there before."""
+    with torch.enable_grad():
+        node = torch.zeros((), requires_grad=True).view(()).grad_fn
+    assert node is not None
+    return node._sequence_nr()
+
+
+def _is_older(node: Any, start: int) -> bool:
+    return bool(node._sequence_nr() < start)
+
+
+def _leaves(result: Tensor, boundary: set[Any], start: int) -> tuple[list[Tensor], list[Any]]:
+    """Leaf tensors of a graph, not going beyond ``boundary``.
+
+    Also the nodes from before ``start`` whose results an ``autograd.Function`` took.
+    """
     pending = [result.grad_fn] if result.grad_fn is not None else []
-    seen, leaves = set(pending), []
+    seen, leaves, taken = set(pending), [], []
     while pending:
         node = pending.pop()
         variable = getattr(node, "variable", None)
@@ -79,11 +105,36 @@ def _leaves(result: Tensor, boundary: set[Any]) -> list[Tensor]:
             leaves.append(variable)
         if node in boundary:
             continue
+        opaque = isinstance(node, BackwardCFunction) and not _is_older(node, start)
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if opaque and _is_older(following, start):
+                taken.append(following)
+            if following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return leaves, taken
+
+
+def _refuse_shared_ancestors(node: Any, captured: Sequence[Tensor]) -> None:
+    """A function that took a result itself, not a stand-in, has a graph that goes on behind it."""
+    nodes = {tensor.grad_fn for tensor in captured if tensor.grad_fn is not None} - {node}
+    leaves = {id(tensor) for tensor in captured}
+    pending = [node]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node in nodes or id(getattr(node, "variable", None)) in leaves:
+            raise MetalearnError(
+                "expected compiled or custom functions in the support loss to share no parameters "
+                "with the results they are given, got one that would count their gradient twice; "
+                "give it result.view_as(result), written inside the support loss, instead"
+            )
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return leaves
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -104,6 +155,8 @@ class _Substitution(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         args, kwargs = _pytree.tree_map_only(
             Tensor,
             lambda tensor: self.stand_ins.get(id(tensor), tensor),

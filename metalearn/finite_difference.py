@@ -40,6 +40,10 @@ class FiniteDifference:
     1e-9 in float64 (central), 1e-3 and 1e-7 (forward). Not for half precision: keep the inner loop
     in float32 there (``LatentAdapter(full_precision=True)``).
 
+    A compiled decoder may be called in the support loss, as it is compiled code that has no second
+    derivative: it is traced twice, once for the forward pass, whose calls are watched, and once
+    for the others, and not again in later calls.
+
     Args:
         relative_step: :math:`r`, positive; ``None`` for the default of the dtype.
         stencil: ``"central"`` or ``"forward"``; the latter is as dear and less accurate, and

@@ -150,9 +150,12 @@ class InnerLoop:
 
         def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
             losses = self.losses(points, step)
-            if not _is_differentiated(losses):
+            summed = losses.sum()
+            # Asked of the sum, which this level of torch.func made: losses computed outside of it
+            # may require a gradient of a level further out.
+            if not summed.requires_grad:
                 raise DisconnectedLossError(_DISCONNECTED)
-            return losses.sum(), losses.detach()
+            return summed, losses.detach()
 
         with self.precision():
             gradients, losses = torch.func.grad(total, has_aux=True)(list(leaves))
@@ -209,15 +212,6 @@ def in_transform() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _is_differentiated(losses: Tensor) -> bool:
-    """Whether losses depend on what the innermost ``torch.func.grad`` differentiates."""
-    if torch.compiler.is_compiling() or not losses.requires_grad:
-        return losses.requires_grad
-    functorch = torch._C._functorch
-    # Of a parameter only, they belong to a level further out.
-    return functorch.maybe_get_level(losses) == functorch.maybe_current_level()
 
 
 def task_norm(leaves: Sequence[Tensor]) -> Tensor:

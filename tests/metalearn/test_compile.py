@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._dynamo.utils import counters
 
 from metalearn import (
     Checkpointed,
     ClipGradient,
+    DisconnectedLossError,
     FiniteDifference,
     FirstOrder,
     GradientPolicy,
@@ -40,6 +42,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def fresh_compiler() -> Iterator[None]:
     """Nothing compiled by one test serves another."""
     torch._dynamo.reset()
+    counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -154,6 +157,25 @@ def test_an_optimiser_of_torch_is_refused_with_alternatives() -> None:
         compiled(random(2, 3), random(3, 4), random(4, 2))
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [lambda z, weight: z.detach().cos().sum(1), lambda z, weight: weight.cos().sum(1)],
+    ids=["detached", "of a parameter only"],
+)
+def test_a_disconnected_loss_is_refused_while_it_is_traced(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """`torch.func.grad` alone would return zeros, and the compiled function the latent itself."""
+    adapter = LatentAdapter(0.2)
+
+    def objective(latent: Tensor, weight: Tensor) -> Tensor:
+        return adapter(latent, lambda z: loss(z, weight)).latent.sum()
+
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    with pytest.raises((DisconnectedLossError, Unsupported), match="depends on the latent"):
+        compiled(random(2, 3), random(2, 3, seed=1))
+
+
 def test_finite_differences_accept_a_compiled_decoder() -> None:
     """The one policy with second-order terms that does: compiled code has one derivative only.
 
@@ -174,3 +196,51 @@ def test_finite_differences_accept_a_compiled_decoder() -> None:
     compiled = torch.compile(decode, backend="aot_eager")
     received = gradients(FiniteDifference(), compiled)
     torch.testing.assert_close(received, gradients(Unrolled(), decode), rtol=1e-3, atol=1e-3)
+
+
+def test_a_compiled_decoder_is_compiled_once_for_all_calls() -> None:
+    """A trace per kind of pass: recorded in the forward, plain elsewhere; never one per call."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    compiled = torch.compile(decoder, backend="aot_eager", fullgraph=True)
+    adapter = LatentAdapter(0.1, steps=2, differentiation=FiniteDifference())
+    traces = []
+    for call in range(4):
+        target = random(2, 2, seed=call).detach()
+        refined = adapter(random(2, 3), lambda z: (compiled(z) - target).square().sum(1)).latent  # noqa: B023
+        (refined.sum() + compiled(random(2, 3)).sum()).backward()
+        traces.append(counters["stats"]["unique_graphs"])
+    assert traces == [2, 2, 2, 2]
+
+
+# dynamo itself looks at the `.grad` of every argument.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_compiled_decoder_that_is_given_an_earlier_result(shared: bool) -> None:
+    """Its gradient counts once; where it would count twice, the call is refused with the remedy."""
+
+    def gradients(
+        policy: GradientPolicy, decode: Callable[..., Tensor], hand: Callable[[Tensor], Tensor]
+    ) -> Any:
+        weight, other = random(3, 3, seed=1), random(3, 3, seed=2)
+        memory = torch.tanh(random(2, 3, seed=3).detach() @ weight)
+        used = weight if shared else other
+        refined = LatentAdapter(0.1, steps=2, differentiation=policy)(
+            memory.exp(), lambda z: decode(z, hand(memory), used).square().sum(1)
+        ).latent
+        return torch.autograd.grad(
+            refined.sin().sum() + memory.sum(), [weight, other], allow_unused=True
+        )
+
+    def decode(z: Tensor, memory: Tensor, weight: Tensor) -> Tensor:
+        return torch.tanh((z * memory) @ weight)
+
+    compiled = torch.compile(decode, backend="aot_eager")
+    expected = gradients(Unrolled(), decode, lambda memory: memory)
+    if shared:
+        with pytest.raises(MetalearnError, match=r"count their gradient twice; .*view_as"):
+            gradients(FiniteDifference(), compiled, lambda memory: memory)
+        received = gradients(FiniteDifference(), compiled, lambda memory: memory.view_as(memory))
+    else:
+        received = gradients(FiniteDifference(), compiled, lambda memory: memory)
+    torch.testing.assert_close(received, expected, rtol=1e-3, atol=1e-3)

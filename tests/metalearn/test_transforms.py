@@ -226,3 +226,18 @@ def test_a_loss_that_does_not_depend_on_the_latent_is_refused(
         vmap(grad(objective))(WEIGHT.expand(2, 3, 2))
     with pytest.raises(DisconnectedLossError, match="depends on the latent"):
         vmap(objective)(WEIGHT.expand(2, 3, 2).clone().requires_grad_())
+
+
+@pytest.mark.parametrize("policy", TRACEABLE, ids=repr)
+def test_losses_computed_before_the_call_are_refused(policy: GradientPolicy) -> None:
+    """They require a gradient, but one of the transform outside: not in the latent."""
+    adapter = LatentAdapter(0.3, steps=2, differentiation=policy)
+
+    def objective(weight: Tensor) -> Tensor:
+        before = (TARGET @ weight.T).square().sum(1)
+        return adapter(LATENT, lambda z: before).latent.sum()
+
+    with pytest.raises(DisconnectedLossError, match="depends on the latent"):
+        grad(objective)(WEIGHT)
+    with pytest.raises(DisconnectedLossError, match="depends on the latent"):
+        vmap(objective)(WEIGHT.expand(2, 3, 2).clone().requires_grad_())
