@@ -254,11 +254,11 @@ def test_cuda_where_there_is_none(command: Command, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_presets("paper"))
-def test_a_full_data_set_says_that_it_has_no_reader(
+def test_a_full_data_set_has_to_be_prepared_first(
     command: Command, tmp_path: Path, name: str
 ) -> None:
     done = command("--dataset", name, "--data-dir", "elsewhere")
-    refused(done, f"no reader for the full {name} data in elsewhere", "sensors")
+    refused(done, f"metamae data prepare {name} --data-dir elsewhere")
     assert not list(tmp_path.iterdir())
 
 
