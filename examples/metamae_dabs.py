@@ -8,10 +8,12 @@ a few minutes on two CPU cores.
     python examples/metamae_dabs.py --dataset digits --steps 2000 --seeds 5
     python examples/metamae_dabs.py --dataset all --out runs/all
     python examples/metamae_dabs.py --out runs/all --dataset all --resume
+    python examples/metamae_dabs.py --learn step_size,contrast_weight,nearby_ratio,mask_ratio
 
 The output folder receives results.json (one row per data set, method and seed), curves.png,
 reconstructions.png, and per run a folder with the resolved configuration, the checkpoint and the
-logged history.
+logged history. With --learn also settings.png, the learned settings over time; the learned values
+are in learned.json in MetaMAE's run folders.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from pathlib import Path
 # It has to be said before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from metalearn.multilevel import import_betty
 from metamae import ConfigError, load_dataset, make_config
-from metamae.config import COMPARED, METHODS, Config
+from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS, Config
 from metamae.data import POCKET, stands_for
 from metamae.devices import choose_device
 from metamae.experiment import RESULTS, Experiment
@@ -56,9 +59,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--out", type=Path, help="output folder (default: a new one below runs/)")
-    add("--preset", choices=("pocket", "paper"), default="pocket", help="model sizes and settings")
+    add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
     add("--data-dir", type=Path, help="folder with full DABS data (not needed for embedded sets)")
     add("--resume", action="store_true", help="continue in --out, or in the latest folder")
+    add(
+        "--learn",
+        metavar="NAME,NAME",
+        help="settings that MetaMAE learns on held-out unlabelled data instead of taking them from "
+        f"the preset (needs Betty), of: {', '.join(LEARNABLE)}",
+    )
     add(
         "--set",
         action="append",
@@ -74,6 +83,9 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
     overrides = list(options.set)
     if options.steps is not None:
         overrides.append(f"training.steps={options.steps}")
+    if options.learn is not None:
+        overrides.append(f"learn.settings=[{options.learn}]")
+        import_betty()  # now, not after the other methods were trained
     for override in overrides:
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a flag of its own instead of --set {override}; see --help")
@@ -83,7 +95,7 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
         load_name = name
         if name not in POCKET:
             load_dataset(name, data_dir=options.data_dir)  # explains what is known and what is not
-        elif options.preset == "paper":
+        elif options.preset != "pocket":
             load_name = stands_for(name)
         configs[name] = make_config(
             name, preset=options.preset, preset_name=load_name, overrides=overrides

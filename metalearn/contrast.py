@@ -138,7 +138,7 @@ class TaskContrastiveLoss(nn.Module):
         return f"temperature={self.temperature}"
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tensor:
     """NT-Xent of two aligned views ``(B, P)``: see :class:`TaskContrastiveLoss`.
 
     Example:

@@ -27,3 +27,7 @@ class SecondDerivativeError(MetalearnError, RuntimeError):
 
 class MissingBettyError(MetalearnError, ImportError):
     """Betty is needed and not installed, or installed in a version that does not work."""
+
+
+class MultilevelError(MetalearnError, ValueError):
+    """A multilevel problem is put together in a way that has no meaning or does not work."""

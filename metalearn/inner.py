@@ -71,7 +71,7 @@ class InnerLoop:
         with self.precision():
             losses = self._shaped_losses(leaves)
         if self.check_finite and not in_transform():
-            _refuse_non_finite(losses, losses.detach().sum(), step)
+            refuse_non_finite(losses, step)
         return losses
 
     def _shaped_losses(self, leaves: Sequence[Tensor]) -> Tensor:
@@ -103,7 +103,7 @@ class InnerLoop:
             losses = self._shaped_losses(points)
             total = losses.sum()
             if self.check_finite:
-                _refuse_non_finite(losses, total, step)
+                refuse_non_finite(losses, step, total)
             gradients = loss_gradient(total, points, create_graph=create_graph)
         return gradients, losses.detach()
 
@@ -224,8 +224,18 @@ def per_task(values: Tensor, leaf: Tensor) -> Tensor:
     return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def _refuse_non_finite(losses: Tensor, total: Tensor, step: int) -> None:
-    if math.isfinite(total.item()):
+def refuse_non_finite(losses: Tensor, step: int, total: Tensor | None = None) -> None:
+    """Raise unless the support losses ``(B,)`` before an inner step are finite.
+
+    Args:
+        losses: Support losses of all tasks.
+        step: Number of the inner step, from 0.
+        total: Their sum, where it is known.
+
+    Raises:
+        NonFiniteLossError: naming the tasks.
+    """
+    if math.isfinite((losses.detach().sum() if total is None else total).item()):
         return
     finite = torch.isfinite(losses)  # the sum may also have overflowed
     if bool(finite.all()):

@@ -16,8 +16,7 @@ from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import build_decoder
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.masking import Masking, Split
-from metamae.tokenizer import xavier_linear
-from metamae.transformer import select
+from metamae.tokenizer import select, xavier_linear
 
 
 class MaskedAutoencoder(Backbone):
@@ -25,7 +24,12 @@ class MaskedAutoencoder(Backbone):
 
     The loss of one token is the mean squared error over its values, or the cross-entropy of its
     symbol; logits are products with the tokenizer's own embedding table. Losses of an example are
-    (weighted) means over its tokens, and with several inputs the mean over inputs.
+    (weighted) means over its tokens.
+
+    Several inputs form one sequence under one class token. Each keeps its own embedding, positions,
+    type vector, mask ratio, neighbourhoods and head, and losses are the mean over inputs, so that
+    no input counts more for having more tokens. The paper leaves this open; ``docs/media.md`` gives
+    the reasons.
 
     Args:
         inputs: Specifications of the inputs.
@@ -53,6 +57,7 @@ class MaskedAutoencoder(Backbone):
         """See the class."""
         super().__init__(inputs, encoder)
         self.masking, self.support_mean = masking, support_mean
+        self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
@@ -61,7 +66,9 @@ class MaskedAutoencoder(Backbone):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        return select(self.tokenizer(batch), split.support_idx)
+        visible = split.support_idx.split(self.masking.support_counts, 1)
+        embedded: Tensor = self.tokenizer(batch, visible)
+        return embedded
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""
@@ -99,7 +106,7 @@ class MaskedAutoencoder(Backbone):
             slots = query_idx[n].gather(1, places[n])
             visible = self._token_losses(n, parts[n], targets, support_idx[n])
             nearby = self._token_losses(n, parts[len(self.inputs) + n], targets, slots)
-            weight = weights[n].to(nearby.dtype)
+            weight = weights[n].to(nearby.dtype) * self.nearby_scale
             total = visible.sum(1) + (weight * nearby).sum(1)
             count = visible.shape[1] + weight.sum(1)
             losses.append(total / (count.mean() if self.support_mean == "batch" else count))

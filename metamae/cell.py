@@ -90,12 +90,12 @@ def probe_row(
     variant: str,
     device: torch.device,
     probe: ProbeConfig,
-    seed: int | None = None,
+    probe_seed: int | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Evaluate features of a checkpoint under one protocol; the result as a row."""
     config = trained.config
-    seed = config.seed if seed is None else seed
+    seed = config.seed if probe_seed is None else probe_seed
     start = time.perf_counter()
     title = f"{transfer} {config.method} #{config.seed}: {protocol}"
     found = evaluate(protocol, features, probe, seed=seed, reporter=reporter, title=title)
@@ -104,7 +104,8 @@ def probe_row(
         transfer=transfer,
         method=config.method,
         variant=variant,
-        seed=seed,
+        seed=config.seed,
+        probe_seed=seed,
         protocol=protocol,
         settings=found.settings,
         metric=found.metric,

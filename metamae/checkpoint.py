@@ -27,7 +27,7 @@ class Checkpoint:
         config: The resolved configuration.
         step: Optimisation steps taken.
         model: State dict of the method.
-        optimiser: State dict of the optimiser.
+        optimiser: State dict of the optimiser, or of the multilevel problem around it.
         history: Logged series, see :class:`metamae.training.History`.
         seconds: Time spent in optimisation steps.
         provenance: Versions and revision that wrote it.

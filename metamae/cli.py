@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from metamae.commands import add_pretrain, add_probe
+from metamae.data import commands as data_commands
+from metamae.report_command import add_report
 from metamae.sweep_command import add_sweep
-from metamae.terminal import RESUME_HINT, guarded
+from metamae.terminal import RESUME_HINT, guarded, make_console
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,6 +20,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_pretrain(commands)
     add_probe(commands)
     add_sweep(commands)
+    add_report(commands)
+    data_commands.add_parser(commands).set_defaults(
+        run=lambda options: data_commands.run(options, make_console())
+    )
     return parser
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from metamae.cell import probe_row
 from metamae.checkpoint import Checkpoint
-from metamae.config import METHODS, override
+from metamae.config import METHODS, PRESETS, override
 from metamae.data import POCKET, load_dataset
 from metamae.devices import choose_device
 from metamae.errors import ConfigError
@@ -38,7 +38,7 @@ def add_pretrain(commands: Any) -> None:
     add("dataset", metavar="DATASET", help="data set name")
     add("--method", default="metamae", metavar="M", help=f"of: {', '.join(METHODS)}")
     add("--seed", type=int, default=0, help="seed of weights, order, masks and dropout")
-    add("--preset", choices=("pocket", "paper"), default="pocket", help="model sizes and settings")
+    add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
     add_overrides(parser)
     add("--out", type=Path, help="run folder (default: runs/DATASET/METHOD/seed-SEED)")
     add("--resume", action="store_true", help="continue from the checkpoint in the run folder")
@@ -157,7 +157,7 @@ def run_probe(options: argparse.Namespace) -> int:
                 variant=DEFAULT,
                 device=device,
                 probe=changed.probe,
-                seed=config.seed + number,
+                probe_seed=config.seed + number,
                 reporter=reporter,
             )
             for number in range(options.seeds)

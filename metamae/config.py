@@ -22,8 +22,15 @@ from metamae.errors import ConfigError
 METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
 """Known methods, in the order of a report."""
 
+PRESETS = ("pocket", "paper", "shared")
+"""Kinds of presets: small; Table 8 of the paper; Table 9, three settings shared."""
+
 COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
+
+
+LEARNABLE = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio", "temperature")
+"""Settings that ``learn.settings`` may name."""
 
 
 def _positive(value: float) -> bool:
@@ -189,13 +196,19 @@ class BaselineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Pretraining: AdamW at a constant rate, as published."""
+    """Pretraining: AdamW at a constant rate, as published.
+
+    ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
+    faster); ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
+    """
 
     steps: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     autocast: Literal["off", "bfloat16"] = "off"
+    compile: Literal["off", "on"] = "off"
+    cuda_graphs: Literal["off", "on"] = "off"
     log_every: int = 10
     checkpoint_every: int = 1000
 
@@ -206,6 +219,8 @@ class TrainingConfig:
             _require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
         _require(_positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
         _require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
+        traced = self.compile == "on" or self.cuda_graphs == "off"
+        _require(traced, "training.compile=on where training.cuda_graphs=on", self.compile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +246,49 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """Settings of MetaMAE that an outer level learns on held-out unlabelled data.
+
+    ``settings`` names them, among :data:`LEARNABLE`; they start at their configured values. Every
+    ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them at ``learning_rate`` along a
+    hypergradient of the reference loss: the query loss of ``held_out`` of the pretraining examples
+    at ``reference_ratios`` and ``reference_nearby``. The mask ratio of a training step is drawn
+    around its learned mean with deviation ``mask_spread``. See docs/multilevel.md.
+    """
+
+    settings: tuple[str, ...] = ()
+    hypergradient: Literal["darts", "sama"] = "sama"
+    learning_rate: float = 0.05
+    unroll_steps: int = 4
+    warmup_steps: int = 20
+    held_out: float = 0.1
+    reference_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    reference_nearby: float = 0.1
+    mask_spread: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        for name in self.settings:
+            if name not in LEARNABLE:
+                raise ConfigError(
+                    f"expected settings to learn among {', '.join(LEARNABLE)}, "
+                    f"{near(name, LEARNABLE)}"
+                )
+        distinct = len(set(self.settings)) == len(self.settings)
+        _require(distinct, "learn.settings without repetition", self.settings)
+        _require(_positive(self.learning_rate), "learn.learning_rate > 0", self.learning_rate)
+        _require(self.unroll_steps >= 1, "learn.unroll_steps >= 1", self.unroll_steps)
+        _require(self.warmup_steps >= 0, "learn.warmup_steps >= 0", self.warmup_steps)
+        _require(0 < self.held_out < 1, "learn.held_out between 0 and 1", self.held_out)
+        inside = all(0 < ratio < 1 for ratio in self.reference_ratios)
+        fit = bool(self.reference_ratios) and inside
+        _require(fit, "learn.reference_ratios between 0 and 1", self.reference_ratios)
+        nearby = 0 <= self.reference_nearby <= 1
+        _require(nearby, "learn.reference_nearby in [0, 1]", self.reference_nearby)
+        _require(_positive(self.mask_spread), "learn.mask_spread > 0", self.mask_spread)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that determines a run, apart from the data themselves.
 
@@ -239,7 +297,7 @@ class Config:
 
     dataset: str
     method: str = "metamae"
-    preset: Literal["pocket", "paper"] = "pocket"
+    preset: Literal["pocket", "paper", "shared"] = "pocket"
     seed: int = 0
     token_size: tuple[int, ...] = ()
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -248,6 +306,7 @@ class Config:
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
@@ -258,6 +317,10 @@ class Config:
                 f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}"
             )
         _require(self.seed >= 0, "seed >= 0", self.seed)
+        policy = self.adaptation.differentiation
+        traced = policy in ("unrolled", "first_order") or self.training.compile == "off"
+        expected = "adaptation.differentiation unrolled or first_order where training.compile=on"
+        _require(traced, expected, policy)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for YAML, JSON and checkpoints."""
@@ -325,7 +388,7 @@ def make_config(
 
     Args:
         dataset: Name of the data set.
-        preset: ``pocket`` or ``paper``.
+        preset: One of :data:`PRESETS`.
         preset_name: Preset file, when it is not called like the data set.
         overrides: Strings such as ``"training.steps=100"``; the value is read as YAML.
         values: Top-level fields such as ``method`` and ``seed``.
@@ -408,8 +471,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _build(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        # YAML 1.1 reads a bare `off` as false.
-        value = "off" if value is False and "off" in arguments else value
+        # YAML 1.1 reads a bare `off` as false, and `on` as true.
+        word = {False: "off", True: "on"}.get(value) if isinstance(value, bool) else None
+        value = word if word in arguments else value
         if value not in arguments:
             raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {value!r}")
         return value

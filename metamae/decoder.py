@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metamae.config import DecoderConfig
 from metamae.inputs import Inputs
 from metamae.masking import Split
-from metamae.tokenizer import sincos_positions, xavier_linear
-from metamae.transformer import Block, CrossBlock, select
+from metamae.tokenizer import select, sincos_positions, xavier_linear
+from metamae.transformer import Block, CrossBlock
 
 
 class _Decoder(nn.Module):
@@ -50,8 +51,10 @@ class Decoder(_Decoder):
 
     The latents of visible tokens and one shared mask token per masked position, all with their
     positions, pass through plain-attention blocks. Attention does not care about order, so tokens
-    stay in the order [class, support, query] and nothing is shuffled back. The last block computes
-    the tokens at ``rows`` alone: exact, and a good part of the work.
+    stay in the order [class, support, query] and nothing is shuffled back. A mask token enters the
+    first block the same in every example, so its norm and projections are computed once per
+    position. The last block computes the tokens at ``rows`` alone. Both are exact, and a good part
+    of the work.
 
     Shape:
         latent ``(B, 1 + S, D)``; result ``(B, N, d)`` with ``d`` the decoder's width.
@@ -70,11 +73,26 @@ class Decoder(_Decoder):
         latent = self.embed(latent)
         places = self.places(latent.dtype)
         support = latent[:, 1:] + places[split.support_idx]
-        query = self.mask_token.to(latent.dtype) + places[split.query_idx]
-        hidden = torch.cat([latent[:, :1], support, query], dim=1)
-        for block in self.blocks[:-1]:
-            hidden = block(hidden)
-        hidden = self.blocks[-1](hidden, rows) if self.blocks else select(hidden, rows)
+        seen = torch.cat([latent[:, :1], support], dim=1)
+        masked = self.mask_token[0].to(latent.dtype) + places
+        hidden = torch.cat([seen, F.embedding(split.query_idx, masked)], dim=1)
+        if not self.blocks:
+            return self._normed(select(hidden, rows))
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        of_seen, of_masked = (
+            first.project(seen),
+            F.embedding(split.query_idx, first.project(masked)),
+        )
+        pairs = zip(of_seen.chunk(3, dim=-1), of_masked.chunk(3, dim=-1), strict=True)
+        projected = [torch.cat(pair, dim=1) for pair in pairs]
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            kept = rows if number == last else None
+            hidden = block(hidden, kept, projected if number == 0 else None)
+        return self._normed(hidden)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
         decoded: Tensor = self.norm(hidden)
         return decoded
 

@@ -17,6 +17,10 @@ class DataError(MetamaeError, ValueError):
     """A data set is unknown, missing, damaged, or unfit for what is asked of it."""
 
 
+class MissingLibraryError(DataError):
+    """A reader needs an optional library that is not installed."""
+
+
 class CheckpointError(MetamaeError, RuntimeError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 

@@ -190,7 +190,8 @@ def describe_protocol(protocol: str, config: ProbeConfig) -> str:
     """
     labels = labels_of(protocol)
     if labels:
-        return f"logistic, L2 {STRENGTH:g}, {labels} labels a class, {DRAWS} draws"
+        plural = "" if labels == 1 else "s"
+        return f"logistic, L2 {STRENGTH:g}, {labels} label{plural} a class, {DRAWS} draws"
     if protocol == "published":
         return (
             f"linear, Adam {config.learning_rate:g}, L2 {config.weight_decay:g}, "

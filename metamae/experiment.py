@@ -19,6 +19,7 @@ from metamae.probe import ProbeResult, fit_probe
 from metamae.progress import Reporter
 from metamae.provenance import device_name, revision
 from metamae.report import Row, read_rows, write_rows
+from metamae.setting_curves import draw_settings
 from metamae.training import (
     CHECKPOINT,
     CONFIG,
@@ -201,10 +202,12 @@ class Experiment:
             for method, folders in runs.items()
         }
         draw_curves(histories, self.picture(dataset.name, "curves"))
+        if "metamae" in trained and self.config[dataset.name].learn.settings:
+            picture = self.picture(dataset.name, "settings")
+            draw_settings({"metamae": histories["metamae"]}, picture)
         shown = next((method for method in ("metamae", "mae") if method in trained), None)
         if shown is not None:
             method = load_method(runs[shown][0] / CHECKPOINT, dataset.inputs)
             assert isinstance(method, MAE)
-            draw_reconstructions(
-                method, dataset.need("test"), self.picture(dataset.name, "reconstructions")
-            )
+            picture = self.picture(dataset.name, "reconstructions")
+            draw_reconstructions(method, dataset.need("test"), picture)

@@ -8,7 +8,7 @@ is refined (section 2.2).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -26,8 +26,8 @@ class Split:
         support_idx: Visible tokens, int64 ``(B, S)``, ascending.
         query_idx: Masked tokens, int64 ``(B, Q)``, ascending.
         nearby: Boolean ``(B, Q)``: which of the masked tokens were drawn as nearby support.
-        slots: Per input, the largest number of drawn nearby tokens of any example; empty if it
-            is to be looked up in ``nearby`` (which waits for the device).
+        slots: Per input, at least the largest number of drawn nearby tokens of any example; empty
+            if it is to be looked up in ``nearby`` (which waits for the device).
 
     Every example of a batch has the same ``S`` and ``Q``; with several inputs each input keeps its
     own fixed share of both, in the order of the inputs.
@@ -46,6 +46,11 @@ class Split:
             self.nearby.to(device, non_blocking=True),
             self.slots,
         )
+
+    def in_slots(self, slots: tuple[int, ...]) -> Split | None:
+        """The same split with more slots, which changes no loss; ``None`` if they are too few."""
+        fits = all(mine <= given for mine, given in zip(self.slots, slots, strict=True))
+        return replace(self, slots=slots) if fits else None
 
 
 def visible_count(tokens: int, mask_ratio: float) -> int:
@@ -167,6 +172,22 @@ class Masking:
         shares = nearby.split(self.query_counts, dim=1)
         return tuple(max(1, int(share.sum(1).max())) for share in shares)
 
+    def slot_bound(self, batch_size: int, misses: float = 1e-4) -> tuple[int, ...]:
+        """Per input, a number of slots that all but a share ``misses`` of batches fit.
+
+        A masked token is drawn with probability ``nearby_ratio`` if it has a visible neighbour. At
+        most ``n`` have one, so an example's count is below a binomial one.
+        """
+        total, offset, bounds = len(self._neighbours), 0, []
+        counts = zip(self.inputs, self.support_counts, self.query_counts, strict=True)
+        for spec, support, query in counts:
+            table = self._neighbours[offset : offset + spec.tokens]
+            most = int((table != total).sum(1).max())
+            tokens = min(query, support * most)
+            bounds.append(max(1, _binomial_bound(tokens, self.nearby_ratio, misses / batch_size)))
+            offset += spec.tokens
+        return tuple(bounds)
+
     def touches_support(self, support_idx: Tensor, query_idx: Tensor) -> Tensor:
         """Boolean ``(B, Q)``: which masked tokens have a visible neighbour."""
         total = len(self._neighbours)
@@ -174,3 +195,13 @@ class Masking:
         visible.scatter_(1, support_idx, True)
         beside_visible = visible[:, self._neighbours].any(dim=2)
         return beside_visible.gather(1, query_idx)
+
+
+def _binomial_bound(trials: int, chance: float, tail: float) -> int:
+    """The smallest ``k`` that a binomial count exceeds with probability ``tail`` at most."""
+    remaining = 1.0
+    for k in range(trials):
+        remaining -= math.comb(trials, k) * chance**k * (1 - chance) ** (trials - k)
+        if remaining <= tail:
+            return k
+    return trials

@@ -19,10 +19,15 @@ from metamae.inputs import Batch, check_batch
 
 @dataclass(frozen=True)
 class PretextLoss:
-    """A loss to minimise and the terms it consists of, all scalars."""
+    """A loss to minimise and the terms it consists of, all scalars.
+
+    ``support`` holds the inner losses ``(steps, B)`` of a method that refines; compiled, nobody
+    has looked yet whether they are finite.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    support: Tensor | None = None
 
 
 class Draw(Protocol):

@@ -6,6 +6,7 @@ any of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class MetaMAE(MAE):
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
-        return PretextLoss(result.loss, terms)
+        return PretextLoss(result.loss, terms, result.adaptation.losses)
 
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
@@ -195,12 +196,24 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
         )
         if config.method != "metamae":
             return MAE(network)
+        if config.learn.settings:
+            return _build_learning(config, network)
         return MetaMAE(
             network,
             build_adapter(config.adaptation, config.encoder.width),
             _build_contrast(config),
             contrast_weight=config.contrast.weight,
         )
+
+
+def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
+    from metamae.settings import build_learning  # it builds on this module
+
+    adaptation = config.adaptation
+    if "step_size" in config.learn.settings:
+        adaptation = replace(adaptation, learned="scalar")
+    adapter = build_adapter(adaptation, config.encoder.width)
+    return build_learning(config, network, adapter, _build_contrast(config))
 
 
 def _refuse_blind_decoder(config: Config) -> None:

@@ -27,18 +27,20 @@ class Key(NamedTuple):
     variant: str
     seed: int
     protocol: str
+    probe_seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Result of one (data set, transfer, method, variant, seed, protocol).
+    """Result of one (data set, transfer, method, variant, seed, protocol, probe seed).
 
     Attributes:
         dataset: Data set that the encoder was pretrained on.
         transfer: Data set that it was probed on; often the same.
         method: Method name.
         variant: Name of a set of overrides, ``default`` for none.
-        seed: Seed of pretraining and probe.
+        seed: Seed of pretraining.
+        probe_seed: Seed of the probe, its orders, cuts and draws; a sweep uses the same.
         protocol: Evaluation protocol, see :func:`metamae.evaluation.evaluate`.
         settings: The protocol's settings in words.
         metric: Name of the metric.
@@ -63,6 +65,7 @@ class Result:
     method: str
     variant: str = DEFAULT
     seed: int
+    probe_seed: int
     protocol: str
     settings: str
     metric: str
@@ -91,7 +94,15 @@ class Result:
     @property
     def key(self) -> Key:
         """What identifies it."""
-        return Key(self.dataset, self.transfer, self.method, self.variant, self.seed, self.protocol)
+        return Key(
+            self.dataset,
+            self.transfer,
+            self.method,
+            self.variant,
+            self.seed,
+            self.protocol,
+            self.probe_seed,
+        )
 
 
 def read_results(path: Path) -> list[Result]:
@@ -111,7 +122,9 @@ def read_results(path: Path) -> list[Result]:
 
 
 def _read(values: dict[str, Any]) -> Result:
-    return Result(**values) if "transfer" in values else from_row(Row(**values))
+    if "transfer" not in values:
+        return from_row(Row(**values))
+    return Result(**{"probe_seed": values.get("seed"), **values})
 
 
 def from_row(row: Row) -> Result:
@@ -121,6 +134,7 @@ def from_row(row: Row) -> Result:
     return Result(
         **values,
         transfer=row.dataset,
+        probe_seed=row.seed,
         protocol="published",
         settings=settings,
         preset="",
@@ -134,26 +148,23 @@ def write_results(path: Path, rows: Iterable[Result]) -> None:
 
 
 def find_results(paths: Sequence[Path]) -> list[Result]:
-    """All rows of files, and of the result files anywhere below folders; the last of equals wins.
+    """All rows of files, and of the result files anywhere below folders.
+
+    Of rows that differ in values only, the last one counts; other steps make other rows.
 
     Raises:
         DataError: a path that is not there, or a folder without results.
     """
-    found: dict[Key, Result] = {}
+    found: dict[tuple[Key, int], Result] = {}
     for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        rows = [
-            row
-            for file in files
-            if path.is_file() or _is_result(file)
-            for row in read_results(file)
-        ]
+        files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if _is_result(f)]
+        rows = [row for file in files for row in read_results(file)]
         if not rows:
             raise DataError(
                 f"expected results in {path}, found none; name a folder of metamae sweep, "
                 "metamae probe or the demo, or a result file"
             )
-        found |= {row.key: row for row in rows}
+        found |= {(row.key, row.steps): row for row in rows}
     return list(found.values())
 
 

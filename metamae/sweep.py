@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from metamae.config import METHODS, Config, list_presets, make_config, near
-from metamae.data import POCKET, stands_for
+from metamae.ablation import TABLE_4, ablate
+from metamae.config import METHODS, PRESETS, Config, list_presets, make_config, near
+from metamae.data import POCKET, SOURCES, stands_for
 from metamae.errors import ConfigError
 from metamae.evaluation import PROTOCOLS, labels_of
 from metamae.results import DEFAULT, Key
@@ -24,11 +25,13 @@ class Variant:
         overrides: Strings such as ``"decoder.depth=0"``.
         methods: Methods it applies to; all of the sweep's when empty.
         datasets: Data sets it applies to; all of the sweep's when empty.
+        ablation: A row of :data:`metamae.ablation.TABLE_4`, which has a method of its own.
     """
 
     overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    ablation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class Cell:
     def key(self, target: str, protocol: str) -> Key:
         """Key of one of its rows."""
         config = self.config
-        return Key(config.dataset, target, config.method, self.variant, config.seed, protocol)
+        seed = config.seed
+        return Key(config.dataset, target, config.method, self.variant, seed, protocol, seed)
 
     @property
     def keys(self) -> list[Key]:
@@ -109,6 +113,13 @@ class Sweep:
         _check_names("methods", self.methods, METHODS)
         for name, variant in self.variants.items():
             _check_names(f"the methods of variant {name!r}", variant.methods, METHODS)
+            if variant.ablation:
+                _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
+            if variant.ablation and variant.methods:
+                raise ConfigError(
+                    f"expected no methods in variant {name!r}, whose ablation has its own, got "
+                    f"{', '.join(variant.methods)}"
+                )
             _check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
             if not name or set(name) & set("/\\") or name.startswith("."):
                 raise ConfigError(f"expected a variant's name fit for a folder, got {name!r}")
@@ -127,7 +138,12 @@ class Sweep:
                 if variant.datasets and dataset not in variant.datasets:
                     continue
                 overrides = (*self.overrides, *source.overrides, *variant.overrides)
-                for method in variant.methods or self.methods:
+                methods = variant.methods or self.methods
+                if variant.ablation:
+                    full = resolve(dataset, self.preset, "metamae", seed, overrides)
+                    method, changes = ablate(variant.ablation, full)
+                    methods, overrides = (method,), (*overrides, *changes)
+                for method in methods:
                     yield Cell(
                         config=resolve(dataset, self.preset, method, seed, overrides),
                         variant=name,
@@ -152,7 +168,7 @@ def resolve(
     for override in overrides:
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a setting of its own instead of the override {override}")
-    preset_name = stands_for(dataset) if preset == "paper" and dataset in POCKET else dataset
+    preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
     config = make_config(
         dataset,
         preset=preset,
@@ -195,7 +211,7 @@ def read_sweep(path: Path) -> Sweep:
     if "seeds" in values:
         given["seeds"] = _seeds(values["seeds"])
     if "preset" in values:
-        _check_names("preset", [values["preset"]], ("pocket", "paper"))
+        _check_names("preset", [values["preset"]], PRESETS)
         given["preset"] = values["preset"]
     return Sweep(**given)
 
@@ -209,6 +225,7 @@ def _datasets(values: Any) -> dict[str, Source]:
         _check_names("datasets", [name], names)
         inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
         given = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
+        _check_names(f"datasets.{name}.probe", given.get("probe", ()), (*POCKET, *SOURCES))
         sources[name] = Source(**given)
     return sources
 
@@ -216,10 +233,11 @@ def _datasets(values: Any) -> dict[str, Source]:
 def _variants(values: Any) -> dict[str, Variant]:
     variants = {}
     for name, value in _section(values, None, "variants").items():
-        known = ("overrides", "methods", "datasets")
-        inner = _section(value or {}, known, f"variants.{name}")
+        known = ("overrides", "methods", "datasets", "ablation")
+        inner = dict(_section(value or {}, known, f"variants.{name}"))
+        ablation = str(inner.pop("ablation", ""))
         given = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
-        variants[str(name)] = Variant(**given)
+        variants[str(name)] = Variant(ablation=ablation, **given)
     return variants
 
 

@@ -55,5 +55,10 @@ def run_sweep(options: argparse.Namespace) -> int:
     for name, error in failures.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     if failures:
-        print(f"error: {len(failures)} cells failed, see {run.out / FAILURES}", file=sys.stderr)
+        total = len(sweep.cells())
+        print(
+            f"error: {len(failures)} of {total} cells failed, see {run.out / FAILURES}; the same "
+            "command tries them again",
+            file=sys.stderr,
+        )
     return 1 if failures else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -99,13 +100,17 @@ class Tokenizer(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table.weight
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Embedded tokens with positions; token grids may differ from pretraining's."""
+    def forward(self, batch: Batch, visible: Sequence[Tensor] | None = None) -> Tensor:
+        """Embedded tokens with positions; token grids may differ from pretraining's.
+
+        With ``visible``, joint indices ``(B, S_i)`` per input, only these tokens are embedded.
+        """
         check_batch(self.inputs, batch)
-        joined = [
-            self._place(number, batch, self._content(number, batch))
-            for number in range(len(self.inputs))
-        ]
+        joined, offset = [], 0
+        for number, spec in enumerate(self.inputs):
+            index = None if visible is None else visible[number] - offset
+            joined.append(self._place(number, batch, self._content(number, batch, index), index))
+            offset += spec.tokens
         return torch.cat(joined, dim=1)
 
     def contents(self, batch: Batch) -> Tensor:
@@ -123,15 +128,19 @@ class Tokenizer(nn.Module):
         parts = contents.split(counts, dim=1)
         return torch.cat([self._place(n, batch, part) for n, part in enumerate(parts)], dim=1)
 
-    def _content(self, number: int, batch: Batch) -> Tensor:
+    def _content(self, number: int, batch: Batch, index: Tensor | None = None) -> Tensor:
+        """Embedded tokens of one input; only those at ``index`` (B, S_i) where it is given."""
         spec = self.inputs[number]
-        content: Tensor = self.embed[number](spec.patchify(batch[spec.name]))
+        raw = spec.patchify(batch[spec.name])
+        content: Tensor = self.embed[number](raw if index is None else select(raw, index))
         return content
 
-    def _place(self, number: int, batch: Batch, content: Tensor) -> Tensor:
+    def _place(
+        self, number: int, batch: Batch, content: Tensor, index: Tensor | None = None
+    ) -> Tensor:
         spec = self.inputs[number]
-        grid = spec.grid_of(batch[spec.name])
-        placed = content + self._positions(number, grid).to(content)
+        positions = self._positions(number, spec.grid_of(batch[spec.name]))
+        placed = content + (positions if index is None else positions[index]).to(content)
         return placed if self.type_vectors is None else placed + self.type_vectors[number]
 
     def _positions(self, number: int, grid: tuple[int, ...]) -> Tensor:
@@ -139,6 +148,20 @@ class Tokenizer(nn.Module):
             table: Tensor = self.get_buffer(f"positions_{number}")
             return table
         return sincos_positions(grid, self.width)
+
+
+def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
+    """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
+    if isinstance(rows, slice):
+        return tokens[:, rows]
+    if tokens.ndim == 2:
+        return tokens.gather(1, rows)
+    # Whole rows of a matrix: several times faster than a gather of single values, twice so in the
+    # backward passes.
+    size, length = tokens.shape[:2]
+    first = torch.arange(size, device=rows.device).unsqueeze(1) * length
+    chosen = tokens.reshape(size * length, -1).index_select(0, (rows + first).flatten())
+    return chosen.view(size, rows.shape[1], -1)
 
 
 def _embedding(spec: InputSpec, width: int) -> nn.Module:

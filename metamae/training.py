@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from metalearn import NonFiniteLossError
+from metalearn.inner import refuse_non_finite
 from metamae.baselines.supervised import stored_task
 from metamae.checkpoint import Checkpoint, write_json, write_text
+from metamae.compiling import CompiledLoss
 from metamae.config import Config
 from metamae.data.dataset import Dataset, Partition, Task, labelled_batch
 from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from metamae.inputs import Batch, Inputs, to_device
+from metamae.loading import Prefetcher, pin_batch, pin_draw
 from metamae.method import Draw, Method, PretextLoss
 from metamae.objective import build_method
 from metamae.progress import Reporter
@@ -30,6 +35,8 @@ from metamae.randomness import fold, generator, seeded
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
 HISTORY = "history.json"
+
+Loaded: TypeAlias = tuple[Batch, Draw]
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,16 @@ class Pretrained:
         method: The trained method, on its device, in eval mode.
         history: Logged numbers.
         steps: Optimisation steps taken.
-        seconds: Time spent in them (data, loss, gradients, update), without logging and saving.
+        seconds: Time spent in them (data, loss, gradients, update), without compiling, logging and
+            saving.
+        compiling: Time that ``training.compile`` took in this call, 0 without it.
     """
 
     method: Method[Any]
     history: History
     steps: int
     seconds: float
+    compiling: float = 0.0
 
 
 def pretrain(
@@ -102,20 +112,35 @@ def pretrain(
     """
     reporter = reporter or Reporter(None)
     device = torch.device(device)
-    run = _Run(config, dataset, run_dir, device)
+    run = _run_kind(config)(config, dataset, run_dir, device)
     if resume and (run_dir / CHECKPOINT).is_file():
         run.restore()
     write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
         title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
+        if config.training.compile == "on" and run.step < config.training.steps:
+            run.compile(title, reporter)
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
             for loss in run.train():
                 stage.advance(loss=loss)
     run.save()
     write_json(run_dir / HISTORY, run.history.series)
     return Pretrained(
-        method=run.method.eval(), history=run.history, steps=run.step, seconds=run.seconds
+        method=run.method.eval(),
+        history=run.history,
+        steps=run.step,
+        seconds=run.seconds,
+        compiling=run.compiled.seconds if run.compiled else 0.0,
     )
+
+
+def _run_kind(config: Config) -> type[_Run]:
+    """Plain training, or training with an outer level, which needs Betty."""
+    if config.method != "metamae" or not config.learn.settings:
+        return _Run
+    from metamae.bilevel import BilevelRun  # it builds on this module
+
+    return BilevelRun
 
 
 class _Run:
@@ -137,46 +162,81 @@ class _Run:
             self.method.parameters(),
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
+            fused=True,
         )
         self.step, self.seconds, self.history = 0, 0.0, History()
+        self.compiled: CompiledLoss | None = None
+
+    def compile(self, title: str, reporter: Reporter) -> None:
+        """Trace the loss on the next batch, and say what came of it."""
+        settings = self.config.training
+        self.compiled = CompiledLoss(
+            self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
+        )
+        batch, draw = self.put(self.prepare(self.step))
+        with self.step_context():
+            self.compiled.prepare(batch, draw)
+        seconds = self.compiled.seconds
+        if self.compiled.failure:
+            text = f"{title}: not compiled, slower: {self.compiled.failure} (after {seconds:.1f} s)"
+            if reporter.console is None:
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+            reporter.say(text)
+            return
+        self.history.add(self.step + 1, compile_seconds=round(seconds, 3))
+        reporter.say(f"{title}: compiled in {seconds:.1f} s")
 
     def train(self) -> Iterator[float]:
         """Run the remaining steps, yielding the loss of each."""
         settings = self.config.training
-        while self.step < settings.steps:
-            start = time.perf_counter()
-            batch, draw = self.load(self.step)
-            result = self.loss(batch, draw)
-            value = result.loss.item()
-            self.refuse_non_finite(value, result)
-            self.optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()
-            self.optimiser.step()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - start
-            self.log(value, result, batch, draw)
-            self.step += 1
-            yield value
-            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                self.save()
+        with Prefetcher(self.prepare, settings.steps) as ahead:
+            while self.step < settings.steps:
+                start = time.perf_counter()
+                batch, draw = self.put(ahead.take(self.step))
+                self.optimiser.zero_grad(set_to_none=True)
+                with self.compiled.repeatable() if self.compiled else nullcontext():
+                    result = self.loss(batch, draw)
+                    result.loss.backward()
+                # Here the host waits for the device, once a step; the weights have not moved.
+                value = self.finite_loss(result)
+                self.optimiser.step()
+                self.seconds += time.perf_counter() - start
+                self.log(value, result, batch, draw)
+                self.step += 1
+                yield value
+                if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
+                    self.save()
 
-    def load(self, step: int) -> tuple[Batch, Draw]:
-        """Batch and draw of one step."""
+    def prepare(self, step: int) -> Loaded:
+        """Batch and draw of one step, on the CPU, ready for the device to fetch."""
         settings, seed = self.config.training, self.config.seed
         index = batch_indices(len(self.data), settings.batch_size, seed, step)
         labelled = self.method.needs_labels
         batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
         draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        if self.device.type == "cuda":
+            return pin_batch(batch), pin_draw(draw)
+        return batch, draw
+
+    def put(self, loaded: Loaded) -> Loaded:
+        """The same on the device."""
+        batch, draw = loaded
         return to_device(batch, self.device), draw.to(self.device)
 
     def loss(self, batch: Batch, draw: Draw) -> PretextLoss:
         """Loss of one step, with this step's dropout."""
+        method = self.compiled or self.method
+        with self.step_context():
+            result: PretextLoss = method(batch, draw)
+        return result
+
+    @contextmanager
+    def step_context(self) -> Iterator[None]:
+        """Dropout and precision of a step."""
         seed = fold(self.config.seed, "dropout", self.step)
         unmoved = self.naming_step("nothing was updated")
         with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
-            result: PretextLoss = self.method(batch, draw)
-        return result
+            yield
 
     @contextmanager
     def naming_step(self, consequence: str) -> Iterator[None]:
@@ -199,9 +259,18 @@ class _Run:
         self.method.train()
         self.history.add(self.step + 1, loss=value, **terms)
 
-    def refuse_non_finite(self, value: float, result: PretextLoss) -> None:
-        if value - value == 0.0:  # false for NaN and infinities
-            return
+    def finite_loss(self, result: PretextLoss) -> float:
+        """The loss; an error if it, or a support loss on the way to it, is not finite."""
+        support = result.loss.new_zeros(()) if result.support is None else result.support.sum()
+        value, inner = torch.stack([result.loss.detach(), support.to(result.loss)]).tolist()
+        if math.isfinite(value) and math.isfinite(inner):
+            return float(value)
+        if result.support is not None:
+            with self.naming_step("nothing was updated"):
+                for number, losses in enumerate(result.support):
+                    refuse_non_finite(losses, number)
+        if math.isfinite(value):
+            return float(value)  # finite support losses whose sum overflows
         terms = {name: term.item() for name, term in result.terms.items()}
         shown = ", ".join(f"{name} {number}" for name, number in terms.items())
         raise TrainingError(
@@ -214,11 +283,17 @@ class _Run:
             config=self.config,
             step=self.step,
             model=self.method.state_dict(),
-            optimiser=self.optimiser.state_dict(),
+            optimiser=self.optimiser_state(),
             history=self.history.series,
             seconds=self.seconds,
             provenance=versions(),
         ).save(self.run_dir / CHECKPOINT)
+
+    def optimiser_state(self) -> dict[str, Any]:
+        return self.optimiser.state_dict()
+
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
 
     def restore(self) -> None:
         found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
@@ -229,7 +304,7 @@ class _Run:
                 f"checkpoint after {found.step}; ask for more steps or use another folder"
             )
         self.method.load_state_dict(found.model)
-        self.optimiser.load_state_dict(found.optimiser)
+        self.load_optimiser_state(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
 

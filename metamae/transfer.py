@@ -95,7 +95,7 @@ def _cache_key(checkpoint: Path, dataset: Dataset) -> dict[str, Any]:
     return {
         "checkpoint": digest,
         "dataset": dataset.name,
-        "data": str(dataset.card.get("sha256", "")),
+        "data": hashlib.sha256(repr(sorted(dataset.card.items())).encode()).hexdigest(),
         "rows": [len(dataset.need("train")), len(dataset.need("test"))],
         "inputs": repr(dataset.inputs),
         "task": dataset.need_task().kind,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from metalearn import plain_attention
 from metamae.config import EncoderConfig
-from metamae.tokenizer import xavier_linear
+from metamae.tokenizer import select, xavier_linear
 
 
 class Attention(nn.Module):
@@ -32,15 +32,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         """Attend from ``query`` (B, N, D), or from all of ``x``, to all of ``x``."""
         if query is None:
-            projected = self.qkv(x)
-        else:
-            width = x.shape[-1]
-            asked = F.linear(query, self.qkv.weight[:width])
-            projected = F.linear(x, self.qkv.weight[width:])
-            return self._mix(asked, *projected.chunk(2, dim=-1))
-        return self._mix(*projected.chunk(3, dim=-1))
+            return self.mix(*self.qkv(x).chunk(3, dim=-1))
+        width = x.shape[-1]
+        asked = F.linear(query, self.qkv.weight[:width])
+        projected = F.linear(x, self.qkv.weight[width:])
+        return self.mix(asked, *projected.chunk(2, dim=-1))
 
-    def _mix(self, *projected: Tensor) -> Tensor:
+    def mix(self, *projected: Tensor) -> Tensor:
+        """Attend with projected queries ``(B, N, D)``, keys and values ``(B, T, D)``."""
         query, key, value = (rearrange(p, "b t (h d) -> b h t d", h=self.heads) for p in projected)
         attend = F.scaled_dot_product_attention if self.fused else plain_attention
         mixed = attend(query, key, value)
@@ -71,20 +70,33 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rows: Tensor | slice | None = None,
+        projected: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """One block, ``(B, T, D)`` to ``(B, T, D)``.
 
         With ``rows``, a slice or indices ``(B, N)``, only these tokens are computed, ``(B, N, D)``;
         they attend to all. The last block of a decoder needs no more than is read from it.
+        ``projected`` are the query, key and value of every token where they are known already.
         """
-        normed = self.attention_norm(x)
-        if rows is None:
-            x = x + self.dropout(self.attention(normed))
+        if projected is not None:
+            query, key, value = projected
+            asked = query if rows is None else select(query, rows)
+            attended = self.attention.mix(asked, key, value)
         else:
-            attended = self.attention(normed, select(normed, rows))
-            x = select(x, rows) + self.dropout(attended)
+            normed = self.attention_norm(x)
+            attended = self.attention(normed, None if rows is None else select(normed, rows))
+        x = (x if rows is None else select(x, rows)) + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
+
+    def project(self, x: Tensor) -> Tensor:
+        """Query, key and value of tokens ``(..., D)``, side by side: ``(..., 3 D)``."""
+        projected: Tensor = self.attention.qkv(self.attention_norm(x))
+        return projected
 
 
 class CrossBlock(Block):
@@ -103,15 +115,6 @@ class CrossBlock(Block):
         x = x + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
-
-
-def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
-    """Tokens ``(B, L, ...)`` at a slice, or at indices ``(B, N)``: ``(B, N, ...)``."""
-    if isinstance(rows, slice):
-        return tokens[:, rows]
-    if tokens.ndim == 2:
-        return tokens.gather(1, rows)
-    return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 class TransformerEncoder(nn.Module):
@@ -153,5 +156,15 @@ class TransformerEncoder(nn.Module):
         """Encode positioned tokens."""
         class_token = self.class_token.to(support.dtype).expand(len(support), -1, -1)
         x = self.dropout(torch.cat([class_token, support], dim=1))
-        latent: Tensor = self.norm(self.blocks(x))
+        # C++ takes seconds to compile a kernel: there all blocks share one compiled region.
+        shared = x.device.type == "cpu" and torch.compiler.is_compiling()
+        for block in self.blocks:
+            x = _shared_region(block, x) if shared else block(x)
+        latent: Tensor = self.norm(x)
         return latent
+
+
+@torch.compiler.nested_compile_region
+def _shared_region(block: nn.Module, x: Tensor) -> Tensor:
+    encoded: Tensor = block(x)
+    return encoded

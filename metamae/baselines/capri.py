@@ -12,8 +12,7 @@ from metamae.baselines.precision import at_least_float32, without_autocast
 from metamae.config import CapriConfig
 from metamae.inputs import Batch
 from metamae.method import Method, PretextLoss
-from metamae.tokenizer import xavier_linear
-from metamae.transformer import select
+from metamae.tokenizer import select, xavier_linear
 
 
 class Capri(Method[Corruption]):

@@ -11,8 +11,7 @@ from metamae.baselines.corruption import Corrupter, Corruption, zeroed
 from metamae.baselines.precision import at_least_float32
 from metamae.inputs import Batch, Tokens
 from metamae.method import Method, PretextLoss
-from metamae.tokenizer import xavier_linear
-from metamae.transformer import select
+from metamae.tokenizer import select, xavier_linear
 
 
 class LinearMAE(Method[Corruption]):

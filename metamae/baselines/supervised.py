@@ -16,14 +16,15 @@ from metamae.inputs import Batch, LabelledBatch
 from metamae.method import Method, NoDraw, PretextLoss
 from metamae.tokenizer import xavier_linear
 
-KINDS = ("classification", "binary", "regression")
+KINDS = ("classification", "binary", "regression", "token_classification")
 
 
 class Supervised(Method[NoDraw]):
     """Encoder and a linear head on its pooled features, trained end to end on labels.
 
     Cross-entropy for classes, binary cross-entropy of one logit for two classes, squared error for
-    numbers. It sees the labelled training partition that the probe is fitted on, and no other.
+    numbers; where every token has a class, cross-entropy of its own features. It sees the labelled
+    training partition that the probe is fitted on, and no other.
 
     Args:
         network: Tokenizer and encoder.
@@ -39,7 +40,7 @@ class Supervised(Method[NoDraw]):
         super().__init__(network)
         self.head = xavier_linear(width, task.outputs)
         self.register_buffer("kind", torch.tensor(KINDS.index(task.kind)))
-        self.task_kind = task.kind
+        self.task_kind: str = task.kind
 
     def draw(self, batch_size: int, generator: torch.Generator) -> NoDraw:
         """Nothing is random."""
@@ -52,18 +53,20 @@ class Supervised(Method[NoDraw]):
             InputError: no labels, or not one for every example.
         """
         self.check(batch, len(draw))
-        if not isinstance(batch, LabelledBatch) or batch.labels.shape != (len(draw),):
+        by_token = self.task_kind == "token_classification"
+        features = self.network.token_features(batch) if by_token else self.features(batch)
+        if not isinstance(batch, LabelledBatch) or batch.labels.shape != features.shape[:-1]:
             found = tuple(batch.labels.shape) if isinstance(batch, LabelledBatch) else "none"
             raise InputError(
-                f"expected a LabelledBatch with {len(draw)} labels, one per example, got {found}; "
+                f"expected a LabelledBatch with labels {tuple(features.shape[:-1])}, got {found}; "
                 "see metamae.data.dataset.labelled_batch"
             )
-        outputs = at_least_float32(self.head(self.features(batch)))
+        outputs = at_least_float32(self.head(features))
         return PretextLoss(self._loss(outputs, batch.labels), {})
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        if self.task_kind == "classification":
-            return F.cross_entropy(outputs, labels.long())
+        if self.task_kind.endswith("classification"):
+            return F.cross_entropy(outputs.flatten(0, -2), labels.flatten().long())
         outputs, labels = outputs.squeeze(1), labels.to(outputs.dtype)
         if self.task_kind == "binary":
             return F.binary_cross_entropy_with_logits(outputs, labels)
@@ -73,5 +76,5 @@ class Supervised(Method[NoDraw]):
 def stored_task(state: dict[str, Any]) -> Task:
     """The task whose head is in a state dict; its classes are numbered, not named."""
     kind = KINDS[int(state["kind"])]
-    classes = range(len(state["head.bias"])) if kind == "classification" else ()
+    classes = range(len(state["head.bias"])) if kind.endswith("classification") else ()
     return Task(kind=kind, metric="accuracy", classes=tuple(map(str, classes)))  # type: ignore[arg-type]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamae.config import list_presets, near
+from metamae.config import near
 from metamae.data.dataset import Affine, Dataset, Partition, Task
 from metamae.data.pocket import POCKET, load_pocket, read_card, stands_for
+from metamae.data.prepared import Prepared
+from metamae.data.sources import SOURCES, get_source
 from metamae.errors import DataError
 
 __all__ = [
     "POCKET",
+    "SOURCES",
     "Affine",
     "Dataset",
     "Partition",
+    "Prepared",
     "Task",
     "load_dataset",
     "load_pocket",
@@ -29,28 +33,28 @@ def load_dataset(
     """Load a data set by name.
 
     Args:
-        name: A pocket set (:data:`POCKET`).
+        name: A pocket set (:data:`POCKET`), or a full set that was prepared
+            (:data:`~metamae.data.sources.SOURCES`).
         data_dir: Folder of full DABS data; pocket sets do not need it.
         token_size: Steps per token, or patch height and width; the set's own when empty.
 
     Raises:
-        DataError: an unknown name, a full data set (which this version cannot read yet), or a
-            damaged file.
+        DataError: an unknown name, a full data set that is not prepared yet, or a damaged file.
 
     Example:
         >>> from metamae.data import load_dataset
         >>> sensors = load_dataset("sensors")
-        >>> sensors.pretrain.batch([0, 1])["signal"].shape
+        >>> sensors.need("pretrain").batch([0, 1])["signal"].shape
         torch.Size([2, 6, 128])
     """
     if name in POCKET:
         return load_pocket(name, tuple(token_size))
-    full = list_presets("paper")
-    if name in full:
-        place = f" in {data_dir}" if data_dir is not None else ""
+    if name not in SOURCES:
+        known = (*POCKET, *SOURCES)
+        raise DataError(f"expected a data set among {', '.join(known)}, {near(name, known)}")
+    if data_dir is None:
         raise DataError(
-            f"expected an embedded data set ({', '.join(POCKET)}), got {name!r}: this version has "
-            f"no reader for the full {name} data{place}; its embedded stand-in can be used instead"
+            f"expected --data-dir, the folder with the full {name!r} data, got none; "
+            f"an embedded set needs none: {', '.join(POCKET)}"
         )
-    known = (*POCKET, *full)
-    raise DataError(f"expected a data set among {', '.join(known)}, {near(name, known)}")
+    return Prepared.open(get_source(name), data_dir).dataset(token_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import metalearn
+from metalearn.multilevel import INSTALL_COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +42,8 @@ def test_examples_of_a_module_run(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In an empty folder, so that an example neither needs the repository nor leaves a file."""
+    if name.startswith("metalearn.multilevel") and importlib.util.find_spec("betty") is None:
+        pytest.skip(f"Betty is not installed; run: {INSTALL_COMMAND}")
     module = importlib.import_module(name)
     assert module.__doc__, f"{name} has no docstring"
     monkeypatch.chdir(tmp_path)

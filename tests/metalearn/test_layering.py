@@ -54,7 +54,7 @@ def test_metalearn_knows_nothing_of_metamae() -> None:
 
 def test_betty_is_imported_in_one_file_only() -> None:
     """It is optional and old; its quirks stay behind one door."""
-    assert files_importing("betty", within="metalearn") == {"metalearn/multilevel.py"}
+    assert files_importing("betty", within="metalearn") == {"metalearn/multilevel/bridge.py"}
     assert files_importing("betty", within="metamae") == set()
 
 

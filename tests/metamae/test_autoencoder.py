@@ -13,7 +13,7 @@ from metamae.config import DecoderConfig, EncoderConfig
 from metamae.decoder import CrossDecoder, Decoder
 from metamae.inputs import Image, Inputs, Tabular, Tokens
 from metamae.masking import Masking, Split
-from metamae.transformer import select
+from metamae.tokenizer import select
 
 ROW = Tabular(name="row", columns=6)
 WORDS = Tokens(name="words", length=6, vocabulary=7)

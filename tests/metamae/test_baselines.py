@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -602,10 +603,27 @@ def test_labels_that_are_not_finite_name_their_row() -> None:
 def test_supervised_wants_one_label_an_example() -> None:
     method = built("supervised", (ROW,))
     batch = batch_of((ROW,))
-    with pytest.raises(InputError, match="4 labels, one per example, got none"):
+    with pytest.raises(InputError, match=r"labels \(4,\), got none"):
         method(dict(batch), draw(method))
     with pytest.raises(InputError, match=r"got \(3,\)"):
         method(LabelledBatch(batch, batch.labels[:3]), draw(method))
+
+
+def test_supervised_on_tokens_reads_the_features_of_tokens() -> None:
+    """One class per token: the mean cross-entropy over all tokens of all examples."""
+    task: Any = SimpleNamespace(kind="token_classification", outputs=3)
+    method = Supervised(built("supervised", (WORDS,)).network, WIDTH, task).double()
+    batch = batch_of((WORDS,))
+    labels = torch.arange(4 * 7).reshape(4, 7) % 3
+    found = method(LabelledBatch(batch, labels), draw(method)).loss
+    features = method.network.token_features(batch)
+    scores = features @ method.head.weight.T + method.head.bias
+    rows = [
+        -log_softmax_at(list(scores[b, t]), int(labels[b, t])) for b in range(4) for t in range(7)
+    ]
+    close(found, torch.stack(rows).mean())
+    with pytest.raises(InputError, match=r"labels \(4, 7\), got \(4,\)"):
+        method(batch, draw(method))
 
 
 class _Forbidden(Partition):
@@ -681,6 +699,30 @@ def test_every_method_trains_on_every_pocket_set(dataset: str, tmp_path: Path) -
         }
         assert set(moved.values()) == {steps > 0}, (name, moved)
         assert extract_features(done.method, rows).shape == (3, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    # Chance is 2.08 for 8 examples, 0.64 for 3 moved tokens of 9, 2.20 for 9 columns; an example's
+    # own shift is worth 0.8. Mixtures are never certain, and scores are linear in a column's value.
+    [("emix", 1.7), ("shed", 0.2), ("capri", 1.9), ("mae_linear", 0.6)],
+)
+def test_baselines_learn_what_can_be_learned(name: str, below: float) -> None:
+    """Columns and examples far apart from each other: every loss falls below chance."""
+    generator = torch.Generator().manual_seed(0)
+    columns = 2 * torch.randperm(9, generator=generator).float() - 8
+    shift, noise = (torch.randn(8, size, generator=generator) for size in (1, 9))
+    batch = {"row": columns + shift + 0.1 * noise}
+    method = build_method(config_of(name, corruption=0.3), (ROW,))
+    optimiser = torch.optim.Adam(method.parameters(), lr=3e-3)
+    losses = []
+    for step in range(450):
+        loss = method(batch, draw(method, 8, step)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < below < np.mean(losses[:5])
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from metamae import Config, ConfigError, build_method, load_dataset, make_config
-from metamae.config import COMPARED, METHODS, list_presets, load_preset
-from metamae.data import POCKET, stands_for
+from metamae.config import COMPARED, METHODS, PRESETS, list_presets, load_preset
+from metamae.data import POCKET, SOURCES, stands_for
 
 # Table 8 of the paper: step size, contrast weight, decoder depth, dropout, mask ratio, batch; and
 # the batch of the probe.
@@ -30,7 +30,8 @@ SMALL = ("encoder.depth=1", "decoder.depth=1")
 
 def test_there_is_a_preset_for_every_data_set() -> None:
     """Of the paper and in the pocket, and for nothing else."""
-    assert set(list_presets("paper")) == set(TABLE_8)
+    assert set(list_presets("paper")) == set(list_presets("shared")) == set(TABLE_8)
+    assert set(TABLE_8) <= set(SOURCES)
     assert set(list_presets("pocket")) == set(POCKET)
 
 
@@ -60,9 +61,19 @@ def test_a_paper_preset_holds_the_published_settings(name: str) -> None:
     assert (config.probe.epochs, config.probe.standardise) == (100, False)
 
 
+@pytest.mark.parametrize("name", TABLE_8)
+def test_a_shared_preset_differs_in_three_settings(name: str) -> None:
+    """Table 9: step size, contrast weight and decoder depth, the same for all modalities."""
+    own, shared = (make_config(name, preset=kind).to_dict() for kind in ("paper", "shared"))
+    own["preset"] = "shared"
+    own["adaptation"]["step_size"], own["contrast"]["weight"] = 0.5, 0.1
+    own["decoder"]["depth"] = 4
+    assert shared == own
+
+
 @pytest.mark.parametrize("name", POCKET)
-@pytest.mark.parametrize("preset", ["pocket", "paper"])
-def test_both_presets_of_a_pocket_set_fit_its_data(name: str, preset: str) -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_presets_presets_of_a_pocket_set_fit_its_data(name: str, preset: str) -> None:
     """The method can be built: every mask ratio leaves tokens on both sides."""
     stem = name if preset == "pocket" else stands_for(name)
     config = make_config(name, preset=preset, preset_name=stem, overrides=SMALL)
@@ -74,9 +85,7 @@ def test_both_presets_of_a_pocket_set_fit_its_data(name: str, preset: str) -> No
         assert config.training.batch_size <= len(data.pretrain)
 
 
-@pytest.mark.parametrize(
-    ("preset", "name"), [(p, n) for p in ("pocket", "paper") for n in list_presets(p)]
-)
+@pytest.mark.parametrize(("preset", "name"), [(p, n) for p in PRESETS for n in list_presets(p)])
 def test_yaml_round_trips(preset: str, name: str) -> None:
     """A saved configuration reads back as the same object, tuples and bare `off` included."""
     config = make_config(name, preset=preset, overrides=["token_size=[4, 2]"], seed=3)

@@ -16,7 +16,17 @@ import torch
 
 from metamae import ConfigError, DataError, InputError, load_dataset
 from metamae.config import list_presets
-from metamae.data import POCKET, Affine, Dataset, Partition, Task, pocket, read_card, stands_for
+from metamae.data import (
+    POCKET,
+    SOURCES,
+    Affine,
+    Dataset,
+    Partition,
+    Task,
+    pocket,
+    read_card,
+    stands_for,
+)
 from metamae.data.dataset import Array
 from metamae.inputs import Image, Signal, Tabular, Tokens
 
@@ -337,14 +347,15 @@ def test_a_constant_column_does_not_divide_by_zero() -> None:
 def test_an_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(DataError, match=rf"got '{name}'; did you mean '{nearest}'\?") as caught:
         load_dataset(name)
-    assert all(known in str(caught.value) for known in (*POCKET, *list_presets("paper")))
+    assert all(known in str(caught.value) for known in (*POCKET, *SOURCES))
 
 
-@pytest.mark.parametrize("name", list_presets("paper"))
-def test_a_full_data_set_says_that_it_has_no_reader(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"no reader for the full {name} data in ") as caught:
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_full_data_set_that_is_not_prepared_names_the_command(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"run: metamae data prepare {name} --data-dir {tmp_path}"):
         load_dataset(name, data_dir=tmp_path)
-    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(DataError, match="expected --data-dir"):
+        load_dataset(name)
 
 
 def dataset(train: list[int], test: list[int], classes: tuple[str, ...]) -> Dataset:

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from metamae import MAE, build_method, load_dataset, make_config
+from metamae.config import METHODS
 from metamae.data import POCKET, Dataset
 from metamae.figures import draw_curves, draw_reconstructions, reconstruct
 from metamae.inputs import Tokens
@@ -147,6 +148,28 @@ def test_curves_are_drawn(tmp_path: Path, steps: int, seeds: int) -> None:
     }
     draw_curves(runs, tmp_path / "curves.png")
     assert picture(tmp_path / "curves.png").shape[1] == 11 * 110
+
+
+def test_losses_of_other_methods_get_a_panel_of_their_own(tmp_path: Path) -> None:
+    """All eight methods: three panels, and scale does not matter in the one in the middle."""
+    others = [m for m in METHODS if m not in ("random", "mae", "metamae")]
+    images = []
+    for number, scale in enumerate((1.0, 1000.0)):
+        runs: dict[str, list[dict[str, list[list[float]]]]] = {
+            method: [{"loss": history(9, meta=False, level=scale)["loss"]}] for method in others
+        }
+        runs |= {"mae": [history(9, meta=False)], "metamae": [history(9, meta=True)]}
+        draw_curves(runs, tmp_path / f"{number}.png")
+        images.append(picture(tmp_path / f"{number}.png"))
+    assert images[0].shape[1] == 3 * 5.5 * 110
+    assert np.array_equal(images[0], images[1])
+
+
+def test_curves_without_a_loss_on_masked_tokens_can_be_drawn(tmp_path: Path) -> None:
+    """Also of a loss that starts at zero."""
+    runs = {"shed": [{"loss": [[1, 0.0], [2, 0.5]]}], "supervised": [{"loss": [[1, 2.0]]}]}
+    draw_curves(runs, tmp_path / "curves.png")
+    picture(tmp_path / "curves.png")
 
 
 def test_curves_of_mae_alone_say_that_nothing_was_refined(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ their names in the state dict. Losses and the gradient of every parameter have t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from metamae.config import (
     MaskingConfig,
 )
 from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular, Tokens
-from metamae.objective import MetaMAE, build_method
+from metamae.objective import MAE, MetaMAE, build_method
 
 WIDTH, NARROW, HEADS, DEPTH = 16, 8, 2, 1
 TEMPERATURE, WEIGHT, TASKS = 0.5, 0.7, 3
@@ -46,6 +46,9 @@ class Case:
     steps: int = 1
     support_mean: Literal["task", "batch"] = "task"
     learned: Literal["none", "channel_step"] = "none"
+    method: Literal["mae", "metamae"] = "metamae"
+    weight: float = WEIGHT
+    nearby_ratio: float = 0.5
 
 
 CASES = {
@@ -56,6 +59,22 @@ CASES = {
     "row, learned step sizes": Case((ROW,), 0.8, steps=2, learned="channel_step"),
     "image and words": Case((IMAGE, WORDS), 2.0, support_mean="batch"),
     "image and words, two steps": Case((IMAGE, WORDS), 2.0, steps=2),
+}
+SWITCHED = {
+    f"{kind}: {name}": replace(Case(inputs, 2.0), **changes)
+    for kind, inputs in {
+        "signal": (SIGNAL,),
+        "image": (IMAGE,),
+        "words": (WORDS,),
+        "row": (ROW,),
+        "image and words": (IMAGE, WORDS),
+    }.items()
+    for name, changes in {
+        "no inner step": {"method": "mae", "steps": 0, "weight": 0.0},
+        "no contrast": {"weight": 0.0},
+        "visible tokens alone": {"nearby_ratio": 0.0},
+        "all nearby tokens": {"nearby_ratio": 1.0},
+    }.items()
 }
 
 Weights = dict[str, Tensor]
@@ -265,30 +284,32 @@ def reference(w: Weights, case: Case, examples: list[Example], drawn: list[Drawn
         masked = [token for token in range(len(tokens)) if token not in visible]
         losses = token_losses(w, inputs, latent, tokens, visible)
         queries.append(mean_over_inputs(inputs, losses, masked, counts_of(inputs, masked)))
+    if case.weight == 0:
+        return torch.stack(queries).mean()
     contrast = nt_xent(project(w, torch.stack(amortised)), project(w, torch.stack(refined)))
-    return torch.stack(queries).mean() + WEIGHT * contrast
+    return torch.stack(queries).mean() + case.weight * contrast
 
 
-def method_of(
-    case: Case, differentiation: Literal["unrolled", "first_order"] = "unrolled"
-) -> MetaMAE:
+def method_of(case: Case, differentiation: Literal["unrolled", "first_order"] = "unrolled") -> MAE:
     """Our implementation, float64, away from zero biases and unit norms."""
     config = Config(
         dataset="test",
+        method=case.method,
         encoder=EncoderConfig(width=WIDTH, depth=DEPTH, heads=HEADS),
         decoder=DecoderConfig(width=NARROW, depth=DEPTH, heads=HEADS),
-        masking=MaskingConfig(mask_ratio=0.5, nearby_ratio=0.5),
+        masking=MaskingConfig(mask_ratio=0.5, nearby_ratio=case.nearby_ratio),
         adaptation=AdaptationConfig(
             step_size=case.step_size,
-            steps=case.steps,
+            steps=max(case.steps, 1),
             differentiation=differentiation,
             learned=case.learned,
             support_mean=case.support_mean,
         ),
-        contrast=ContrastConfig(weight=WEIGHT, temperature=TEMPERATURE, hidden=12, out=6),
+        contrast=ContrastConfig(weight=case.weight, temperature=TEMPERATURE, hidden=12, out=6),
     )
     method = build_method(config, case.inputs).double()
-    assert isinstance(method, MetaMAE)
+    assert isinstance(method, MAE)
+    assert isinstance(method, MetaMAE) is (case.method == "metamae")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in method.parameters():
@@ -307,25 +328,20 @@ def batch_of(inputs: Inputs) -> dict[str, Tensor]:
     return {spec.name: whole[spec.name] for spec in inputs}
 
 
-def gradients_of(method: MetaMAE, loss: Tensor) -> Weights:
+def gradients_of(method: MAE, loss: Tensor) -> Weights:
     names, parameters = zip(*method.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_every_gradient_equal_the_reference(name: str) -> None:
-    """To 1e-9 of each parameter's largest gradient, in float64."""
-    case = CASES[name]
+def both(case: Case, seed: int) -> tuple[list[Drawn], Weights]:
+    """Compare loss and gradients with the reference; what was drawn, and the gradients."""
     method, batch = method_of(case), batch_of(case.inputs)
-    split = method.draw(TASKS, torch.Generator().manual_seed(3))
+    split = method.draw(TASKS, torch.Generator().manual_seed(seed))
     nearby = [query[drawn] for query, drawn in zip(split.query_idx, split.nearby, strict=True)]
     drawn = [
         (visible.tolist(), drawn.tolist())
         for visible, drawn in zip(split.support_idx, nearby, strict=True)
     ]
-    # Unequal counts: otherwise the two support means could not be told apart.
-    assert len({len(near) for _, near in drawn}) > 1
-
     examples = [{key: x[b] for key, x in batch.items()} for b in range(TASKS)]
     weights = {key: value.detach().clone() for key, value in method.named_parameters()}
     expected_gradients, expected = torch.func.grad_and_value(reference)(
@@ -338,14 +354,53 @@ def test_loss_and_every_gradient_equal_the_reference(name: str) -> None:
         scale = gradient.abs().max().item()
         assert scale > 1e-6, key  # nothing is compared with nothing
         assert (ours[key] - gradient).abs().max().item() <= 1e-9 * scale, key
+    return drawn, expected_gradients
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_every_gradient_equal_the_reference(name: str) -> None:
+    """To 1e-9 of each parameter's largest gradient, in float64."""
+    case = CASES[name]
+    drawn, gradients = both(case, seed=3)
+    # Unequal counts: otherwise the two support means could not be told apart.
+    assert len({len(near) for _, near in drawn}) > 1
 
     # The comparison would notice a missing second-order term: it is no small part here.
-    first_order = method_of(case, "first_order")
+    first_order, batch = method_of(case, "first_order"), batch_of(case.inputs)
+    split = first_order.draw(TASKS, torch.Generator().manual_seed(3))
     partial = gradients_of(first_order, first_order(batch, split).loss)
     shares = [
         ((partial[key] - gradient).norm() / gradient.norm()).item()
-        for key, gradient in expected_gradients.items()
+        for key, gradient in gradients.items()
         if not key.startswith("meta.")
     ]
     assert min(shares) > 1e-4
     assert max(shares) > 1e-2
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_every_ablation_equals_the_reference(name: str) -> None:
+    """Each component off, and both ends of the nearby ratio, for every kind of input."""
+    case = SWITCHED[name]
+    drawn, _ = both(case, seed=1)
+    for visible, nearby in drawn:
+        beside = {
+            token
+            for token in range(sum(spec.tokens for spec in case.inputs))
+            if token not in visible and any(touch(case.inputs, token, v) for v in visible)
+        }
+        assert set(nearby) <= beside
+        if case.nearby_ratio in (0.0, 1.0):
+            assert set(nearby) == (beside if case.nearby_ratio else set())
+
+
+def touch(inputs: Inputs, one: int, other: int) -> bool:
+    """Whether two tokens are neighbours: one step apart on the grid of one input."""
+    (number, spec, place), (second, _, target) = (layout(inputs)[token] for token in (one, other))
+    if number != second:
+        return False
+    if isinstance(spec, Image):
+        columns = spec.width // spec.patch[1]
+        (a, b), (c, d) = divmod(place, columns), divmod(target, columns)
+        return abs(a - c) + abs(b - d) == 1
+    return abs(place - target) == 1

@@ -71,7 +71,7 @@ def test_one_row_for_every_combination(tmp_path: Path) -> None:
     assert failures == {}
     assert not (tmp_path / "out" / FAILURES).exists()
     assert {row.key for row in rows} == {
-        Key("basic_motions", "basic_motions", method, variant, seed, protocol)
+        Key("basic_motions", "basic_motions", method, variant, seed, protocol, seed)
         for method, variant in (("random", "default"), ("metamae", "default"), ("metamae", "deep"))
         for seed in (0, 1)
         for protocol in ("published", "few-1")
@@ -430,6 +430,7 @@ def test_the_paper_preset_of_an_embedded_set() -> None:
         ({"datasets": []}, "one or more datasets in a sweep, got none"),
         ({"datasets": "sensors"}, "keys and values in datasets, got 'sensors'"),
         ({"datasets": {"sensors": {"prob": []}}}, "in datasets.sensors, got 'prob'"),
+        ({"datasets": {"sensors": {"probe": ["digit"]}}}, "did you mean 'digits'?"),
         ({"methods": ["mea"]}, "in methods, got 'mea'; did you mean 'mae'?"),
         ({"methods": "mae, random"}, "got 'mae, random'"),
         ({"seeds": [-1]}, "a list of numbers >= 0, got [-1]"),

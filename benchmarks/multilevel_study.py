@@ -1,0 +1,257 @@
+"""Learned settings against fixed and tuned ones, on several data sets from one common start.
+
+    python benchmarks/multilevel_study.py                 # everything that is missing
+    python benchmarks/multilevel_study.py --datasets vowels --seeds 1
+    python benchmarks/multilevel_study.py --figure        # only draw what is there
+
+Arms, all with the preset's model, steps, batch and probe:
+    shared           step size 0.5, contrast weight 0.1, nearby ratio 0.1, mask ratio 0.5, fixed
+    tuned            the data set's own preset
+    learned          starts at `shared`, learns all four on held-out unlabelled examples; same steps
+    learned_seconds  the same, with as many steps as take `shared`'s time (by processor time)
+
+A row is written to benchmarks/results/multilevel-study.json as soon as its run is finished; a run
+that was stopped continues from its last checkpoint in runs/multilevel-study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must sleep
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from metamae import load_dataset, make_config
+from metamae.bilevel import PREFIX
+from metamae.checkpoint import write_json
+from metamae.config import Config
+from metamae.data import Dataset
+from metamae.features import extract_features
+from metamae.figures import COLOURS
+from metamae.probe import fit_probe
+from metamae.progress import Reporter
+from metamae.provenance import device_name, revision
+from metamae.training import Pretrained, pretrain
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "multilevel-study.json"
+PICTURE = ROOT / "docs" / "learned_settings.png"
+DATASETS = ("vowels", "multispectral_spatial", "digits", "sensors")
+ARMS = ("shared", "tuned", "learned", "learned_seconds")
+SETTINGS = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio")
+SHARED = [
+    "adaptation.step_size=0.5",
+    "contrast.weight=0.1",
+    "masking.nearby_ratio=0.1",
+    "masking.mask_ratio=0.5",
+]
+LEARN = [*SHARED, f"learn.settings=[{','.join(SETTINGS)}]"]
+TIMED_STEPS = 12
+Row = dict[str, Any]
+
+
+def configure(dataset: str, arm: str, seed: int, steps: int | None) -> Config:
+    """Resolved configuration of one run."""
+    overrides = {"shared": SHARED, "tuned": []}.get(arm, LEARN)
+    extra = [] if steps is None else [f"training.steps={steps}"]
+    return make_config(dataset, overrides=[*overrides, *extra], seed=seed)
+
+
+def cost_ratio(dataset: Dataset) -> float:
+    """Processor time of a learning step over that of a plain one: median of interleaved rounds."""
+    ratios = []
+    for seed in range(3):
+        seconds = {}
+        for arm in ("shared", "learned"):
+            config = make_config(
+                dataset.name,
+                overrides=[
+                    *(SHARED if arm == "shared" else LEARN),
+                    f"training.steps={TIMED_STEPS}",
+                    "learn.warmup_steps=0",
+                    "training.log_every=1000",
+                ],
+                seed=seed,
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.process_time()
+                pretrain(config, dataset, Path(folder))
+                seconds[arm] = time.process_time() - start
+        ratios.append(seconds["learned"] / seconds["shared"])
+    return float(np.median(ratios))
+
+
+def run_one(
+    dataset: Dataset, arm: str, seed: int, steps: int | None, runs: Path, reporter: Reporter
+) -> Row:
+    """Pretrain, probe, describe."""
+    config = configure(dataset.name, arm, seed, steps)
+    folder = runs / dataset.name / arm / f"seed-{seed}"
+    done = pretrain(config, dataset, folder, resume=True, reporter=reporter)
+    train, test = dataset.train, dataset.test
+    assert train.labels is not None
+    assert test.labels is not None
+    result = fit_probe(
+        extract_features(done.method, train),
+        train.labels,
+        extract_features(done.method, test),
+        test.labels,
+        dataset.task,
+        config.probe,
+        seed=seed,
+        reporter=reporter,
+        title=f"{dataset.name} {arm} #{seed}: probe",
+    )
+    return {
+        "dataset": dataset.name,
+        "arm": arm,
+        "seed": seed,
+        "metric": result.metric,
+        "value": result.value,
+        "steps": done.steps,
+        "pretrain_seconds": round(done.seconds, 2),
+        "batch_size": config.training.batch_size,
+        "settings": final_settings(config, done),
+        "series": thinned(done),
+        "probe": f"linear, Adam {config.probe.learning_rate:g}, {config.probe.epochs} epochs, last",
+        "hardware": device_name(torch.device("cpu")),
+        "torch": str(torch.__version__),
+        "revision": revision(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def final_settings(config: Config, done: Pretrained) -> dict[str, float]:
+    """What a run ended with, learned or configured."""
+    fixed = {
+        "step_size": config.adaptation.step_size,
+        "contrast_weight": config.contrast.weight,
+        "nearby_ratio": config.masking.nearby_ratio,
+        "mask_ratio": config.masking.mask_ratio,
+    }
+    return {
+        name: done.history.series.get(PREFIX + name, [[0, value]])[-1][1]
+        for name, value in fixed.items()
+    }
+
+
+def thinned(done: Pretrained, points: int = 25) -> dict[str, list[list[float]]]:
+    """Learned settings over time, for the picture."""
+    found = {k: v for k, v in done.history.series.items() if k.startswith(PREFIX)}
+    return {
+        name.removeprefix(PREFIX): [*series[:: max(1, len(series) // points)], series[-1]]
+        for name, series in found.items()
+    }
+
+
+def study(options: argparse.Namespace, reporter: Reporter) -> None:
+    """Everything that is missing, one data set after the other, seed by seed."""
+    path = options.results
+    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
+    known = {(row["dataset"], row["arm"], row["seed"]) for row in rows}
+    for name in options.datasets:
+        missing = [
+            (seed, arm)
+            for seed in range(options.seeds)
+            for arm in ARMS
+            if (name, arm, seed) not in known
+        ]
+        if not missing:
+            continue
+        dataset = load_dataset(name)
+        full = options.steps or make_config(name).training.steps
+        shorter = equal_time_steps(dataset, full, options.runs, reporter)
+        for seed, arm in missing:
+            steps = shorter if arm == "learned_seconds" else options.steps
+            rows.append(run_one(dataset, arm, seed, steps, options.runs, reporter))
+            rows.sort(key=lambda row: (DATASETS.index(row["dataset"]), row["seed"], row["arm"]))
+            write_json(path, rows)
+        draw(rows, options.picture)
+
+
+def equal_time_steps(dataset: Dataset, steps: int, runs: Path, reporter: Reporter) -> int:
+    """Steps of learning in the time of ``steps`` plain ones; measured once, then kept."""
+    path = runs / dataset.name / "cost.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"ratio": cost_ratio(dataset)})
+    ratio = float(json.loads(path.read_text())["ratio"])
+    reporter.say(f"{dataset.name}: a learning step costs {ratio:.2f} times a plain one")
+    return max(1, round(steps / ratio))
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy by arm on top; learned settings over time, one panel each, below."""
+    names = [name for name in DATASETS if any(row["dataset"] == name for row in rows)]
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    for number, (axis, name) in enumerate(
+        zip(np.atleast_1d(top.subplots(1, len(names))), names, strict=True)
+    ):
+        for place, arm in enumerate(ARMS):
+            values = [r["value"] for r in rows if (r["dataset"], r["arm"]) == (name, arm)]
+            if values:
+                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                axis.errorbar(place, np.mean(values), spread, fmt="o", color=COLOURS[place])
+                axis.plot([place + 0.2] * len(values), values, ".", color=COLOURS[place], ms=3)
+        axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize=8)
+        axis.set_title(name)
+        if number == 0:
+            axis.set_ylabel("probe accuracy, mean ± std over seeds")
+        axis.grid(alpha=0.3)
+    for axis, setting in zip(bottom.subplots(1, len(SETTINGS)), SETTINGS, strict=True):
+        for number, name in enumerate(names):
+            chosen = [r for r in rows if (r["dataset"], r["arm"]) == (name, "learned")]
+            for first, row in enumerate(chosen):
+                points = np.array(row["series"][setting])
+                label = name if first == 0 else None
+                axis.plot(points[:, 0], points[:, 1], color=COLOURS[number], lw=1, label=label)
+        axis.set_title(f"learned {setting.replace('_', ' ')}")
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if setting.endswith("ratio"):
+            axis.set_ylim(0, 1)
+        else:
+            axis.set_yscale("log")
+        if setting == SETTINGS[0]:
+            axis.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study, or only draw it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="which data sets")
+    add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    add("--steps", type=int, help="pretraining steps (default: the preset's)")
+    add("--runs", type=Path, default=Path("runs/multilevel-study"), help="checkpoints")
+    add("--results", type=Path, default=RESULTS, help="rows (JSON)")
+    add("--picture", type=Path, default=PICTURE, help="picture to draw")
+    add("--figure", action="store_true", help="only draw the rows that are there")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.figure:
+        draw(json.loads(options.results.read_text()), options.picture)
+    else:
+        study(options, Reporter(Console(width=120)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Conjugate gradients in the shape of one of Betty's hypergradient functions.
+
+Betty 0.2.1 has one, which builds its second direction from the old residual instead of the new
+one and so is wrong from the second iteration on; a test shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import NonFiniteLossError
+
+Vector = list[Tensor]
+
+
+def indirect_gradient(
+    vector: Sequence[Tensor], curr: Any, prev: Any, sync: bool
+) -> list[Tensor | None] | None:
+    r"""The indirect gradient :math:`-\nabla^2_{\lambda w} L\, H^{-1} v`.
+
+    Args:
+        vector: :math:`v`, in the order of the parameters of ``curr``.
+        curr: The level that was solved.
+        prev: The level whose parameters enter its loss.
+        sync: Whether to add the result to the gradients of ``prev`` instead of returning it.
+    """
+    parameters, above = curr.trainable_parameters(), prev.trainable_parameters()
+    loss = curr.training_step_exec(curr.cur_batch)
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+
+    def curvature(p: Vector) -> Vector:
+        return list(torch.autograd.grad(gradient, parameters, p, retain_graph=True))
+
+    solution = solve(curvature, list(vector), curr.config.cg_iterations, curr.level.name)
+    mixed = torch.autograd.grad(gradient, above, solution, allow_unused=True)
+    result = [None if part is None else -part for part in mixed]
+    if not sync:
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(above, result, strict=True)]
+    prev.set_grads(above, result)
+    return None
+
+
+def solve(
+    curvature: Callable[[Vector], Vector], vector: Vector, iterations: int, name: str
+) -> Vector:
+    r"""Solve :math:`H x = v` by conjugate gradients from :math:`x = 0`.
+
+    Stops early at a residual of exactly zero.
+
+    Raises:
+        NonFiniteLossError: a direction without positive curvature.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.multilevel.conjugate import solve
+        >>> scale = torch.tensor([2.0, 4.0])
+        >>> solve(lambda p: [scale * p[0]], [torch.ones(2)], 2, "weights")
+        [tensor([0.5000, 0.2500])]
+    """
+    solution = [torch.zeros_like(part) for part in vector]
+    residual = [part.clone() for part in vector]
+    direction, size = residual, _dot(residual, residual)
+    for _ in range(iterations):
+        if size == 0:
+            break
+        bent = curvature(direction)
+        along = _dot(direction, bent)
+        if not along > 0:
+            raise NonFiniteLossError(
+                f"expected positive curvature of the loss of level {name!r}, got "
+                f"{float(along):.3g} along a direction of conjugate gradients; nothing was updated "
+                "above it. Take fewer iterations, add a quadratic penalty to that loss, or use "
+                "darts, which needs no curvature"
+            )
+        step = size / along
+        solution = _add(solution, step, direction)
+        residual = _add(residual, -step, bent)
+        size, before = _dot(residual, residual), size
+        direction = _add(residual, size / before, direction)
+    return solution
+
+
+def _dot(one: Vector, other: Vector) -> Tensor:
+    total = torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+    return total
+
+
+def _add(one: Vector, factor: Tensor, other: Vector) -> Vector:
+    return [a + factor * b for a, b in zip(one, other, strict=True)]

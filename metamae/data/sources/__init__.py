@@ -1,0 +1,57 @@
+"""The full data sets by name. Modules are imported when a name of theirs is asked for.
+
+A module defines ``SOURCES``, a tuple of :class:`~metamae.data.source.Source`. Importing it must not
+need optional libraries: readers import them when they run.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from metamae.config import near
+from metamae.data.source import Source
+from metamae.errors import DataError
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "pamap2": ("pamap2",),
+    "higgs": ("higgs",),
+    "eurosat": ("eurosat",),
+    "genomics": ("genomics", "genomics_ood"),
+    "proteins": ("pfam", "scop", "secondary_structure", "stability", "fluorescence"),
+    "wafermap": ("wafermap",),
+    "speech": (
+        "librispeech",
+        "audiomnist",
+        "fluent_location",
+        "fluent_action",
+        "fluent_object",
+        "google_speech",
+        "voxceleb1",
+    ),
+    "imagenet32": ("imagenet32",),
+    "images": ("cifar10", "cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"),
+    "vision_language": ("mscoco", "mismatched_caption", "vqa"),
+}
+"""Module in this folder to the names it defines."""
+
+SOURCES = tuple(name for names in _MODULES.values() for name in names)
+"""Names of the full data sets."""
+
+
+def get_source(name: str) -> Source:
+    """The full data set of a name.
+
+    Raises:
+        DataError: an unknown name.
+
+    Example:
+        >>> from metamae.data.sources import get_source
+        >>> get_source("higgs").task.metric
+        'accuracy'
+    """
+    for module, names in _MODULES.items():
+        if name in names:
+            found = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
+            source: Source = next(one for one in found if one.name == name)
+            return source
+    raise DataError(f"expected a data set among {', '.join(SOURCES)}, {near(name, SOURCES)}")

@@ -1,0 +1,157 @@
+"""EuroSAT: Sentinel-2 patches of 64 x 64 pixels in 13 bands, by land use (Helber et al. 2019)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from metamae.data.dataset import Affine, Array, Part, Task
+from metamae.data.frames import read_frame
+from metamae.data.source import Layout, Raw, Source, need_module
+from metamae.data.splits import ninety_ten, shuffled
+from metamae.data.writer import Writer
+from metamae.errors import DataError
+from metamae.inputs import Image, Inputs
+
+CLASSES = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
+BANDS = (*(f"B{n:02d}" for n in range(1, 9)), "B09", "B10", "B11", "B12", "B8A")
+SHAPE = (13, 64, 64)
+# fmt: off
+MEAN = (1354.3003, 1117.7579, 1042.2800, 947.6443, 1199.6334, 2001.9829, 2372.5579, 2299.6663,
+        731.0175, 12.0956, 1822.4083, 1119.5759, 2598.4456)
+STD = (244.0469, 323.4128, 385.0928, 584.1638, 566.0543, 858.5753, 1083.6704, 1103.0342,
+       402.9594, 4.7207, 1002.4071, 759.6080, 1228.4104)
+# fmt: on
+
+
+def _inputs(token_size: Sequence[int]) -> Inputs:
+    return (
+        Image(
+            name="image",
+            channels=SHAPE[0],
+            height=SHAPE[1],
+            width=SHAPE[2],
+            patch=(token_size[0], token_size[-1]),
+            channel_names=BANDS,
+        ),
+    )
+
+
+def _prepare(raw: Raw, writer: Writer) -> None:
+    if "images" in raw.paths:
+        pretrain, transfer = _read_images(raw, writer)
+    else:
+        pretrain, transfer = _read_pickles(raw, writer)
+    train, test = ninety_ten(transfer)
+    arrays = {"image": "images"}
+    writer.partition("pretrain", arrays, index=ninety_ten(pretrain)[0])
+    labelled: tuple[tuple[Part, Array], ...] = (("train", train), ("test", test))
+    for part, index in labelled:
+        writer.partition(part, arrays, labels="labels", index=index)
+
+
+def _read_images(raw: Raw, writer: Writer) -> tuple[Array, Array]:
+    """GeoTIFF files; the class stands in the file's name. Shuffled by name, whatever the order."""
+    tifffile = need_module("tifffile")
+    images, labels = writer.array("images", SHAPE, np.uint16), writer.array("labels", (), np.uint8)
+    names = []
+    for path, file in raw.walk("images", "*.tif"):
+        with writer.reading(path):
+            name = path.rsplit("/", 1)[-1]
+            label = _label(name)
+            image = tifffile.imread(io.BytesIO(file.read()))
+            images.append(_bands_first(image))
+            labels.append(label)
+            names.append(name)
+    by_name = np.argsort(np.array(names, dtype=str), kind="stable")
+    return ninety_ten(by_name[shuffled(len(names))])
+
+
+def _read_pickles(raw: Raw, writer: Writer) -> tuple[Array, Array]:
+    """The benchmark's two tables, shuffled already."""
+    images, labels = writer.array("images", SHAPE, np.float32), writer.array("labels", (), np.uint8)
+    ends = []
+    for role in ("pretrain", "transfer"):
+        path = raw.paths[role]
+        with raw.open(role) as file:
+            table = read_frame(file, str(path))
+        if missing := {"label", "sentinel2"} - table.keys():
+            raise DataError(f"expected columns {', '.join(sorted(missing))} in {path}")
+        rows = zip(table["sentinel2"], table["label"], strict=True)
+        for number, (image, label) in enumerate(rows):
+            with writer.reading(f"row {number} of {path.name}"):
+                if not 0 <= int(label) < len(CLASSES):
+                    raise DataError(f"expected a label from 0 to {len(CLASSES) - 1}, got {label}")
+                images.append(_bands_first(np.asarray(image)))
+                labels.append(int(label))
+        ends.append(images.rows)
+    return np.arange(ends[0]), np.arange(ends[0], ends[1])
+
+
+def _label(name: str) -> int:
+    kind = name.partition("_")[0]
+    if kind not in CLASSES:
+        raise DataError(f"expected a class among {', '.join(CLASSES)} before '_', got {name}")
+    return CLASSES.index(kind)
+
+
+def _bands_first(image: Any) -> Array:
+    pixels = np.asarray(image)
+    if pixels.shape != (*SHAPE[1:], SHAPE[0]):
+        raise DataError(f"expected 64 x 64 pixels in 13 bands, got {pixels.shape}")
+    if not np.isfinite(pixels).all():
+        raise DataError("expected finite pixels, got NaN or infinity")
+    return pixels.transpose(2, 0, 1)
+
+
+SOURCES = (
+    Source(
+        name="eurosat",
+        modality="multispectral images",
+        origin="EuroSATallBands.zip from the authors of EuroSAT",
+        inputs=_inputs,
+        token_size=(8, 8),
+        layouts=(
+            Layout("published", {"images": "EuroSATallBands.zip"}),
+            Layout("unpacked", {"images": "ds"}),
+            Layout(
+                "dabs",
+                {
+                    "pretrain": "satellite_images/pretrain.pkl",
+                    "transfer": "satellite_images/transfer.pkl",
+                },
+            ),
+            Layout(
+                "metamae",
+                {"pretrain": "eurosat_all/pretrain.pkl", "transfer": "eurosat_all/transfer.pkl"},
+            ),
+        ),
+        prepare=_prepare,
+        task=Task(kind="classification", metric="accuracy", classes=CLASSES, complete=False),
+        pretrained_on="eurosat",
+        split="shuffled with seed 42, 90 % to pretraining and 10 % to the probe, each cut 90/10 "
+        "without another shuffle, the last tenth of pretraining unused. From the archive the "
+        "files are taken by name before the shuffle, the benchmark's order being that of a "
+        "library",
+        scaling={
+            "image": Affine(
+                np.array(MEAN, np.float32)[:, None, None], np.array(STD, np.float32)[:, None, None]
+            )
+        },
+        modules=("tifffile",),
+    ),
+)

@@ -1,0 +1,284 @@
+"""Proteins: Pfam for pretraining, and four tasks of TAPE (Rao et al. 2019)."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from metamae.data.dataset import Array, Part, Task
+from metamae.data.letters import Letters
+from metamae.data.source import Layout, Raw, Source
+from metamae.data.splits import ninety_ten, shuffled
+from metamae.data.tables import json_records, table_records
+from metamae.data.writer import Writer
+from metamae.errors import DataError
+from metamae.inputs import Inputs, Tokens
+
+LENGTH = 128
+RESIDUES = Letters("XARNDCQEGHILKMFPSTWYVUOBZJ")
+"""``X`` is an unknown residue, and also the padding."""
+
+CLANS, FOLDS, PAD_CLASS = 623, 1195, 3
+TRANSFER_ROWS = 200_000
+"""Last rows of Pfam's shuffled validation file, kept for the probe."""
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf", re.IGNORECASE)
+
+
+def _inputs(token_size: Sequence[int]) -> Inputs:
+    letters = tuple(RESIDUES.letters)
+    return (Tokens(name="protein", length=LENGTH, vocabulary=len(letters), alphabet=letters),)
+
+
+def encode_protein(text: str) -> Array:
+    """The first 128 residues, padded with ``X``."""
+    if not text:
+        raise DataError("expected residues in field 'primary', got none")
+    return RESIDUES.encode_to(text, LENGTH, "X")
+
+
+def numbers(value: Any) -> list[float]:
+    """Numbers of a JSON value, or of its text in a table (``[0, 1]``, ``[0 1]``, ``0.5``).
+
+    Example:
+        >>> from metamae.data.sources.proteins import numbers
+        >>> numbers([0, 2]), numbers("[0, 2]"), numbers("[0.5]"), numbers(7)
+        ([0.0, 2.0], [0.0, 2.0], [0.5], [7.0])
+    """
+    if isinstance(value, str):
+        if "..." in value:
+            raise DataError("expected all numbers of a list, got text that was cut short with ...")
+        return [float(number) for number in _NUMBER.findall(value)]
+    return [float(number) for number in (value if isinstance(value, list) else [value])]
+
+
+def _records(file: IO[bytes], name: str, field: str) -> Generator[Mapping[str, Any], None, None]:
+    if name.endswith(".json"):
+        yield from json_records(file, name)
+    else:
+        yield from table_records(file, name, ("primary", field))
+
+
+def _field(record: Mapping[str, Any], field: str) -> Any:
+    if field not in record:
+        raise DataError(f"expected a field {field!r}, got {', '.join(record)}")
+    return record[field]
+
+
+def _members(
+    raw: Raw, files: Mapping[str, str]
+) -> Generator[tuple[str, str, IO[bytes]], None, None]:
+    """Key, name and content of each file: one pass over an archive, or files by role."""
+    if "archive" not in raw.paths:
+        for key in files:
+            with raw.open(key) as file:
+                yield key, raw.paths[key].name, file
+        return
+    left = {name: key for key, name in files.items()}
+    for name, file in raw.walk("archive", "*.json"):
+        base = name.rsplit("/", 1)[-1]
+        if base in left:
+            yield left.pop(base), name, file
+        if not left:
+            return
+    if left:
+        raise DataError(
+            f"expected {', '.join(left)} in {raw.paths['archive']}, found none; "
+            "check that the archive is the published one"
+        )
+
+
+def _prepare_pfam(raw: Raw, writer: Writer) -> None:
+    sequences = {
+        key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8)
+        for key in ("pretrain", "transfer")
+    }
+    clans: set[int] = set()
+    transfer = array("q")
+    for key, name, file in _members(
+        raw, {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
+    ):
+        for number, record in enumerate(_records(file, name, "clan"), start=1):
+            with writer.reading(f"record {number} of {name}"):
+                row, clan = encode_protein(_field(record, "primary")), int(_field(record, "clan"))
+                sequences[key].append(row)
+                clans.add(clan) if key == "pretrain" else transfer.append(clan)
+    writer.partition("pretrain", {"protein": "pretrain_sequences"})
+    _write_clans(raw, writer, sorted(clans), np.frombuffer(transfer, np.int64))
+
+
+def _write_clans(raw: Raw, writer: Writer, clans: list[int], found: Array) -> None:
+    """The clan's rank among those of the pretraining file is the label; the map is noted."""
+    order = np.arange(len(found))
+    if "archive" in raw.paths:
+        order = shuffled(len(found))[-TRANSFER_ROWS:]
+    known = np.isin(found, clans)
+    unknown = int((~known[order]).sum())
+    if unknown:
+        raw.reporter.say(f"{unknown} rows of clans that pretraining never saw are left out")
+    labels = writer.save("labels", np.searchsorted(clans, found).astype(np.int32))
+    for part, index in zip(("train", "test"), ninety_ten(order), strict=True):
+        split: Part = "train" if part == "train" else "test"
+        writer.partition(
+            split, {"protein": "transfer_sequences"}, labels=labels, index=index[known[index]]
+        )
+    writer.note(clans=clans, classes=[str(clan) for clan in clans], rows_of_unknown_clans=unknown)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one task of TAPE: its training file to train, its validation file to test."""
+
+    name: str
+    field: str
+    shape: tuple[int, ...]
+    dtype: type
+    label: Callable[[Any, str], Any]
+
+    def __call__(self, raw: Raw, writer: Writer) -> None:
+        files = {part: f"{self.name}_{file}.json" for part, file in _FILES.items()}
+        arrays = {
+            part: (
+                writer.array(f"{part}_sequences", (LENGTH,), np.uint8),
+                writer.array(f"{part}_labels", self.shape, self.dtype),
+            )
+            for part in files
+        }
+        for part, name, file in _members(raw, files):
+            sequences, labels = arrays[part]
+            for number, record in enumerate(_records(file, name, self.field), start=1):
+                with writer.reading(f"record {number} of {name}"):
+                    text = _field(record, "primary")
+                    row, label = encode_protein(text), self.label(_field(record, self.field), text)
+                    sequences.append(row)
+                    labels.append(label)
+        for part in _PARTS:
+            writer.partition(part, {"protein": f"{part}_sequences"}, labels=f"{part}_labels")
+
+
+_PARTS: tuple[Part, Part] = ("train", "test")
+_FILES = {"train": "train", "test": "valid"}
+
+
+def _one(value: Any, text: str) -> float:
+    found = numbers(value)
+    if len(found) != 1 or not np.isfinite(found[0]):
+        raise DataError(f"expected one number, got {value!r}")
+    return found[0]
+
+
+def _fold(value: Any, text: str) -> int:
+    label = int(_one(value, text))
+    if not 0 <= label < FOLDS:
+        raise DataError(f"expected a fold from 0 to {FOLDS - 1}, got {value!r}")
+    return label
+
+
+def _structure(value: Any, text: str) -> Array:
+    found = np.array(numbers(value), np.int64)
+    if len(found) != len(text) or not np.isin(found, range(PAD_CLASS)).all():
+        raise DataError(
+            f"expected {len(text)} classes from 0 to {PAD_CLASS - 1}, one per residue, got "
+            f"{len(found)} from {found.min(initial=0)} to {found.max(initial=0)}"
+        )
+    padded = np.full(LENGTH, PAD_CLASS, np.int64)
+    padded[: len(found)] = found[:LENGTH]
+    return padded
+
+
+def _layouts(
+    archive: str, dabs: Mapping[str, str], metamae: Mapping[str, str]
+) -> tuple[Layout, ...]:
+    return (
+        Layout("published", {"archive": f"{archive}.tar.gz"}),
+        Layout("unpacked", {"archive": archive}),
+        Layout("dabs", dabs),
+        Layout("metamae", metamae),
+    )
+
+
+def _task(name: str, archive: str, task: Task, reader: _Reader) -> Source:
+    tables = {part: f"{archive}_{file}.csv" for part, file in _FILES.items()}
+    return Source(
+        name=name,
+        modality="proteins",
+        origin=f"{archive}.tar.gz of TAPE (raw, JSON)",
+        inputs=_inputs,
+        layouts=_layouts(
+            archive,
+            {part: f"proteins/{table}" for part, table in tables.items()},
+            {part: f"pfam/transfer/{table}" for part, table in tables.items()},
+        ),
+        prepare=reader,
+        task=task,
+        pretrained_on="pfam",
+        split="TAPE's training file trains the probe, TAPE's validation file tests it (not TAPE's "
+        "test files), as in the benchmark",
+    )
+
+
+_DABS_PFAM = {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"}
+
+SOURCES = (
+    Source(
+        name="pfam",
+        modality="proteins",
+        origin="pfam.tar.gz of TAPE (raw, JSON)",
+        inputs=_inputs,
+        layouts=_layouts(
+            "pfam",
+            {role: f"proteins/{table}" for role, table in _DABS_PFAM.items()},
+            {role: f"pfam/{table}" for role, table in _DABS_PFAM.items()},
+        ),
+        prepare=_prepare_pfam,
+        task=Task(
+            kind="classification",
+            metric="accuracy",
+            classes=tuple(str(n) for n in range(CLANS)),
+            complete=False,
+        ),
+        pretrained_on="pfam",
+        split="all of pfam_train to pretraining; pfam_valid shuffled with seed 42, its last "
+        "200,000 rows cut 90/10 for the probe; labels are ranks among pfam_train's clans",
+    ),
+    _task(
+        "scop",
+        "remote_homology",
+        Task(
+            kind="classification",
+            metric="accuracy",
+            classes=tuple(str(n) for n in range(FOLDS)),
+            complete=False,
+        ),
+        _Reader("remote_homology", "fold_label", (), np.int32, _fold),
+    ),
+    _task(
+        "secondary_structure",
+        "secondary_structure",
+        Task(
+            kind="token_classification",
+            metric="accuracy",
+            classes=("0", "1", "2", "padding"),
+            ignore=PAD_CLASS,
+            complete=False,
+        ),
+        _Reader("secondary_structure", "ss3", (LENGTH,), np.uint8, _structure),
+    ),
+    _task(
+        "stability",
+        "stability",
+        Task(kind="regression", metric="spearman"),
+        _Reader("stability", "stability_score", (), np.float32, _one),
+    ),
+    _task(
+        "fluorescence",
+        "fluorescence",
+        Task(kind="regression", metric="spearman"),
+        _Reader("fluorescence", "log_fluorescence", (), np.float32, _one),
+    ),
+)

@@ -1,0 +1,239 @@
+"""A report as sections: tables with a title and notes, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from metamae.comparison import Paired, Summary, count_signs, pair_results, rank, summarise_results
+from metamae.evaluation import PROTOCOLS
+from metamae.published import STAND_INS, Published, look_up
+from metamae.report import LABELS
+from metamae.results import DEFAULT, Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One table of a report.
+
+    Attributes:
+        title: Its heading.
+        header: Names of the columns.
+        lines: Cells as text.
+        notes: Sentences below it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+    notes: list[str] = field(default_factory=list)
+
+    def print(self, console: Console) -> None:
+        """Print it as a table."""
+        table = Table(
+            title=f"\n{self.title}", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+        )
+        for place, name in enumerate(self.header):
+            numbers = all(re.match(r"[-+\d]", line[place]) for line in self.lines)
+            table.add_column(
+                name,
+                overflow="fold",
+                no_wrap=numbers or place == 0,
+                justify="right" if numbers else "left",
+            )
+        for line in self.lines:
+            table.add_row(*line)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, highlight=False, markup=False)
+
+    def markdown(self) -> str:
+        """It as Markdown."""
+        rows = [self.header, ("---",) * len(self.header), *self.lines]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        notes = "".join(f"\n{note}\n" for note in self.notes)
+        return f"## {self.title}\n\n{table}\n{notes}"
+
+
+def make_report(
+    rows: Sequence[Result], *, method: str = "metamae", against: str = "mae"
+) -> list[Section]:
+    """All sections: one per (data set, transfer), the paired differences, and where it all ran.
+
+    Args:
+        rows: The results.
+        method: Method whose differences are shown,
+        against: to this one.
+    """
+    lines = summarise_results(rows)
+    places = dict.fromkeys((line.dataset, line.transfer) for line in lines)
+    sections = [
+        _place(*place, [x for x in lines if (x.dataset, x.transfer) == place]) for place in places
+    ]
+    pairs = pair_results(rows, method, against)
+    if pairs:
+        sections += [_pairs(pairs, method, against), _verdicts(pairs, method, against)]
+    return [*sections, _protocols(rows), _machines(rows)]
+
+
+def _place(dataset: str, transfer: str, lines: Sequence[Summary]) -> Section:
+    """Methods down, protocols across, the paper's number last."""
+    protocols = sorted({line.protocol for line in lines}, key=lambda name: rank(PROTOCOLS, name))
+    groups: dict[tuple[str, str, int], dict[str, Summary]] = {}
+    for line in lines:
+        groups.setdefault((line.method, line.variant, line.steps), {})[line.protocol] = line
+    paper = {group: look_up(dataset, transfer, *group[:2]) for group in groups}
+    stand_in = (dataset, transfer) in STAND_INS
+    column = "paper, full data" if stand_in else "paper"
+    title = dataset if dataset == transfer else f"{dataset} -> {transfer}"
+    metric = lines[0].metric.replace("_", " ")
+    return Section(
+        title=f"{title}: {metric}" + ("" if metric == "spearman" else ", %"),
+        header=("method", *protocols, "seeds", "steps", "seconds", column),
+        lines=[
+            (
+                label(method, variant),
+                *(show(found[name]) if name in found else "-" for name in protocols),
+                str(max(line.seeds for line in found.values())),
+                str(steps),
+                f"{next(iter(found.values())).seconds:.1f}" if steps else "-",
+                show_published(paper[method, variant, steps]),
+            )
+            for (method, variant, steps), found in groups.items()
+        ],
+        notes=_paper_notes(dataset, transfer, [x for found in paper.values() for x in found]),
+    )
+
+
+def _paper_notes(dataset: str, transfer: str, numbers: Sequence[Published]) -> list[str]:
+    if not numbers:
+        return []
+    full = " -> ".join(dict.fromkeys((numbers[0].dataset, numbers[0].transfer)))
+    note = f"Paper: published linear probe on {full}, 100,000 steps; no spread is given."
+    if (dataset, transfer) in STAND_INS:
+        note += f" {transfer} is small other data of its kind, so the two are not comparable."
+    return [note + _marks_note(numbers)]
+
+
+def _marks_note(numbers: Sequence[Published]) -> str:
+    texts = {"*": " * is copied from DABS 1.0.", "+": " + is copied from DABS 2.0."}
+    return "".join(texts[mark] for mark in texts if any(one.mark == mark for one in numbers))
+
+
+def label(method: str, variant: str) -> str:
+    """Name of a method and its variant in a table."""
+    name = LABELS.get(method, method)
+    return name if variant == DEFAULT else f"{name}, {variant}"
+
+
+def show(line: Summary) -> str:
+    """Mean and spread over seeds; in percent, but for a correlation.
+
+    From one seed only the deviation over draws of labels can be shown, in brackets.
+    """
+    mean = number(line.mean, line.metric)
+    if line.spread is not None:
+        return f"{mean} ± {number(line.spread, line.metric)}"
+    return f"{mean} ({number(line.draws, line.metric)})" if line.draws else mean
+
+
+def number(value: float, metric: str, *, sign: bool = False) -> str:
+    """A value of a metric as text.
+
+    Example:
+        >>> from metamae.sections import number
+        >>> (
+        ...     number(0.8766, "accuracy"),
+        ...     number(0.531, "spearman"),
+        ...     number(0.01, "accuracy", sign=True),
+        ... )
+        ('87.7', '0.53', '+1.0')
+    """
+    plus = "+" if sign else ""
+    return f"{value:{plus}.2f}" if metric == "spearman" else f"{100 * value:{plus}.1f}"
+
+
+def show_published(numbers: Sequence[Published]) -> str:
+    """The paper's number with its mark; where tables disagree, all of them with their table."""
+    texts = {f"{number(one.value, one.metric)}{one.mark}": one.table for one in reversed(numbers)}
+    if len({text.rstrip("*+") for text in texts}) > 1:
+        return ", ".join(f"{text} ({table})" for text, table in reversed(texts.items()))
+    return next(reversed(texts), "-")
+
+
+def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:
+    return Section(
+        title=f"{label(method, DEFAULT)} minus {label(against, DEFAULT)}, seed by seed",
+        header=("data", "variant", "protocol", "mean ± error", "wins", "ties", "losses", "verdict"),
+        lines=[
+            (
+                pair.dataset
+                if pair.dataset == pair.transfer
+                else f"{pair.dataset} -> {pair.transfer}",
+                pair.variant,
+                pair.protocol,
+                _difference(pair),
+                *map(str, pair.counts),
+                pair.verdict,
+            )
+            for pair in pairs
+        ],
+        notes=["Verdict: a mean difference above one standard error over seeds, else a tie."],
+    )
+
+
+def _difference(pair: Paired) -> str:
+    mean = number(pair.mean, pair.metric, sign=True)
+    return mean if pair.error is None else f"{mean} ± {number(pair.error, pair.metric)}"
+
+
+def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:
+    """Per variant and protocol over all places."""
+    groups: dict[tuple[str, str], list[Paired]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.variant, pair.protocol), []).append(pair)
+    lines = []
+    for (variant, protocol), group in groups.items():
+        percent = [pair.mean for pair in group if pair.metric != "spearman"]
+        verdicts = [pair.verdict for pair in group]
+        seeds = [value for pair in group for value in pair.differences]
+        by_seed = count_signs(seeds, [0.0] * len(seeds))
+        mean = number(sum(percent) / len(percent), "accuracy", sign=True) if percent else "-"
+        lines.append(
+            (
+                variant,
+                protocol,
+                mean,
+                *(str(verdicts.count(one)) for one in ("win", "tie", "loss")),
+                "/".join(map(str, by_seed)),
+            )
+        )
+    return Section(
+        title=f"{label(method, DEFAULT)} against {label(against, DEFAULT)}, over data sets",
+        header=("variant", "protocol", "mean", "wins", "ties", "losses", "seeds w/t/l"),
+        lines=lines,
+    )
+
+
+def _protocols(rows: Sequence[Result]) -> Section:
+    pairs = dict.fromkeys((row.protocol, row.settings) for row in rows)
+    lines = sorted(pairs, key=lambda pair: (rank(PROTOCOLS, pair[0]), pair[1]))
+    return Section(
+        title="Protocols",
+        header=("protocol", "settings"),
+        lines=lines,
+        notes=[
+            "± is the sample deviation over seeds; in brackets, over draws of labels where there "
+            "is one seed. Published: the last epoch, never the best on test rows."
+        ],
+    )
+
+
+def _machines(rows: Sequence[Result]) -> Section:
+    machines = dict.fromkeys((row.hardware, row.torch, row.revision) for row in rows)
+    return Section(title="Where", header=("hardware", "torch", "revision"), lines=list(machines))

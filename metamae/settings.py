@@ -1,0 +1,320 @@
+r"""MetaMAE whose settings are parameters: the losses of a bilevel problem over its weights.
+
+The outer objective judges every setting on one fixed task, *the reference*: the query loss of
+held-out unlabelled examples after refinement, at fixed mask ratios and a fixed nearby ratio, and
+without contrast. The training loss itself could not judge them: it falls when fewer tokens are
+masked, or when the contrast is switched off, whatever is learned. docs/multilevel.md derives the
+gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from metalearn import LatentAdapter, LearnedStepSize, MultilevelError, TaskContrastiveLoss
+from metalearn.contrast import nt_xent
+from metalearn.multilevel import Bounded, Positive
+from metamae.autoencoder import MaskedAutoencoder
+from metamae.config import Config
+from metamae.errors import ConfigError
+from metamae.inputs import Batch, Inputs
+from metamae.masking import Masking, Split
+from metamae.method import PretextLoss
+from metamae.objective import MetaMAE
+
+GRID_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples ``rows`` of a batch, split at ratio number ``ratio`` of a :class:`RatioGrid`."""
+
+    rows: slice
+    ratio: int
+    split: Split
+
+
+@dataclass(frozen=True)
+class PartedDraw:
+    """Splits of a batch whose parts are masked at different ratios."""
+
+    parts: tuple[Part, ...]
+
+    def to(self, device: torch.device | str) -> PartedDraw:
+        """The same draw on another device."""
+        return PartedDraw(tuple(replace(part, split=part.split.to(device)) for part in self.parts))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return sum(len(part.split.support_idx) for part in self.parts)
+
+
+class RatioGrid:
+    """The mask ratios that a set of inputs allows, and how to draw splits at each of them.
+
+    A ratio is the masked share of all tokens. Ratios that mask the same tokens count once.
+
+    Example:
+        >>> from metamae.inputs import Tabular
+        >>> from metamae.settings import RatioGrid
+        >>> RatioGrid((Tabular(name="row", columns=4),)).ratios
+        tensor([0.2500, 0.5000, 0.7500])
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        """See the class."""
+        found: dict[tuple[int, ...], Masking] = {}
+        for step in range(1, GRID_STEPS):
+            try:
+                masking = Masking(inputs, step / GRID_STEPS, 1.0)
+            except ConfigError:  # nothing visible or nothing masked in some input
+                continue
+            found.setdefault(masking.support_counts, masking)
+        if len(found) < 2:
+            raise ConfigError("expected inputs that allow at least two mask ratios, got too few")
+        tokens = sum(spec.tokens for spec in inputs)
+        self.maskings = tuple(found.values())
+        self.ratios = torch.tensor([sum(m.query_counts) / tokens for m in self.maskings])
+
+    def nearest(self, ratio: float) -> int:
+        """Number of the ratio nearest to this one."""
+        return int((self.ratios - ratio).abs().argmin())
+
+    def draw(
+        self, number: int, size: int, nearby_ratio: float, generator: torch.Generator
+    ) -> Split:
+        """Splits of ``size`` examples; each nearby token is kept with ``nearby_ratio``."""
+        masking = self.maskings[number]
+        split = masking.draw(size, generator)
+        kept = torch.rand(split.nearby.shape, generator=generator) < nearby_ratio
+        nearby = split.nearby & kept
+        return replace(split, nearby=nearby, slots=masking.count_slots(nearby))
+
+
+class LearningMetaMAE(MetaMAE):
+    r"""MetaMAE that reads its settings from parameters of an outer level.
+
+    Args:
+        network: The masked autoencoder.
+        adapter: Refines the latent; its step size is a parameter if ``step_size`` is learned.
+        contrast: Aligns both latents.
+        settings: The learned settings by name, among :data:`metamae.config.LEARNABLE`.
+        fixed: The configuration, for what is not learned.
+
+    ``forward`` is the training loss under a :class:`PartedDraw`, ``reference`` the outer one.
+    """
+
+    def __init__(
+        self,
+        network: MaskedAutoencoder,
+        adapter: LatentAdapter,
+        contrast: TaskContrastiveLoss | None,
+        settings: nn.ModuleDict,
+        fixed: Config,
+    ) -> None:
+        """See the class."""
+        super().__init__(network, adapter, contrast, contrast_weight=fixed.contrast.weight)
+        self.settings, self.fixed = settings, fixed
+        self.grid = RatioGrid(network.inputs)
+
+    def value(self, name: str) -> Tensor | float:
+        """A setting: what is learned, or what the configuration says."""
+        if name in self.settings:
+            module = self.settings[name]
+            value: Tensor = module(0, 0)[0] if isinstance(module, LearnedStepSize) else module()
+            return value
+        return initial_value(name, self.fixed)
+
+    def values(self) -> dict[str, float]:
+        """The learned settings as numbers; of the mask ratio, the mean."""
+        with torch.no_grad():
+            found = {name: float(self.value(name)) for name in self.settings}
+            if "mask_ratio" in found:
+                found["mask_ratio"] = float((self.log_probabilities().exp() * self.ratios).sum())
+        return found
+
+    @property
+    def ratios(self) -> Tensor:
+        """The grid on the device of the weights."""
+        return self.grid.ratios.to(next(self.parameters()).device)
+
+    def log_probabilities(self) -> Tensor:
+        r"""Of each ratio: :math:`-(r_k - \mu)^2 / 2\sigma^2`, normalised."""
+        distance = (self.ratios - self.value("mask_ratio")) / self.fixed.learn.mask_spread
+        return (-distance.square() / 2).log_softmax(0)
+
+    def draw_training(self, batch_size: int, generator: torch.Generator) -> PartedDraw:
+        """The draw of a training step: two halves at two random ratios if the ratio is learned."""
+        if "mask_ratio" not in self.settings:
+            chosen = [self.grid.nearest(self.fixed.masking.mask_ratio)]
+        else:
+            with torch.no_grad():
+                levels = self.log_probabilities().exp().cumsum(0).cpu()
+            chosen = torch.searchsorted(levels[:-1], torch.rand(2, generator=generator)).tolist()
+        with torch.no_grad():
+            nearby = float(self.value("nearby_ratio"))
+        return self._draw_parts(chosen, batch_size, nearby, generator)
+
+    def draw_reference(self, batch_size: int, generator: torch.Generator) -> PartedDraw:
+        """The draw of a reference loss: equal parts at the fixed ratios."""
+        learn = self.fixed.learn
+        chosen = [self.grid.nearest(ratio) for ratio in learn.reference_ratios]
+        return self._draw_parts(chosen, batch_size, learn.reference_nearby, generator)
+
+    def _draw_parts(
+        self, chosen: Sequence[int], size: int, nearby: float, generator: torch.Generator
+    ) -> PartedDraw:
+        ends = [size * (n + 1) // len(chosen) for n in range(len(chosen))]
+        return PartedDraw(
+            tuple(
+                Part(slice(start, end), k, self.grid.draw(k, end - start, nearby, generator))
+                for k, start, end in zip(chosen, [0, *ends], ends, strict=False)
+                if end > start
+            )
+        )
+
+    def forward(self, batch: Batch, draw: Split | PartedDraw) -> PretextLoss:
+        """Training loss of a batch; of an ordinary split, MetaMAE's own."""
+        if isinstance(draw, Split):
+            return super().forward(batch, draw)
+        self.check(batch, len(draw))
+        nearby = self.value("nearby_ratio")
+        # Value 1; its derivative makes a drawn token's weight that of its expectation.
+        scale = nearby / nearby.detach() if isinstance(nearby, Tensor) else 1.0
+        results = [self._evaluate(batch, part, scale) for part in draw.parts]
+        shares = [len(part.split.support_idx) / len(draw) for part in draw.parts]
+        query = sum(
+            (share * result[0] for share, result in zip(shares, results, strict=True)),
+            start=torch.zeros((), device=results[0][0].device),
+        )
+        terms = {"query": query.detach()}
+        loss = query + self._score(draw, [result[0] for result in results])
+        if self.meta.contrast is not None:
+            contrast = self._contrast([r[1] for r in results], [r[2] for r in results])
+            terms["contrast"] = contrast.detach()
+            loss = loss + self.value("contrast_weight") * contrast
+        return PretextLoss(loss, terms)
+
+    def reference(self, batch: Batch, draw: PartedDraw) -> Tensor:
+        """The outer objective: mean query loss over the parts, without contrast."""
+        self.check(batch, len(draw))
+        return torch.stack([self._evaluate(batch, part, 1.0)[0] for part in draw.parts]).mean()
+
+    def _evaluate(
+        self, batch: Batch, part: Part, scale: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query loss, and both pooled latents, of a part."""
+        network, split = self._view(part.ratio, scale), part.split
+        rows = {name: x[part.rows] for name, x in batch.items()}
+        targets = network.tokenizer.targets(rows)
+        latent = network.encode(network.visible_tokens(rows, split))
+        refined = self.meta.adapter(
+            latent, lambda z: network.support_loss(z, targets, split)
+        ).latent
+        query = network.query_loss(refined, targets, split).mean()
+        return query, latent[:, 1:].mean(1), refined[:, 1:].mean(1)
+
+    def _view(self, ratio: int, scale: Tensor | float) -> MaskedAutoencoder:
+        """The same network, the very same weights, reading splits of another ratio."""
+        view = copy.copy(self.network)
+        view.masking, view.nearby_scale = self.grid.maskings[ratio], scale
+        return view
+
+    def _contrast(self, latents: Sequence[Tensor], refined: Sequence[Tensor]) -> Tensor:
+        """Contrast over all parts at once: negatives do not know of ratios."""
+        contrast = self.meta.contrast
+        assert contrast is not None
+        first = contrast.projector(torch.cat(list(latents)))
+        second = contrast.projector(torch.cat(list(refined)))
+        temperature = self.value("temperature")
+        return nt_xent(first, second, temperature)
+
+    def _score(self, draw: PartedDraw, queries: Sequence[Tensor]) -> Tensor | float:
+        r"""Zero, with the derivative of a leave-one-out score-function estimate.
+
+        .. math:: \tfrac12 (\ell_A - \ell_B - \mathrm{const})\,(L_A - L_B), \quad
+            \ell = \log p_k
+
+        The constant makes the first factor zero, so the gradient in the weights is untouched; its
+        derivative by :math:`\mu` is not zero.
+        """
+        if "mask_ratio" not in self.settings or len(draw.parts) < 2:
+            return 0.0
+        logs = self.log_probabilities()
+        first, second = draw.parts
+        difference = logs[first.ratio] - logs[second.ratio]
+        return (difference - difference.detach()) * (queries[0] - queries[1]) / 2
+
+    @torch.no_grad()
+    def monitor(self, batch: Batch, draw: Split | PartedDraw) -> dict[str, float]:
+        """Mean support loss before and after refinement, of the first part."""
+        if isinstance(draw, Split):
+            return super().monitor(batch, draw)
+        part = draw.parts[0]
+        network, split = self._view(part.ratio, 1.0), part.split
+        rows = {name: x[part.rows] for name, x in batch.items()}
+        targets = network.tokenizer.targets(rows)
+        latent = network.encode(network.visible_tokens(rows, split))
+        losses = self.meta.adapter(
+            latent, lambda z: network.support_loss(z, targets, split), final_loss=True
+        ).losses.mean(dim=1)
+        return {"support_before": losses[0].item(), "support_after": losses[-1].item()}
+
+
+def initial_value(name: str, config: Config) -> float:
+    """What the configuration says about a setting."""
+    return {
+        "step_size": config.adaptation.step_size,
+        "contrast_weight": config.contrast.weight,
+        "temperature": config.contrast.temperature,
+        "nearby_ratio": config.masking.nearby_ratio,
+        "mask_ratio": config.masking.mask_ratio,
+    }[name]
+
+
+def build_learning(
+    config: Config,
+    network: MaskedAutoencoder,
+    adapter: LatentAdapter,
+    contrast: TaskContrastiveLoss | None,
+) -> LearningMetaMAE:
+    """MetaMAE with its settings as parameters, starting at the configured values.
+
+    Raises:
+        ConfigError: a start from which nothing can be learned, such as a weight of 0, or settings
+            that two optimisers would learn.
+    """
+    names = config.learn.settings
+    if "step_size" in names and config.adaptation.learned != "none":
+        raise ConfigError(
+            "expected adaptation.learned=none where learn.settings names step_size, got "
+            f"{config.adaptation.learned!r}; the outer level and the training would both learn it"
+        )
+    if contrast is None and {"contrast_weight", "temperature"} & set(names):
+        raise ConfigError(
+            "expected contrast.weight > 0 where contrast_weight or temperature is learned, got 0; "
+            "start from a small positive weight"
+        )
+    grid, built = RatioGrid(network.inputs), nn.ModuleDict()
+    for name in names:
+        start = initial_value(name, config)
+        try:
+            if name == "step_size":
+                built[name] = adapter.step_size
+            elif name == "mask_ratio":
+                built[name] = Bounded(start, float(grid.ratios.min()), float(grid.ratios.max()))
+            else:
+                built[name] = Bounded(start) if name == "nearby_ratio" else Positive(start)
+        except MultilevelError as fault:
+            raise ConfigError(f"expected a start of {name} that can be learned: {fault}") from fault
+    return LearningMetaMAE(network, adapter, contrast, built, config)
+
+
+def learns(config: Config) -> bool:
+    """Whether a run has an outer level: only MetaMAE has settings to learn."""
+    return bool(config.learn.settings) and config.method == "metamae"

@@ -1,0 +1,337 @@
+"""EuroSAT and WaferMap: GeoTIFF, pickled tables and MATLAB files give the same images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from metamae import DataError
+from metamae.data.dataset import Array
+from metamae.data.frames import read_frame
+from metamae.data.sources import eurosat, wafermap
+from metamae.data.splits import shuffled
+from tests.metamae.data.making import made, put
+
+# Tables with columns waferMap, failureType, dieSize and label, pickled by these versions of pandas.
+PICKLED = {
+    "2.2.3": (
+        "c-nQ8S##4c6onmkfx7JbzAq_DpsZyrP<GP*qJUY7kR2s9bsQf{rj#Kw@IXTU5%2skkd&mI7LaEg$-ejKJ2zM"
+        "UY6mGxDom7uM#f9kjMcewn@M)p%wUatL!k+~==EEcMeDT;eM>T;MDi?Qu_)D9!fHGd&aJo+%uIGx4*GlHG>&"
+        "|+81K+LNuyvU=G4~-4hDiGucvb*YJ}@~EF+d>Y|fz>4;qP(Ssq9SgPkx(iJG@q;acCZGEiw19tejgdg5TnD="
+        "1_ijyI@&V<w|y6vHj7B3RwV8iKV&x8T~Y-NL%AWJS)UDs#POtBl8E*f9U2jg17Gif*4#`-08oa{1wJHO$Q&m"
+        ")PRZPh)E_91IP}wos{WC)lx|zBB9y=A+o91$PtdQG($zDNACnKOYX6N?QfHfPJCD-A`~p;-KHtKcw{!6CBa{"
+        ">T2O=xJRdHJ{v`yGeU4o;<#^|PjFpwoG5dNlYT&{pGT^+38jvRqd@sBxt1a=v~h~yv}?C9N^m9|=<Rq`?|6>"
+        "jd}l}H=t9>~bqp7^qcMU@y%Jr;<-dGgF}~JYz47bkcz1RKS2gf8g6k6Feppf<eH!Hk!A*^Fi(q0A<+et-LvV"
+        "Ki<z5#h8pC~!@_^u>F7DqDu7OymYilhXc%&I73Ca?WHAA1<uNj^YJk<<@;8`0}(|BH7*83IyiHnlY1b1k{XX"
+        "yj|#KDXIhjk-fHsN*7R7D*&yy_Wztqr~*c&iQef5&vVNp;t|qPJ3o&ax`cCRqyV4eRQ&D9$rJrFs_cy%kz3;"
+        "?JVb9LyUqE${OfzWUn(-)xnrBaKQqZ-En3!+%p|EU9sa=zEv7)<jqgD`g`pB+Dcs*D{JiHd1_W?e2o7m~jhA"
+        "KPIU277~I+=fj~67E*7h>(_i{0JElbE}1DpHVt9+U{YoRvWeU@Fs;U{Ch)O|S#PU;9mkDXK`VKx+LuXAjZuM"
+        "5KSb`A{s5zOi1+"
+    ),
+    "3.1.1": (
+        "c-n<j&1=*^6i?FZ_Dii&s0EASL0B&fdQvF#6UBx`XnQTgB$@1l%@>mi?TSTvu(mL_K6~_k^wyicna#SppmY|"
+        "7m!045ef-{=`P%yN)3wY}?ULpZtw7E1Qc2$lnlZSBm*;Q>9p#d&CqO+NV!B}=SU1Tf6FE(*Zboz3V*<JNw$m"
+        "c)?+?F`-cc(Jg``PPjX9u}NS&8S*iRV=GzrmaC9kt`&?UxyR;MzdLeK&FC4z-TUP)1hQX^Xi32GLd8^|?y);"
+        "HL(1NaUH(D7{iITyf}R4bB$QrDuKk8j}Wa(F(Y?9br){@!m~X7e^A1XstH^YUaGXfu(7pcY9iiY%z(cv#v^q"
+        "nu^gjtzWOIrXctd%ia9+(PG`qf=7$4oC#?=ban7@!$Y|p;N|$JNk?vTFnJ@f)eB?R;x;rkeMPiOvmsXz4Jx2"
+        "Jf*Nv0~u?Cl!Mc;#{TY>KG~*WpG8`X`weYGSUi*>$$MLkntRXMzg*vhutsOQBO%-6K=LAo_g`*@`Cn+<1O7<"
+        "&fG>|a;NZs-qiB1F>CTS{y1)wv_-hTDE=cS0(3)Jg8;!APWR9o0xDNjidf0m-C5CXkng55dt?6Y#BoiU{(VY"
+        "QiJa;mH1YPs$^ks?IDXY2xtr(~UlCu-?LH~zxqQI?@Z7y4c7ZCVczCO`}O}=%9+U{Sq=T0cj=sqp6t1(T|TC"
+        "gMCIW-$4>@fL+Rx70eOQC6la&vv%{n~iWFrkG5n)ld5R{Y$@DU?)5oI&MQvM8}yZ7?)!!(@8Hw*tompAlU}Y"
+        "@QJ{PckN{DeD+xQz`MWIKw$2aY}o}d`#1{IH^cfmpJNFGGa2U;IgWN?jIP&zEA"
+    ),
+}
+
+
+@pytest.mark.parametrize("version", PICKLED)
+def test_a_pickled_table_is_read_without_pandas(version: str) -> None:
+    table = read_frame(io.BytesIO(zlib.decompress(base64.b85decode(PICKLED[version]))), "x")
+    assert sorted(table) == ["dieSize", "failureType", "label", "waferMap"]
+    assert table["dieSize"].tolist() == [1.5, 2.0]
+    assert table["label"].tolist() == [1, 0]
+    assert table["failureType"][0] == "Center"
+    assert table["waferMap"][0].tolist() == [[0, 1], [2, 1]]
+
+
+class _Module:
+    """Pickles as a class or function of a library that is not installed."""
+
+    def __init__(self, module: str, name: str, args: tuple[Any, ...], state: Any = None) -> None:
+        self.told = (module, name, args, state)
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes the pickles of an old pandas, opcode by opcode."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if not isinstance(obj, _Module):
+            super().save(obj, save_persistent_id)
+            return
+        module, name, args, state = obj.told
+        self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
+        super().save(args)
+        self.write(pickle.REDUCE)
+        if state is not None:
+            self.save(state)
+            self.write(pickle.BUILD)
+
+
+def old_table(columns: dict[str, list[Any]]) -> bytes:
+    """As pandas 0.14 to 0.25 pickled: a block manager whose state holds axes and blocks."""
+    index = {
+        "axes": [
+            _Module("pandas.indexes.base", "_new_Index", (None, {"data": _objects([*columns])})),
+            _Module("pandas.indexes.range", "RangeIndex", ()),
+        ],
+        "blocks": [
+            {"values": _objects(values)[None], "mgr_locs": slice(place, place + 1, 1)}
+            for place, values in enumerate(columns.values())
+        ],
+    }
+    state = ([], [], [], {"0.14.1": index})
+    manager = _Module("pandas.core.internals", "BlockManager", (), state)
+    frame = _Module("pandas.core.frame", "DataFrame", (), {"_data": manager, "_typ": "dataframe"})
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(frame)
+    return file.getvalue()
+
+
+def _objects(values: list[Any]) -> Array:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def test_an_old_table_is_read_too() -> None:
+    maps: list[Any] = [np.eye(2, dtype=np.uint8), np.ones((1, 3), np.uint8)]
+    table = read_frame(io.BytesIO(old_table({"waferMap": maps, "n": [1, "two"]})), "x")
+    assert table["n"].tolist() == [1, "two"]
+    assert table["waferMap"][1].shape == (1, 3)
+
+
+@pytest.mark.parametrize("value", [print, Path("x"), eval, np.load, pickle.loads, np.memmap])
+def test_a_pickle_that_calls_anything_is_refused(value: Callable[..., Any]) -> None:
+    with pytest.raises(DataError, match="which no table needs"):
+        read_frame(io.BytesIO(pickle.dumps([value])), "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1]), pickle.dumps({"a": 1})])
+def test_what_is_no_table_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="expected a pickled table"):
+        read_frame(io.BytesIO(content), "x.pkl")
+
+
+# --- EuroSAT ---------------------------------------------------------------------------------
+
+
+def patch(number: int) -> Array:
+    """64 x 64 x 13; a pixel tells image, row, column and band."""
+    y, x, band = np.ogrid[:64, :64, :13]
+    return (number * 600 + y * 8 + x // 8 + band * 40).astype(np.uint16)
+
+
+def tif(image: Array) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, planarconfig="contig", photometric="minisblack")
+    return file.getvalue()
+
+
+def eurosat_members(count: int = 10) -> dict[str, bytes]:
+    root = "ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
+    return {
+        f"{root}/{name}/{name}_{n}.tif": tif(patch(10 * label + n))
+        for label, name in enumerate(eurosat.CLASSES)
+        for n in range(count)
+    }
+
+
+def normalised(image: Array) -> Array:
+    mean, std = (np.array(v)[:, None, None] for v in (eurosat.MEAN, eurosat.STD))
+    result: Array = (image.transpose(2, 0, 1) - mean) / std
+    return result
+
+
+def test_eurosat_from_its_archive(tmp_path: Path) -> None:
+    members = eurosat_members()
+    put(tmp_path / "zip/EuroSATallBands.zip", dict(reversed(members.items())))
+    put(tmp_path / "folder", members)
+    packed, unpacked = (made("eurosat", tmp_path / kind).dataset() for kind in ("zip", "folder"))
+    order = shuffled(100)
+    for part, rows in (("pretrain", order[:81]), ("train", order[90:99]), ("test", order[99:])):
+        for data in (packed, unpacked):
+            found = data.need(part)
+            assert len(found) == len(rows)
+            image = found.batch([0])["image"][0].numpy()
+            np.testing.assert_allclose(image, normalised(patch(rows[0])), rtol=1e-4, atol=1e-3)
+            if part != "pretrain":
+                assert found.labels.tolist() == (rows // 10).tolist()
+
+
+def test_eurosat_from_the_benchmarks_tables(tmp_path: Path) -> None:
+    """They are shuffled already: cut 90/10 in their order."""
+    for name, rows in (("pretrain", range(20)), ("transfer", range(30, 50))):
+        columns = {
+            "filename": [f"{i}.tif" for i in rows],
+            "label": [i % 10 for i in rows],
+            "sentinel2": [patch(i).astype(np.float32) for i in rows],
+        }
+        put(tmp_path / "satellite_images" / f"{name}.pkl", old_table(columns))
+    data = made("eurosat", tmp_path).dataset()
+    assert [len(data.need(part)) for part in ("pretrain", "train", "test")] == [18, 18, 2]
+    assert data.need("test").labels.tolist() == [8, 9]
+    image = data.need("train").batch([3])["image"][0].numpy()
+    np.testing.assert_allclose(image, normalised(patch(33)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["cut", "small", "class"])
+def test_one_damaged_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
+    members = eurosat_members(11)
+    name = next(name for name in members if name.endswith("River_4.tif"))
+    content = members.pop(name)
+    if kind == "class":
+        name = name.replace("River_4", "Rivet_4")
+    members[name] = {"cut": content[:900], "small": tif(patch(1)[:32]), "class": content}[kind]
+    put(tmp_path / "EuroSATallBands.zip", members)
+    with pytest.raises(DataError, match=rf"readable .*{name.rsplit('/', 1)[1]}: .*--on-error skip"):
+        made("eurosat", tmp_path)
+    done = made("eurosat", tmp_path, on_error="skip")
+    assert [told["file"] for told in done.manifest["skipped"]] == [name]
+    assert done.manifest["arrays"]["images"]["shape"] == [109, 13, 64, 64]
+
+
+# --- WaferMap --------------------------------------------------------------------------------
+
+KINDS = ["none", "Random", "Donut", "Scratch", "Center", "Loc", "Edge-Loc", "Edge-Ring"]
+KINDS += ["Near-full"]
+
+
+def wafer(number: int) -> Array:
+    """A map of some size; die values from the number."""
+    rows, columns = 20 + number % 7, 25 + number % 5
+    y, x = np.mgrid[:rows, :columns]
+    return ((y * (number + 1) + x) % 3).astype(np.uint8)
+
+
+def wafers() -> list[tuple[Array, str | None]]:
+    """Twenty without a label among ninety with one."""
+    return [(wafer(i), KINDS[i % 9] if i % 11 > 1 else None) for i in range(110)]
+
+
+def pixels(dies: Array) -> Array:
+    """Independent of the reader: through a colour image, as the benchmark does it."""
+    colour = np.stack([(dies * 127.5).astype(np.uint8)] * 3, -1)
+    small = Picture.fromarray(colour).resize((32, 32), Picture.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1) / 255
+
+
+def check_wafers(folder: Path) -> None:
+    data = made("wafermap", folder).dataset()
+    given = wafers()
+    unlabelled = [dies for dies, kind in given if kind is None]
+    labelled = [(dies, kind) for dies, kind in given if kind is not None]
+    pretrain = data.need("pretrain")
+    assert len(pretrain) == len(unlabelled) - len(unlabelled) // 10
+    order = shuffled(len(unlabelled))
+    for place in (0, 5):
+        image = pretrain.batch([place])["image"][0].numpy()
+        np.testing.assert_allclose(image, pixels(unlabelled[order[place]]), atol=1e-6)
+    order = shuffled(len(labelled))
+    cut = len(labelled) - len(labelled) // 10
+    for part, rows in (("train", order[:cut]), ("test", order[cut:])):
+        found = data.need(part)
+        assert found.labels.tolist() == [KINDS.index(labelled[row][1]) for row in rows]
+        image = found.batch([1])["image"][0].numpy()
+        np.testing.assert_allclose(image, pixels(labelled[rows[1]][0]), atol=1e-6)
+
+
+def matlab(path: Path) -> Path:
+    """A MATLAB 7.3 file: HDF5 with cells of references, and arrays with columns together."""
+    h5py = pytest.importorskip("h5py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        cells = file.create_group("#refs#")
+
+        def refer(content: Any, kind: bytes, name: str, empty: bool = False) -> Any:
+            cell = cells.create_dataset(name, data=content)
+            cell.attrs["MATLAB_class"] = np.bytes_(kind)
+            if empty:
+                cell.attrs["MATLAB_empty"] = np.uint8(1)
+            return cell.ref
+
+        columns: dict[str, list[Any]] = {"waferMap": [], "failureType": []}
+        for i, (dies, kind) in enumerate(wafers()):
+            columns["waferMap"].append(refer(dies.T, b"uint8", f"m{i}"))
+            if kind is None:
+                none = refer(np.zeros(2, np.uint64), b"cell", f"f{i}", empty=True)
+                columns["failureType"].append(none)
+                continue
+            codes = np.array([[ord(letter)] for letter in kind], np.uint16)
+            inner = refer(codes, b"char", f"t{i}")
+            nested = np.array([[inner]], dtype=h5py.ref_dtype)
+            columns["failureType"].append(refer(nested, b"cell", f"f{i}"))
+        for name, references in columns.items():
+            values = np.array(references, dtype=h5py.ref_dtype)[:, None]
+            file.create_dataset(f"data/{name}", data=values)
+    return path
+
+
+def test_wafers_from_the_matlab_file(tmp_path: Path) -> None:
+    path = matlab(tmp_path / "b/MIR-WM811K/MATLAB/WM811K.mat")
+    put(tmp_path / "a/MIR-WM811K.zip", {"MIR-WM811K/MATLAB/WM811K.mat": path.read_bytes()})
+    check_wafers(tmp_path / "a")
+    check_wafers(tmp_path / "b")
+
+
+def test_wafers_from_one_table(tmp_path: Path) -> None:
+    """Labels nested in arrays, and empty arrays for wafers without one."""
+    maps, kinds = zip(*wafers(), strict=True)
+    nested = [
+        np.zeros((0, 0)) if kind is None else np.array([[kind]], dtype=object) for kind in kinds
+    ]
+    table = {"waferMap": list(maps), "failureType": nested, "dieSize": [1.0] * len(maps)}
+    put(tmp_path / "LSWMD.pkl", old_table(table))
+    check_wafers(tmp_path)
+
+
+def test_wafers_from_the_benchmarks_tables(tmp_path: Path) -> None:
+    for name in ("labeled", "unlabeled"):
+        rows = [(m, k) for m, k in wafers() if (k is None) == (name == "unlabeled")]
+        table = {"waferMap": [m for m, _ in rows], "failureType": [k or "" for _, k in rows]}
+        put(tmp_path / "semiconductors" / f"{name}.pkl", old_table(table))
+    check_wafers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dies", "kind", "expected"),
+    [
+        (np.full((3, 3), 7, np.uint8), "none", r"a map \(H, W\) of 0, 1 and 2"),
+        (np.zeros((0, 3), np.uint8), "none", r"a map \(H, W\) of 0, 1 and 2"),
+        (np.zeros((3, 3), np.uint8), "Spiral", "a failure among .*, got 'spiral'"),
+    ],
+)
+def test_one_odd_wafer_is_named_or_left_out(
+    dies: Array, kind: str, expected: str, tmp_path: Path
+) -> None:
+    maps, kinds = map(list, zip(*wafers(), strict=True))
+    maps[30], kinds[30] = dies, kind
+    put(tmp_path / "LSWMD.pkl", old_table({"waferMap": maps, "failureType": kinds}))
+    with pytest.raises(DataError, match=f"readable wafer 30 of LSWMD.pkl: expected {expected}"):
+        made("wafermap", tmp_path)
+    done = made("wafermap", tmp_path, on_error="skip")
+    assert [told["file"] for told in done.manifest["skipped"]] == ["wafer 30 of LSWMD.pkl"]
+
+
+def test_pixels_that_are_ready_are_taken_as_they_are() -> None:
+    ready = np.stack([wafer(3) * 127] * 3, -1)
+    expected = Picture.fromarray(ready[..., 0]).resize((32, 32), Picture.Resampling.BILINEAR)
+    assert np.array_equal(wafermap.picture(ready)[0], np.asarray(expected))

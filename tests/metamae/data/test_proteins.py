@@ -1,0 +1,194 @@
+"""Proteins: cut and padded sequences, labels of four tasks, clans ranked, lists as JSON or text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metamae import DataError
+from metamae.data.sources import proteins
+from metamae.data.splits import shuffled
+from metamae.probe import fit_probe
+from tests.metamae.data.making import as_json, made, put
+
+RESIDUES = "XARNDCQEGHILKMFPSTWYVUOBZJ"
+LONG, SHORT = "MKV" * 60, "JX"
+
+
+def pfam(rows: int, first: int = 0) -> list[dict[str, Any]]:
+    """Clans 30, 10, 20 in turn; the sequence tells the row."""
+    return [
+        {"primary": "A" * (first + i + 1), "clan": (30, 10, 20)[i % 3], "family": 7, "id": "x"}
+        for i in range(rows)
+    ]
+
+
+def task(field: str, values: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {"primary": "AR" * (i + 1), field: value, "protein_length": 2 * i + 2}
+        for i, value in enumerate(values)
+    ]
+
+
+def lengths(batch: Any) -> list[int]:
+    return (batch["protein"] == 1).sum(1).tolist()  # A is 1
+
+
+def test_pfam_from_the_archive(tmp_path: Path) -> None:
+    """All of pfam_train pretrains; labels rank its clans; pfam_valid is shuffled and cut."""
+    members = {
+        "pfam/pfam_valid.json": as_json(pfam(20)),
+        "pfam/pfam_holdout.json": b"not read",
+        "pfam/pfam_train.json": as_json(pfam(12)),
+    }
+    put(tmp_path / "pfam.tar.gz", members)
+    done = made("pfam", tmp_path)
+    data = done.dataset()
+    assert lengths(data.need("pretrain").batch(slice(None))) == list(range(1, 13))
+    order = shuffled(20)
+    for part, rows in (("train", order[:18]), ("test", order[18:])):
+        found = data.need(part)
+        assert lengths(found.batch(slice(None))) == (rows + 1).tolist()
+        assert found.labels.tolist() == [(2, 0, 1)[row % 3] for row in rows]
+    assert done.facts["clans"] == [10, 20, 30]
+    assert data.need_task().classes == ("10", "20", "30")
+
+
+def test_only_the_last_rows_of_a_large_validation_file_are_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proteins, "TRANSFER_ROWS", 20)
+    valid = [*pfam(29), {"primary": "AAA", "clan": 99}]
+    put(tmp_path / "pfam" / "pfam_train.json", as_json(pfam(12)))
+    put(tmp_path / "pfam" / "pfam_valid.json", as_json(valid))
+    data = made("pfam", tmp_path).dataset()
+    expected = [row for row in shuffled(30)[-20:] if row != 29]  # nobody knows clan 99
+    train, test = data.need("train"), data.need("test")
+    found = lengths(train.batch(slice(None))) + lengths(test.batch(slice(None)))
+    assert found == [row + 1 for row in expected]
+    assert data.card["facts"]["rows_of_unknown_clans"] == 20 - len(expected)
+
+
+def test_pfam_from_the_benchmarks_tables(tmp_path: Path) -> None:
+    def table(records: list[dict[str, Any]]) -> bytes:
+        rows = [f"{i},{r['clan']},{r['primary']}" for i, r in enumerate(records)]
+        return ("\n".join([",clan,primary", *rows]) + "\n").encode()
+
+    put(tmp_path / "proteins/pfam_pretrain_train.csv", table(pfam(12)))
+    put(tmp_path / "proteins/pfam_transfer.csv", table(pfam(20)))
+    data = made("pfam", tmp_path).dataset()
+    assert lengths(data.need("train").batch(slice(None))) == list(range(1, 19))
+    assert data.need("test").labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("kind", ["json", "commas", "blanks"])
+def test_tasks_of_tape(kind: str, tmp_path: Path) -> None:
+    """Training file to train, validation file to test; lists as JSON, or as text in a table."""
+    sets = {
+        "scop": ("remote_homology", "fold_label", [3, 1194, 0], [3, 1194, 0]),
+        "stability": (
+            "stability",
+            "stability_score",
+            [[0.5], [-1.25], [2e-3]],
+            [0.5, -1.25, 0.002],
+        ),
+        "fluorescence": ("fluorescence", "log_fluorescence", [[3.5], [1.0], [2]], [3.5, 1.0, 2.0]),
+        "secondary_structure": (
+            "secondary_structure",
+            "ss3",
+            [[0, 1], [2, 2, 1, 0], [1, 1, 1, 2, 2, 2]],
+            [row + [3] * (128 - len(row)) for row in ([0, 1], [2, 2, 1, 0], [1, 1, 1, 2, 2, 2])],
+        ),
+    }
+    for name, (stem, field, values, expected) in sets.items():
+        for file, rows in (("train", values), ("valid", values[:2])):
+            records = task(field, rows)
+            if kind == "json":
+                put(tmp_path / stem / stem / f"{stem}_{file}.json", as_json(records))
+                continue
+            lines = [f",{field},primary"]
+            for i, record in enumerate(records):
+                text = str(record[field])
+                text = text.replace(",", "") if kind == "blanks" else text
+                lines.append(f'{i},"{text}",{record["primary"]}')
+            put(tmp_path / f"proteins/{stem}_{file}.csv", "\n".join(lines).encode())
+        data = made(name, tmp_path).dataset()
+        np.testing.assert_allclose(data.need("train").labels, np.array(expected), rtol=1e-6)
+        np.testing.assert_allclose(data.need("test").labels, np.array(expected[:2]), rtol=1e-6)
+        assert data.pretrain is None
+        assert lengths(data.need("train").batch(slice(None))) == [1, 2, 3]
+        assert data.need_task().outputs == {"scop": 1195, "secondary_structure": 4}.get(name, 1)
+
+
+def test_a_regression_set_runs_through_a_probe(tmp_path: Path) -> None:
+    """Raw labels of a memory map go into the published probe as they are."""
+    values = [[float(i)] for i in range(20)]
+    for file in ("train", "valid"):
+        records = as_json(task("stability_score", values))
+        put(tmp_path / "stability" / f"stability_{file}.json", records)
+    data = made("stability", tmp_path).dataset()
+    train = data.need("train")
+    features = (train.batch(slice(None))["protein"] == 1).float()
+    from metamae.config import ProbeConfig
+
+    result = fit_probe(
+        features, train.labels, features, data.need("test").labels, data.need_task(),
+        ProbeConfig(learning_rate=0.1, epochs=20),
+    )  # fmt: skip
+    assert (result.metric, result.value > 0.9) == ("spearman", True)
+
+
+def test_sequences_are_cut_and_padded() -> None:
+    assert proteins.encode_protein(RESIDUES).tolist()[:26] == list(range(26))
+    assert proteins.encode_protein(SHORT).tolist() == [25, 0] + [0] * 126
+    assert proteins.encode_protein(LONG).tolist() == [13, 12, 20] * 42 + [13, 12]
+    with pytest.raises(DataError, match="got '-' at place 3"):
+        proteins.encode_protein("MK-")
+
+
+def test_a_long_structure_is_cut_with_its_sequence() -> None:
+    row = proteins._structure([0, 1] * 90, "AR" * 90)
+    assert row.tolist() == [0, 1] * 64
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"primary": "MK*", "ss3": [0, 1, 2]}, "got '\\*' at place 3"),
+        ({"primary": "", "ss3": []}, "expected residues in field 'primary', got none"),
+        ({"primary": "MK", "ss3": [0]}, "expected 2 classes from 0 to 2, one per residue, got 1"),
+        ({"primary": "MK", "ss3": [0, 3]}, "got 2 from 0 to 3"),
+        ({"primary": "MK"}, "expected a field 'ss3', got primary"),
+        ({"primary": "MK", "ss3": "[0 ... 1]"}, "cut short"),
+    ],
+)
+def test_an_odd_record_is_named_or_left_out(
+    record: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    good = task("ss3", [[0, 1], [2, 2, 1, 0]])
+    name = "secondary_structure"
+    members = {
+        f"{name}/{name}_train.json": as_json([good[0], record, good[1]]),
+        f"{name}/{name}_valid.json": as_json(good),
+    }
+    put(tmp_path / f"{name}.tar.gz", members)
+    with pytest.raises(DataError, match=f"readable record 2 of .*train.json: .*{expected}"):
+        made(name, tmp_path)
+    done = made(name, tmp_path, on_error="skip")
+    assert len(done.manifest["skipped"]) == 1
+    assert len(done.dataset().need("train")) == 2
+
+
+@pytest.mark.parametrize("value", [1195, -1, [1, 2], "nan"])
+def test_a_fold_outside_the_list_is_refused(value: Any) -> None:
+    with pytest.raises(DataError, match="expected"):
+        proteins._fold(value, "M")
+
+
+def test_an_archive_without_a_file_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "stability.tar.gz", {"stability/stability_train.json": b"[]"})
+    with pytest.raises(DataError, match=r"expected stability_valid.json in .*stability.tar.gz"):
+        made("stability", tmp_path)

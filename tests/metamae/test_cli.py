@@ -1,0 +1,274 @@
+"""The ``metamae`` command: what works, and one line for what the user has to mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from metamae import cell, cli, load_dataset
+from metamae.checkpoint import Checkpoint
+from metamae.commands import PROBES
+from metamae.evaluation import PROTOCOLS, evaluate
+from metamae.results import read_results
+from metamae.sweeping import FAILURES, RESULTS
+from metamae.training import CHECKPOINT
+from metamae.transfer import run_features
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
+    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
+    *("contrast.hidden=16", "contrast.out=8", "probe.epochs=3"),
+    *("training.steps=2", "training.batch_size=20"),
+]
+SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+PRETRAIN = ["pretrain", "basic_motions", *SETTINGS]
+Command = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run the command in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> SimpleNamespace:
+        try:
+            code = cli.main([*arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+def refused(done: SimpleNamespace, *expected: str) -> None:
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    for text in expected:
+        assert text in done.err
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    spec = {
+        "datasets": ["basic_motions"],
+        "methods": ["random", "mae", "metamae"],
+        "seeds": 1,
+        "protocols": ["published", "knn"],
+        "overrides": TINY,
+    }
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def test_pretrain_probe_report(command: Command, tmp_path: Path) -> None:
+    done = command(*PRETRAIN, "--method", "mae", "--seed", "3", "--out", "run")
+    assert done.code == 0, done.err
+    trained = Checkpoint.load(tmp_path / "run" / CHECKPOINT)
+    assert (trained.config.method, trained.config.seed, trained.step) == ("mae", 3, 2)
+    assert trained.config.encoder.width == 16
+    done = command("probe", "run", "--protocol", "published", "tuned", "--seeds", "2")
+    assert done.code == 0, done.err
+    rows = read_results(tmp_path / "run" / PROBES)
+    assert {row.seed for row in rows} == {3}
+    assert [(row.protocol, row.probe_seed) for row in rows] == [
+        ("published", 3),
+        ("published", 4),
+        ("tuned", 3),
+        ("tuned", 4),
+    ]
+    features = run_features(tmp_path / "run", load_dataset("basic_motions"))
+    for row in rows:
+        expected = evaluate(row.protocol, features, trained.config.probe, seed=row.probe_seed)
+        assert row.value == expected.value
+    assert "basic_motions, mae, tuned" in done.out
+    # Another protocol is added to what is there, and a repeated one replaces its row.
+    again = command("probe", "run", "--protocol", "few-3", "published", "--set", "probe.epochs=7")
+    assert again.code == 0, again.err
+    assert "over 10 draws" in again.out
+    rows = read_results(tmp_path / "run" / PROBES)
+    assert len(rows) == 5
+    assert "7 epochs" in rows[0].settings
+    done = command("report", "run", "--markdown", "report.md", "--figure", "report.svg")
+    assert done.code == 0, done.err
+    assert "MAE (deep)" in done.out
+    assert (tmp_path / "report.md").read_text().startswith("## basic_motions: accuracy, %\n")
+    assert "<svg" in (tmp_path / "report.svg").read_text()
+
+
+def test_probe_on_another_data_set(command: Command, tmp_path: Path) -> None:
+    assert command("pretrain", "sensors", *SETTINGS, "--method", "random", "--out", "run").code == 0
+    done = command("probe", "run", "--on", "basic_motions", "--protocol", "all")
+    assert done.code == 0, done.err
+    rows = read_results(tmp_path / "run" / PROBES)
+    assert {(row.dataset, row.transfer) for row in rows} == {("sensors", "basic_motions")}
+    assert [row.protocol for row in rows] == list(PROTOCOLS)
+    assert "sensors -> basic_motions" in done.out
+    refused(
+        command("probe", "run", "--on", "digits"),
+        "expected inputs as those of 'sensors' (signal of 6 channels, 4 steps a token)",
+    )
+
+
+def test_the_default_folder_and_a_resume(command: Command, tmp_path: Path) -> None:
+    assert command(*PRETRAIN, "--method", "mae").code == 0
+    run = tmp_path / "runs" / "basic_motions" / "mae" / "seed-0"
+    first = torch.load(run / CHECKPOINT, weights_only=True)["model"]
+    refused(command(*PRETRAIN, "--method", "mae"), "holds a checkpoint; add --resume")
+    more = command(*PRETRAIN, "--method", "mae", "--resume", "--set", "training.steps=5")
+    assert more.code == 0, more.err
+    second = torch.load(run / CHECKPOINT, weights_only=True)
+    assert second["step"] == 5
+    assert any(not torch.equal(first[name], second["model"][name]) for name in first)
+    refused(
+        command(*PRETRAIN, "--method", "mae", "--resume", "--set", "masking.mask_ratio=0.2"),
+        "masking.mask_ratio: 0.5 -> 0.2",
+    )
+
+
+def test_sweep_and_report(command: Command, tmp_path: Path, sweep_file: Path) -> None:
+    listing = command("sweep", str(sweep_file), "--list")
+    assert "basic_motions/default/metamae/seed-0 -> basic_motions" in listing.out
+    assert not (tmp_path / "runs").exists()
+    done = command("sweep", str(sweep_file))
+    assert (done.code, done.err) == (0, "")
+    assert "[3/3] basic_motions/default/metamae/seed-0: published " in done.out
+    out = tmp_path / "runs" / "small"
+    assert len(read_results(out / RESULTS)) == 6
+    done = command("report", str(out))
+    assert "MetaMAE minus MAE (deep)" in done.out
+    done = command("report", str(out), "--against", "random")
+    assert "MetaMAE minus random init" in done.out
+
+
+def test_a_failing_cell_is_told_at_the_end(
+    command: Command, tmp_path: Path, sweep_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cell.pretrain
+
+    def failing(config: Any, *arguments: Any, **settings: Any) -> Any:
+        if config.method == "mae":
+            raise ValueError("no\nluck")
+        return real(config, *arguments, **settings)
+
+    monkeypatch.setattr(cell, "pretrain", failing)
+    done = command("sweep", str(sweep_file), "--out", "out")
+    assert done.code == 1
+    assert (
+        done.err.splitlines()[0] == "failed: basic_motions/default/mae/seed-0: ValueError: no luck"
+    )
+    assert done.err.splitlines()[1].startswith("error: 1 of 3 cells failed, see out/failures.json")
+    assert list(json.loads((tmp_path / "out" / FAILURES).read_text())) == [
+        "basic_motions/default/mae/seed-0"
+    ]
+    monkeypatch.setattr(cell, "pretrain", real)
+    done = command("sweep", str(sweep_file), "--out", "out")
+    assert (done.code, done.err) == (0, "")
+    assert "[3/3] basic_motions/default/mae/seed-0" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (PRETRAIN, "stopped; add --resume to continue from the last checkpoint\n"),
+        (["sweep", "small.yaml"], "stopped; the same command continues the sweep\n"),
+    ],
+)
+def test_interrupts(
+    command: Command,
+    sweep_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    hint: str,
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metamae.training._Run.train", interrupt)
+    done = command(*arguments)
+    assert (done.code, done.err) == (130, hint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pretrain", "sensor"], ["got 'sensor'; did you mean 'sensors'?"]),
+        ([*PRETRAIN, "--method", "mea"], ["did you mean 'mae'?"]),
+        ([*PRETRAIN, "--seed", "-1"], ["seed >= 0"]),
+        ([*PRETRAIN, "--set", "seed=3"], ["instead of the override seed=3"]),
+        ([*PRETRAIN, "--set", "encoder.widht=3"], ["did you mean 'width'?"]),
+        ([*PRETRAIN, "--device", "gpu"], ["expected a device such as cpu or cuda, got 'gpu'"]),
+        (["probe", "nowhere"], ["expected a checkpoint at nowhere/checkpoint.pt"]),
+        (["probe", "nowhere", "--protocol", "tune"], ["did you mean 'tuned'?"]),
+        (["probe", "nowhere", "--seeds", "0"], ["at least 1 seed"]),
+        (["probe", "nowhere", "--set", "training.steps=1"], ["settings of the probe"]),
+        (["sweep", "nowhere.yaml"], ["expected a sweep file at nowhere.yaml"]),
+        (["sweep", "small.yaml", "--workers", "0"], ["at least 1 worker, got 0"]),
+        (["report", "nowhere"], ["expected results in nowhere, found none"]),
+        (["report", "nowhere", "--against", "mea"], ["did you mean 'mae'?"]),
+        (["report", "nowhere", "--figure", "a.txt"], ["ending in .png, .svg, .pdf"]),
+        (["data", "check", "higs", "--data-dir", "d"], ["did you mean 'higgs'?"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(
+    command: Command, sweep_file: Path, arguments: list[str], expected: list[str]
+) -> None:
+    refused(command(*arguments), *expected)
+
+
+def test_a_full_data_set_without_data(command: Command) -> None:
+    done = command("pretrain", "pamap2", "--preset", "paper")
+    refused(done, "--data-dir")
+
+
+def test_help_of_every_command(command: Command) -> None:
+    assert command("--help").code == 0
+    for name in ("pretrain", "probe", "sweep", "report", "data"):
+        assert name in command("--help").out
+        assert command(name, "--help").code == 0
+    assert command("data", "list").code == 0
+    assert "error: " in command("nonsense").err
+    assert command().code == 2
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "metamae", "probe", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: expected a checkpoint at ")
+
+
+def test_threads_that_wait_sleep() -> None:
+    """Said before torch is loaded; beside another busy process spinning threads cost minutes."""
+    code = "import os, metamae; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+        inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=inherited | given,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout == f"{expected}\n"
