@@ -34,6 +34,7 @@ class CompiledLoss:
         batch_size: Examples of every batch.
         device: Where the method is.
         cuda_graphs: On CUDA, replay recorded graphs: one launch in place of hundreds.
+        backend: What ``torch.compile`` makes of the traced graph.
 
     Attributes:
         seconds: What :meth:`prepare` took.
@@ -49,7 +50,13 @@ class CompiledLoss:
     """
 
     def __init__(
-        self, method: MAE, batch_size: int, device: torch.device, *, cuda_graphs: bool = False
+        self,
+        method: MAE,
+        batch_size: int,
+        device: torch.device,
+        *,
+        cuda_graphs: bool = False,
+        backend: str = "inductor",
     ) -> None:
         """See the class."""
         self.method, self.device = method, device
@@ -62,7 +69,11 @@ class CompiledLoss:
             return result.loss, result.terms, result.support
 
         self._compiled: Any = torch.compile(
-            _with_own_cache(evaluate), fullgraph=True, dynamic=False, options=self._options()
+            _with_own_cache(evaluate),
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            options=self._options() if backend == "inductor" else None,
         )
 
     def __call__(self, batch: Batch, draw: Split) -> PretextLoss:
