@@ -21,6 +21,13 @@ TABLES: list[str] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (minutes)")
     parser.addoption("--device", default="auto", help="auto (CPU, and CUDA if any), cpu or cuda")
+    parser.addoption("--rounds", type=int, help="measured rounds of the overhead tables")
+    parser.addoption(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="what ratios on a CPU are taken from; cpu where the machine is busy",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

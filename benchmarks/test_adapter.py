@@ -133,7 +133,7 @@ def against_peers(
     reference = peers.hand_batched(build(device, torch.float64))(steps)
     found = ways(problem, steps, libraries)
     sides = {str(number): partial(way.run, steps) for number, way in enumerate(found)}
-    times = interleave(sides, device, rounds=rounds, warmup=1)
+    times = interleave(sides, device, rounds=rounds, warmup=1).wall
     rows = []
     for way, (key, side) in zip(found, sides.items(), strict=True):
         peak, gradient = peak_mib(side, device)
@@ -180,8 +180,8 @@ def compiled_against_eager(
     compiled = torch.compile(objective, fullgraph=True)
     modes = {"eager": objective, "compiled": compiled}
     sides = {mode: partial(meta_gradient, function) for mode, function in modes.items()}
-    first = interleave(sides, device, rounds=1, warmup=0)
-    times = interleave(sides, device, rounds=rounds, warmup=2)
+    first = interleave(sides, device, rounds=1, warmup=0).wall
+    times = interleave(sides, device, rounds=rounds, warmup=2).wall
     eager, rows = [gradient.double() for gradient in sides["eager"]()], []
     for mode, side in sides.items():
         peak, gradient = peak_mib(side, device)

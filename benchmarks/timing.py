@@ -5,8 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of every side in every round, by two clocks.
+
+    Attributes:
+        wall: Elapsed time.
+        cpu: Time that all threads of this process spent, which other processes disturb less.
+    """
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
 
 
 def interleave(
@@ -15,20 +29,21 @@ def interleave(
     *,
     rounds: int = 15,
     warmup: int = 3,
-) -> dict[str, list[float]]:
+) -> Times:
     """Milliseconds of every side in every round.
 
     Sides alternate within a round, so that a slow spell of the machine hits all of them.
     """
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times = Times({name: [] for name in sides}, {name: [] for name in sides})
     for number in range(warmup + rounds):
         for name, run in sides.items():
             _wait(device)
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             run()
             _wait(device)
             if number >= warmup:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times.wall[name].append(1000 * (time.perf_counter() - start[0]))
+                times.cpu[name].append(1000 * (time.process_time() - start[1]))
     return times
 
 
@@ -46,3 +61,10 @@ def spread(values: list[float]) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations per second that one large product reaches here, the best of several."""
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    times = interleave({"product": lambda: x @ x}, device, rounds=10).wall["product"]
+    return 2 * size**3 / (min(times) / 1000)

@@ -35,6 +35,7 @@ class CompiledLoss:
         batch_size: Examples of every batch.
         device: Where the method is.
         cuda_graphs: On CUDA, replay recorded graphs: one launch in place of hundreds.
+        backend: What ``torch.compile`` makes of the traced graph.
 
     Attributes:
         seconds: What :meth:`prepare` took.
@@ -56,6 +57,7 @@ class CompiledLoss:
         device: torch.device,
         *,
         cuda_graphs: bool = False,
+        backend: str = "inductor",
     ) -> None:
         """See the class."""
         self.method, self.device = method, device
@@ -70,7 +72,11 @@ class CompiledLoss:
             return result.loss, result.terms, result.support
 
         self._compiled: Any = torch.compile(
-            _with_own_cache(evaluate), fullgraph=True, dynamic=False, options=self._options()
+            _with_own_cache(evaluate),
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            options=self._options() if backend == "inductor" else None,
         )
 
     def __call__(self, batch: Batch, draw: Draw) -> PretextLoss:

@@ -1,0 +1,157 @@
+"""What the overhead and scaling benchmarks measure: settings, training steps, the straight version.
+
+The nine settings of the paper (Table 8) have its model and token shapes, and random values: time
+depends on shapes alone. On a CPU the batch is smaller than published and stated in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from metamae import build_method, load_dataset, make_config
+from metamae.compiling import CompiledLoss
+from metamae.config import Config
+from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
+from metamae.masking import Split
+from metamae.randomness import generator, seeded
+from metamae.training import autocast
+from metamae.transformer import Attention
+from tests.metamae.straight import straighten
+
+SHAPES: dict[str, tuple[Inputs, int]] = {
+    "higgs": ((Tabular(name="row", columns=28),), 32),
+    "genomics": ((Tokens(name="dna", length=250, vocabulary=4),), 8),
+    "pamap2": ((Signal(name="watch", channels=52, length=320, token_length=5),), 32),
+    "eurosat": ((Image(name="image", channels=13, height=64, width=64, patch=(8, 8)),), 32),
+    "imagenet32": ((Image(name="image", channels=3, height=32, width=32, patch=(4, 4)),), 32),
+    "librispeech": ((Image(name="mel", channels=1, height=224, width=224, patch=(16, 16)),), 16),
+    "pfam": ((Tokens(name="protein", length=128, vocabulary=26),), 16),
+    "wafermap": ((Image(name="wafer", channels=3, height=32, width=32, patch=(4, 4)),), 16),
+    "mscoco": (
+        (
+            Image(name="image", channels=3, height=224, width=224, patch=(16, 16)),
+            Tokens(name="caption", length=32, vocabulary=30522),
+        ),
+        8,
+    ),
+}
+"""Inputs and the CPU's batch of every setting, those that compile fastest first."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is computed."""
+
+    mode: str = "eager"
+    dtype: str = "float32"
+    decoder: str = "self"
+    policy: str = "unrolled"
+
+    def __str__(self) -> str:
+        return f"{self.mode}-{self.decoder}-{self.dtype}-{self.policy}"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One training step to run, and what is known of it."""
+
+    run: Callable[[], None]
+    config: Config
+    flops: Callable[[], int]
+    compile_seconds: float
+
+
+def configure(setting: str, method: str, variant: Variant, device: torch.device) -> Config:
+    """The preset's configuration in one variant."""
+    preset, name = setting.split("/")
+    overrides = [
+        f"decoder.attention={variant.decoder}",
+        f"adaptation.differentiation={variant.policy}",
+        f"training.autocast={'bfloat16' if variant.dtype == 'bfloat16' else 'off'}",
+        f"training.compile={'on' if variant.mode == 'compiled' else 'off'}",
+    ]
+    graphs = variant.mode == "compiled" and device.type == "cuda"
+    overrides.append(f"training.cuda_graphs={'on' if graphs else 'off'}")
+    if preset == "paper" and device.type == "cpu":
+        overrides.append(f"training.batch_size={SHAPES[name][1]}")
+    return make_config(name, preset=preset, method=method, overrides=overrides)
+
+
+def inputs_of(setting: str) -> Inputs:
+    """Of a setting such as ``paper/higgs`` or ``pocket/sensors``."""
+    preset, name = setting.split("/")
+    return SHAPES[name][0] if preset == "paper" else load_dataset(name).inputs
+
+
+def values(inputs: Inputs, size: int, device: torch.device) -> dict[str, Tensor]:
+    """A random batch."""
+    batch, draw = {}, generator(0, "values")
+    for spec in inputs:
+        match spec:
+            case Signal():
+                x = torch.randn(size, spec.channels, spec.length, generator=draw)
+            case Image():
+                x = torch.randn(size, spec.channels, spec.height, spec.width, generator=draw)
+            case Tabular():
+                x = torch.randn(size, spec.columns, generator=draw)
+            case Tokens():
+                x = torch.randint(spec.vocabulary, (size, spec.length), generator=draw)
+        batch[spec.name] = x.to(device)
+    return batch
+
+
+def training_step(
+    config: Config, inputs: Inputs, device: torch.device, *, straight: bool = False
+) -> Side:
+    """One full step, always on the same batch: forward, backward, update."""
+    size = config.training.batch_size
+    method = build_method(config, inputs).to(device).train()
+    if straight:
+        straighten(method.network)
+    batch = values(inputs, size, device)
+    split = method.draw(size, generator(0, "benchmark")).to(device)
+    optimiser = torch.optim.AdamW(
+        method.parameters(), lr=1e-4, weight_decay=1e-4, fused=None if straight else True
+    )
+    compiled = None
+    if config.training.compile == "on":
+        graphs = config.training.cuda_graphs == "on"
+        compiled = CompiledLoss(method, size, device, cuda_graphs=graphs)
+        with autocast(config, device), seeded(0, device):
+            compiled.prepare(batch, split)
+        assert not compiled.failure, compiled.failure
+    loss: Any = compiled or method
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with compiled.repeatable() if compiled else nullcontext():
+            with autocast(config, device):
+                value = loss(batch, split).loss
+            value.backward()
+        optimiser.step()
+
+    return Side(
+        run,
+        config,
+        lambda: count_flops(method, batch, split),
+        compiled.seconds if compiled else 0.0,
+    )
+
+
+def count_flops(method: Any, batch: dict[str, Tensor], split: Split) -> int:
+    """Of products in the loss and its gradient; fused attention is counted as plain attention."""
+    attentions = [m for m in method.modules() if isinstance(m, Attention) and m.fused]
+    for attention in attentions:
+        attention.fused = False
+    with FlopCounterMode(display=False) as counter:
+        method(batch, split).loss.backward()
+    for attention in attentions:
+        attention.fused = True
+    return int(counter.get_total_flops())
