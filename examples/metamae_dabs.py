@@ -61,6 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="output folder (default: a new one below runs/)")
     add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
     add("--data-dir", type=Path, help="folder with full DABS data (not needed for embedded sets)")
+    add("--compile", action="store_true", help="compile the training step: minutes, then faster")
     add("--resume", action="store_true", help="continue in --out, or in the latest folder")
     add(
         "--learn",
@@ -86,6 +87,8 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
     if options.learn is not None:
         overrides.append(f"learn.settings=[{options.learn}]")
         import_betty()  # now, not after the other methods were trained
+    if options.compile:
+        overrides.append("training.compile=on")
     for override in overrides:
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a flag of its own instead of --set {override}; see --help")

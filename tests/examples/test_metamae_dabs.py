@@ -195,8 +195,18 @@ def test_help_names_every_flag(command: Command) -> None:
     done = command("--help")
     assert done.code == 0
     assert done.err == ""
-    flags = ["dataset", "methods", "steps", "seeds", "device", "out", "preset", "data-dir"]
-    for flag in (*flags, "resume", "set"):
+    flags = [
+        "dataset",
+        "methods",
+        "steps",
+        "seeds",
+        "device",
+        "out",
+        "preset",
+        "data-dir",
+        "compile",
+    ]
+    for flag in (*flags, "compile", "resume", "set"):
         assert f"--{flag} " in done.out or f"--{flag}\n" in done.out
     assert all(name in done.out for name in POCKET)
     assert all(name in done.out for name in LABELS)

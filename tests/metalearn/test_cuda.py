@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,12 @@ from metalearn import (
     UpdateRule,
     plain_attention,
 )
+from metamae import load_dataset
+from metamae.compiling import CompiledLoss
 from metamae.config import make_config
 from metamae.inputs import Signal
 from metamae.objective import MetaMAE, build_method
+from metamae.training import pretrain
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(
@@ -165,3 +170,49 @@ def test_a_metamae_step_equals_that_of_the_cpu(policy: GradientPolicy) -> None:
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
     difference = (results[0][1] - results[1][1]).norm() / results[1][1].norm()
     assert difference < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_compiled_step_equals_the_eager_one(graphs: bool) -> None:
+    """Also replayed as recorded graphs, over several batches."""
+    config = make_config(
+        "sensors",
+        overrides=[
+            *("encoder.width=32", "encoder.depth=2", "encoder.heads=2", "decoder.width=16"),
+            *("decoder.depth=1", "decoder.heads=2", "contrast.hidden=16", "contrast.out=8"),
+        ],
+    )
+    device = torch.device(DEVICE)
+    method = build_method(config, (Signal(name="s", channels=2, length=32, token_length=4),))
+    method = method.to(device).train()
+    compiled = CompiledLoss(method, 8, device, cuda_graphs=graphs)
+    for seed in range(4):
+        batch = {"s": random(8, 2, 32, seed=seed).float().to(device)}
+        split = method.draw(8, torch.Generator().manual_seed(seed)).to(device)
+        if seed == 0:
+            compiled.prepare(batch, split)
+            assert compiled.failure == ""
+        results = []
+        for loss in (method, compiled):
+            value = loss(batch, split).loss
+            gradients = torch.autograd.grad(value, list(method.parameters()))
+            results.append([value.detach().clone(), *(g.clone() for g in gradients)])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-5)
+    assert compiled.overflows == 0
+
+
+def test_training_with_prefetched_pinned_input_equals_itself_resumed(tmp_path: Path) -> None:
+    """Pinned, non-blocking copies, fused AdamW: the same losses from a checkpoint on."""
+    overrides = ["encoder.width=32", "encoder.depth=1", "decoder.depth=1", "training.steps=6"]
+    overrides += ["training.checkpoint_every=3", "training.log_every=1"]
+    data = load_dataset("basic_motions")
+    config = make_config("basic_motions", overrides=overrides)
+    whole = pretrain(config, data, tmp_path / "whole", device=DEVICE)
+    half = make_config("basic_motions", overrides=[*overrides, "training.steps=3"])
+    pretrain(half, data, tmp_path / "part", device=DEVICE)
+    resumed = pretrain(config, data, tmp_path / "part", device=DEVICE, resume=True)
+    for (_, ours), (_, theirs) in zip(
+        resumed.history.series["query"], whole.history.series["query"], strict=True
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-4)
