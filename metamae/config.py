@@ -311,7 +311,7 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        """Check the method's name and the seed."""
+        """Check the method's name, the seed, and what does not go together."""
         if self.method not in METHODS:
             raise ConfigError(
                 f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}"
@@ -321,6 +321,9 @@ class Config:
         traced = policy in ("unrolled", "first_order") or self.training.compile == "off"
         expected = "adaptation.differentiation unrolled or first_order where training.compile=on"
         _require(traced, expected, policy)
+        compiled = self.training.compile
+        plain = compiled == "off" or not self.learn.settings
+        _require(plain, "training.compile=off where learn.settings names some", compiled)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for YAML, JSON and checkpoints."""

@@ -282,3 +282,11 @@ def test_a_configuration_cannot_be_changed_and_knows_its_methods() -> None:
     assert list(COMPARED) == ["random", "mae", "metamae"]
     with pytest.raises(ConfigError, match="expected all required keys"):
         Config.from_dict({"seed": 3})
+
+
+def test_learned_settings_are_not_compiled() -> None:
+    """The outer level re-evaluates the eager loss, so a compiled one would be left unused."""
+    learned = ["learn.settings=[step_size]"]
+    assert make_config("sensors", overrides=learned).learn.settings == ("step_size",)
+    with pytest.raises(ConfigError, match="expected training.compile=off where learn.settings"):
+        make_config("sensors", overrides=[*learned, "training.compile=on"])
