@@ -30,8 +30,8 @@ TABLE_4: Mapping[str, Components] = MappingProxyType(
 """Rows by name, in the paper's order: each adds one component to the one before."""
 
 
-def ablation_overrides(name: str, config: Config) -> tuple[str, ...]:
-    """Overrides that make the row ``name`` of :data:`TABLE_4` out of a MetaMAE configuration.
+def ablate(name: str, config: Config) -> tuple[str, tuple[str, ...]]:
+    """Method and overrides that make a row of :data:`TABLE_4` out of a MetaMAE configuration.
 
     Whatever the row does not name stays: sizes, mask ratio, step size, steps, learning rate. The
     linear decoder masks as many tokens as the other rows do (its own default is another), and its
@@ -47,22 +47,22 @@ def ablation_overrides(name: str, config: Config) -> tuple[str, ...]:
             is off, so that the row would not have what its name says.
 
     Example:
-        >>> from metamae.ablation import ablation_overrides
+        >>> from metamae.ablation import ablate
         >>> from metamae.config import make_config
-        >>> ablation_overrides("linear_decoder", make_config("sensors"))
-        ('method=mae_linear', 'baseline.corruption=0.85')
-        >>> ablation_overrides("inner_step", make_config("sensors"))
-        ('method=metamae', 'contrast.weight=0.0')
+        >>> ablate("linear_decoder", make_config("sensors"))
+        ('mae_linear', ('baseline.corruption=0.85',))
+        >>> ablate("inner_step", make_config("sensors"))
+        ('metamae', ('contrast.weight=0.0',))
     """
     row = TABLE_4.get(name)
     if row is None:
         raise ConfigError(f"expected an ablation among {', '.join(TABLE_4)}, {near(name, TABLE_4)}")
     _refuse_missing(name, row, config)
     if not row.deep_decoder:
-        return ("method=mae_linear", f"baseline.corruption={config.masking.mask_ratio}")
+        return "mae_linear", (f"baseline.corruption={config.masking.mask_ratio}",)
     if not row.inner_step:
-        return ("method=mae",)
-    return ("method=metamae",) if row.contrast else ("method=metamae", "contrast.weight=0.0")
+        return "mae", ()
+    return "metamae", () if row.contrast else ("contrast.weight=0.0",)
 
 
 def _refuse_missing(name: str, row: Components, config: Config) -> None:

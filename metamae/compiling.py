@@ -45,8 +45,8 @@ class CompiledLoss:
         >>> from metamae import build_method, load_dataset, make_config
         >>> from metamae.compiling import CompiledLoss
         >>> method = build_method(make_config("sensors"), load_dataset("sensors").inputs)
-        >>> CompiledLoss(method, 64, torch.device("cpu")).slots  # of 16 visible, 16 masked tokens
-        (9,)
+        >>> CompiledLoss(method, 64, torch.device("cpu")).slots  # for 28 masked tokens
+        (6,)
     """
 
     def __init__(

@@ -41,7 +41,10 @@ class Section:
         for place, name in enumerate(self.header):
             numbers = all(re.match(r"[-+\d]", line[place]) for line in self.lines)
             table.add_column(
-                name, overflow="fold", no_wrap=numbers, justify="right" if numbers else "left"
+                name,
+                overflow="fold",
+                no_wrap=numbers or place == 0,
+                justify="right" if numbers else "left",
             )
         for line in self.lines:
             table.add_row(*line)

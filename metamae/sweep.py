@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from metamae.ablation import TABLE_4, ablate
 from metamae.config import METHODS, PRESETS, Config, list_presets, make_config, near
 from metamae.data import POCKET, stands_for
 from metamae.errors import ConfigError
@@ -24,11 +25,13 @@ class Variant:
         overrides: Strings such as ``"decoder.depth=0"``.
         methods: Methods it applies to; all of the sweep's when empty.
         datasets: Data sets it applies to; all of the sweep's when empty.
+        ablation: A row of :data:`metamae.ablation.TABLE_4`, which has a method of its own.
     """
 
     overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    ablation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,13 @@ class Sweep:
         _check_names("methods", self.methods, METHODS)
         for name, variant in self.variants.items():
             _check_names(f"the methods of variant {name!r}", variant.methods, METHODS)
+            if variant.ablation:
+                _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
+            if variant.ablation and variant.methods:
+                raise ConfigError(
+                    f"expected no methods in variant {name!r}, whose ablation has its own, got "
+                    f"{', '.join(variant.methods)}"
+                )
             _check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
             if not name or set(name) & set("/\\") or name.startswith("."):
                 raise ConfigError(f"expected a variant's name fit for a folder, got {name!r}")
@@ -128,7 +138,12 @@ class Sweep:
                 if variant.datasets and dataset not in variant.datasets:
                     continue
                 overrides = (*self.overrides, *source.overrides, *variant.overrides)
-                for method in variant.methods or self.methods:
+                methods = variant.methods or self.methods
+                if variant.ablation:
+                    full = resolve(dataset, self.preset, "metamae", seed, overrides)
+                    method, changes = ablate(variant.ablation, full)
+                    methods, overrides = (method,), (*overrides, *changes)
+                for method in methods:
                     yield Cell(
                         config=resolve(dataset, self.preset, method, seed, overrides),
                         variant=name,
@@ -217,10 +232,11 @@ def _datasets(values: Any) -> dict[str, Source]:
 def _variants(values: Any) -> dict[str, Variant]:
     variants = {}
     for name, value in _section(values, None, "variants").items():
-        known = ("overrides", "methods", "datasets")
-        inner = _section(value or {}, known, f"variants.{name}")
+        known = ("overrides", "methods", "datasets", "ablation")
+        inner = dict(_section(value or {}, known, f"variants.{name}"))
+        ablation = str(inner.pop("ablation", ""))
         given = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
-        variants[str(name)] = Variant(**given)
+        variants[str(name)] = Variant(ablation=ablation, **given)
     return variants
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from metamae import load_dataset, make_config
-from metamae.ablation import TABLE_4, ablation_overrides
+from metamae.ablation import TABLE_4, ablate
 from metamae.baselines import LinearMAE
 from metamae.config import Config
 from metamae.data import POCKET
 from metamae.errors import ConfigError
 from metamae.objective import MAE, MetaMAE, build_method
 from metamae.randomness import generator
+from metamae.sweep import read_sweep
 
 
 def row(name: str, dataset: str) -> Config:
-    return make_config(dataset, overrides=ablation_overrides(name, make_config(dataset)))
+    method, overrides = ablate(name, make_config(dataset))
+    return make_config(dataset, method=method, overrides=overrides)
 
 
 def flat(config: Config) -> dict[str, object]:
@@ -73,7 +77,7 @@ def test_rows_build_what_they_say() -> None:
 def test_a_row_without_its_component_is_refused() -> None:
     config = make_config("sensors")
     with pytest.raises(ConfigError, match=r"linear_decoder, .* did you mean 'inner_step'"):
-        ablation_overrides("inner_steps", config)
+        ablate("inner_steps", config)
     for setting, name in (
         ("contrast.weight", "full"),
         ("adaptation.step_size", "inner_step"),
@@ -81,4 +85,23 @@ def test_a_row_without_its_component_is_refused() -> None:
     ):
         off = make_config("sensors", overrides=[f"{setting}=0"])
         with pytest.raises(ConfigError, match=f"expected {setting} > 0 for the ablation '{name}'"):
-            ablation_overrides(name, off)
+            ablate(name, off)
+
+
+def test_the_sweep_of_table_4_has_its_rows(tmp_path: Path) -> None:
+    """Six data sets for the paper's six, each row with its own method and settings."""
+    file = Path(__file__).parents[2] / "benchmarks" / "sweeps" / "table4.yaml"
+    cells = read_sweep(file).cells()
+    first = [cell for cell in cells if cell.config.seed == 0]
+    assert len(cells) == 3 * len(first) == 3 * 6 * 4
+    for cell in first:
+        assert cell.config == row(cell.variant.replace("-", "_"), cell.config.dataset)
+    assert len({cell.name for cell in cells}) == len(cells)
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text("datasets: [digits]\nvariants: {a: {ablation: full, methods: [mae]}}")
+    with pytest.raises(ConfigError, match="no methods in variant 'a', whose ablation has its own"):
+        read_sweep(file)
+    file.write_text("datasets: [digits]\nvariants: {a: {ablation: fully}}")
+    with pytest.raises(ConfigError, match=r"the ablation of variant 'a', .*did you mean 'full'"):
+        read_sweep(file)

@@ -701,6 +701,30 @@ def test_every_method_trains_on_every_pocket_set(dataset: str, tmp_path: Path) -
         assert extract_features(done.method, rows).shape == (3, 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "below"),
+    # Chance is 2.08 for 8 examples, 0.64 for 3 moved tokens of 9, 2.20 for 9 columns; an example's
+    # own shift is worth 0.8. Mixtures are never certain, and scores are linear in a column's value.
+    [("emix", 1.7), ("shed", 0.2), ("capri", 1.9), ("mae_linear", 0.6)],
+)
+def test_baselines_learn_what_can_be_learned(name: str, below: float) -> None:
+    """Columns and examples far apart from each other: every loss falls below chance."""
+    generator = torch.Generator().manual_seed(0)
+    columns = 2 * torch.randperm(9, generator=generator).float() - 8
+    shift, noise = (torch.randn(8, size, generator=generator) for size in (1, 9))
+    batch = {"row": columns + shift + 0.1 * noise}
+    method = build_method(config_of(name, corruption=0.3), (ROW,))
+    optimiser = torch.optim.Adam(method.parameters(), lr=3e-3)
+    losses = []
+    for step in range(450):
+        loss = method(batch, draw(method, 8, step)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < below < np.mean(losses[:5])
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     data = load_dataset("captioned")
