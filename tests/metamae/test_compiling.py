@@ -218,6 +218,7 @@ def generated(*overrides: str, method: str) -> tuple[CompiledLoss, MAE, Any, Any
     return compiled, model, batch, split
 
 
+@pytest.mark.slow
 def test_generated_code_equals_eager() -> None:
     """A compiler runs: half a minute or more when nothing is cached. Blocks share their code."""
     compiled, model, batch, split = generated("encoder.depth=2", method="metamae")
