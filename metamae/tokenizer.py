@@ -156,7 +156,7 @@ def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
         return tokens[:, rows]
     if tokens.ndim == 2:
         return tokens.gather(1, rows)
-    # Whole rows of a matrix: several times faster than a gather of single values, twice so in the
+    # Whole rows of a matrix: faster than a gather of single values, and more so in the
     # backward passes.
     size, length = tokens.shape[:2]
     first = torch.arange(size, device=rows.device).unsqueeze(1) * length
