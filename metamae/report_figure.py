@@ -17,7 +17,7 @@ from metamae.results import Result
 from metamae.sections import label
 
 Series = tuple[str, str, int]
-"""Method, variant, steps."""
+"""Method, variant, and steps where one place has several numbers of them (0 elsewhere)."""
 
 
 def draw_report(rows: Sequence[Result], path: Path) -> None:
@@ -29,15 +29,16 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     """
     lines = summarise_results(rows)
     places = list(dict.fromkeys((line.dataset, line.transfer) for line in lines))
-    series = list(dict.fromkeys(_series(line) for line in lines))
+    several = _several_steps(lines)
+    series = list(dict.fromkeys(_series(line, several) for line in lines))
     across = min(3, len(places))
     down = -(-len(places) // across)
     figure = Figure(figsize=(4.6 * across, 3.2 * down + 0.8), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flat
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, place in zip(panels, places, strict=False):
         chosen = [line for line in lines if (line.dataset, line.transfer) == place]
-        _draw_place(axis, place, chosen, series)
-    for axis in list(panels)[len(places) :]:
+        _draw_place(axis, place, chosen, series, several)
+    for axis in panels[len(places) :]:
         axis.set_axis_off()
     handles: dict[str, Artist] = {}
     for axis in figure.axes:
@@ -50,19 +51,28 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _series(line: Summary) -> Series:
-    return (line.method, line.variant, line.steps)
+def _several_steps(lines: Sequence[Summary]) -> bool:
+    """Whether a method has results after different numbers of steps in one place."""
+    runs = {(line.dataset, line.transfer, line.method, line.variant, line.steps) for line in lines}
+    return len({run[:4] for run in runs}) < len(runs)
+
+
+def _series(line: Summary, several: bool) -> Series:
+    return (line.method, line.variant, line.steps if several else 0)
 
 
 def _draw_place(
-    axis: Axes, place: tuple[str, str], lines: Sequence[Summary], series: Sequence[Series]
+    axis: Axes,
+    place: tuple[str, str],
+    lines: Sequence[Summary],
+    series: Sequence[Series],
+    several: bool,
 ) -> None:
     protocols = sorted({line.protocol for line in lines}, key=lambda name: rank(PROTOCOLS, name))
     palette = colormaps["tab20"]
-    several = len({(method, variant) for method, variant, _ in series}) < len(series)
     scale = 1 if lines[0].metric == "spearman" else 100
     for number, one in enumerate(series):
-        chosen = [line for line in lines if _series(line) == one]
+        chosen = [line for line in lines if _series(line, several) == one]
         if not chosen:
             continue
         shift = 0.7 * ((number + 0.5) / len(series) - 0.5)

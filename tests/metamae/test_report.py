@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from metamae import DataError
+from metamae.comparison import summarise_results
 from metamae.config import METHODS
 from metamae.data import POCKET
 from metamae.report import (
@@ -24,6 +26,8 @@ from metamae.report import (
     summary_cells,
     write_rows,
 )
+from metamae.report_figure import _several_steps
+from metamae.results import read_results
 
 
 def row(**values: Any) -> Row:
@@ -169,3 +173,12 @@ def test_the_table_shows_every_cell_in_full(width: int) -> None:
     if width == 120:
         assert text.count("45.0 ± 7.1") == count
         assert all(text.count(name) == len(METHODS) for name in POCKET)
+
+
+def test_steps_are_named_only_where_one_place_has_several() -> None:
+    """Data sets trained for different numbers of steps share a colour for each method."""
+    rows = read_results(Path(__file__).parents[2] / "benchmarks/results/pocket-one-seed.json")
+    assert len({row.steps for row in rows if row.method == "metamae"}) > 1
+    assert not _several_steps(summarise_results(rows))
+    longer = [*rows, replace(rows[-1], steps=rows[-1].steps + 1)]
+    assert _several_steps(summarise_results(longer))
