@@ -8,7 +8,6 @@ are not installed get a line that says so; the project does not depend on them.
 from __future__ import annotations
 
 import datetime
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,7 @@ import pytest
 import torch
 from memory import peak_mib
 from peers import Leaves, Problem, Run
-from rich.console import Console
-from rich.table import Table
+from tables import terminal
 from timing import interleave, median, spread
 from torch import Tensor
 
@@ -245,17 +243,6 @@ def parts(report: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     found.append(("Peak MiB against steps: decoder", report["memory"]))
     found.append(("Compiled against eager: decoder, Unrolled", report["compiled"]))
     return found
-
-
-def terminal(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    table = Table(title=title, title_justify="left")
-    for column, value in rows[0].items():
-        table.add_column(column, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    text = io.StringIO()
-    Console(file=text, width=110).print(table)
-    return text.getvalue()
 
 
 def markdown(report: Mapping[str, Any]) -> str:

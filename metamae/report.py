@@ -25,7 +25,15 @@ LABELS = {
     "supervised": "supervised",
 }
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float)}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, float]": dict}
+
+
+def check_types(row: Any) -> None:
+    """Raise ``TypeError`` unless a row's fields, which may come from a file, have their types."""
+    for entry in fields(row):
+        value, kind = getattr(row, entry.name), _TYPES[str(entry.type)]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +78,7 @@ class Row:
 
     def __post_init__(self) -> None:
         """Check types, for rows come from files."""
-        for entry in fields(self):
-            value, kind = getattr(self, entry.name), _TYPES[str(entry.type)]
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
+        check_types(self)
         if self.method not in LABELS:
             raise TypeError(f"expected a method among {', '.join(LABELS)}, got {self.method!r}")
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metamae.checkpoint import write_json
 from metamae.errors import DataError
-from metamae.report import Row
+from metamae.report import Row, check_types
 
 DEFAULT = "default"
 """Name of the variant without overrides."""
-
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, float]": dict}
 
 
 class Key(NamedTuple):
@@ -86,10 +84,7 @@ class Result:
 
     def __post_init__(self) -> None:
         """Check types, for rows come from files."""
-        for entry in fields(self):
-            value, kind = getattr(self, entry.name), _TYPES[str(entry.type)]
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
+        check_types(self)
 
     @property
     def key(self) -> Key:
