@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,9 +45,12 @@ SHAPES: dict[str, tuple[Inputs, int]] = {
 """Inputs and the CPU's batch of every setting, those that compile fastest first."""
 
 
+CHUNKS = 4
+
+
 @dataclass(frozen=True)
 class Variant:
-    """How a step is computed."""
+    """How a step is computed; policy ``chunked`` is ``checkpointed`` in quarters of the batch."""
 
     mode: str = "eager"
     dtype: str = "float32"
@@ -56,6 +59,11 @@ class Variant:
 
     def __str__(self) -> str:
         return f"{self.mode}-{self.decoder}-{self.dtype}-{self.policy}"
+
+    @property
+    def differentiation(self) -> tuple[str, int]:
+        """The gradient policy, and into how many chunks it cuts the batch."""
+        return ("checkpointed", CHUNKS) if self.policy == "chunked" else (self.policy, 1)
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,10 @@ class Side:
 def configure(setting: str, method: str, variant: Variant, device: torch.device) -> Config:
     """The preset's configuration in one variant."""
     preset, name = setting.split("/")
+    policy, chunks = variant.differentiation
     overrides = [
         f"decoder.attention={variant.decoder}",
-        f"adaptation.differentiation={variant.policy}",
+        f"adaptation.differentiation={policy}",
         f"training.autocast={'bfloat16' if variant.dtype == 'bfloat16' else 'off'}",
         f"training.compile={'on' if variant.mode == 'compiled' else 'off'}",
     ]
@@ -81,7 +90,11 @@ def configure(setting: str, method: str, variant: Variant, device: torch.device)
     overrides.append(f"training.cuda_graphs={'on' if graphs else 'off'}")
     if preset == "paper" and device.type == "cpu":
         overrides.append(f"training.batch_size={SHAPES[name][1]}")
-    return make_config(name, preset=preset, method=method, overrides=overrides)
+    config = make_config(name, preset=preset, method=method, overrides=overrides)
+    if chunks == 1:
+        return config
+    size = -(-config.training.batch_size // chunks)
+    return replace(config, adaptation=replace(config.adaptation, chunk_size=size))
 
 
 def inputs_of(setting: str) -> Inputs:

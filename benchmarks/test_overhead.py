@@ -34,6 +34,7 @@ PAPER_RATIO = 1.4
 COMMON = [
     Variant(),
     Variant(policy="checkpointed"),
+    Variant(policy="chunked"),
     Variant(decoder="cross"),
     Variant(dtype="bfloat16"),
     Variant(mode="compiled"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.capture import freeze_closure
+from metalearn.chunks import ChunkedLoss, chunks, joined
 from metalearn.differentiation import GradientPolicy, Unrolled
 from metalearn.inner import (
     InnerLoop,
@@ -17,7 +20,7 @@ from metalearn.inner import (
     refuse_inference_mode,
     refuse_missing_second_derivative,
 )
-from metalearn.pytrees import Latent, check_latent, unflatten
+from metalearn.pytrees import Latent, check_latent, flatten, unflatten
 from metalearn.step_sizes import FixedStepSize, StepSize
 from metalearn.updates import GradientDescent, UpdateRule
 
@@ -82,6 +85,15 @@ class Adaptation:
         )
 
 
+class Call(NamedTuple):
+    """One call of an adapter, as the caller made it."""
+
+    support_loss: SupportLoss | ChunkedLoss
+    steps: int | None
+    final_loss: bool
+    trace: bool
+
+
 class LatentAdapter(nn.Module):
     r"""Refines each task's latent by gradient steps on that task's support loss.
 
@@ -102,6 +114,10 @@ class LatentAdapter(nn.Module):
             device synchronisation a step on CUDA.
         full_precision: Run the inner loop in float32 with autocast switched off, whatever the
             caller's; the refined latent has the given dtype again.
+        chunk_size: Refine this many tasks at a time. The support loss is then called as
+            ``support_loss(latent, tasks)``, with a slice that says which tasks' latent it is
+            given. The result is the same; with :class:`~metalearn.Checkpointed` the memory of an
+            inner step shrinks to that of one chunk.
 
     Shape:
         ``latent`` is a tensor ``(B, ...)`` or a pytree of such tensors with the task axis first;
@@ -139,29 +155,50 @@ class LatentAdapter(nn.Module):
         update: UpdateRule | None = None,
         check_finite: bool = True,
         full_precision: bool = False,
+        chunk_size: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         if steps < 1:
             raise ValueError(f"expected at least 1 inner step, got steps={steps}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"expected chunks of at least 1 task, got chunk_size={chunk_size}")
         self.step_size = step_size if isinstance(step_size, StepSize) else FixedStepSize(step_size)
         self.steps = steps
         self.differentiation = Unrolled() if differentiation is None else differentiation
         self.update = GradientDescent() if update is None else update
         self.check_finite = check_finite
         self.full_precision = full_precision
+        self.chunk_size = chunk_size
         self._verified: set[object] = set()
 
     def forward(
         self,
         latent: Latent,
-        support_loss: SupportLoss,
+        support_loss: SupportLoss | ChunkedLoss,
         *,
         steps: int | None = None,
         final_loss: bool = False,
         trace: bool = False,
     ) -> Adaptation:
         """Refine ``latent``; ``steps`` overrides the adapter's number of steps for this call."""
+        call = Call(support_loss, steps, final_loss, trace)
+        if self.chunk_size is None:
+            return self._refine(latent, cast(SupportLoss, support_loss), call)
+        leaves, structure, _ = check_latent(latent)
+        frozen = cast(ChunkedLoss, freeze_closure(support_loss))
+        return _joined(
+            [
+                self._refine(part, lambda z, t=tasks: frozen(z, t), call, first=tasks.start)  # type: ignore[misc]
+                for part, tasks in chunks(leaves, structure, self.chunk_size)
+            ]
+        )
+
+    def _refine(
+        self, latent: Latent, support_loss: SupportLoss, call: Call, first: int = 0
+    ) -> Adaptation:
+        """Refine the latents of a batch, or of the chunk whose first task is ``first``."""
+        steps, final_loss, trace = call.steps, call.final_loss, call.trace
         steps = self.steps if steps is None else steps
         if steps < 0:
             raise ValueError(f"expected at least 0 inner steps, got steps={steps}")
@@ -181,13 +218,14 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=not tracing and self._is_unverified(support_loss),
+            verify=not tracing and self._is_unverified(call.support_loss),
             trace=trace,
+            first_task=first,
         )
         found = self.differentiation.refine(inner, leaves)
         if inner.verify:
             refuse_missing_second_derivative(found.leaves)
-            if (code := getattr(support_loss, "__code__", None)) is not None:
+            if (code := getattr(call.support_loss, "__code__", None)) is not None:
                 self._verified.add(code)
         losses = [record.losses for record in found.records]
         if final_loss:
@@ -203,7 +241,7 @@ class LatentAdapter(nn.Module):
             trace=_trace(found.records, tasks) if trace else None,
         )
 
-    def _is_unverified(self, support_loss: SupportLoss) -> bool:
+    def _is_unverified(self, support_loss: SupportLoss | ChunkedLoss) -> bool:
         """Whether to look for operations without second derivative.
 
         Walking the graph costs milliseconds, so each piece of code is looked at once.
@@ -226,6 +264,19 @@ def _at_least_float32(leaf: Tensor) -> Tensor:
 def _rows(losses: Sequence[Tensor]) -> Tensor:
     """``(steps, B)``; a single row is not copied."""
     return losses[0].unsqueeze(0) if len(losses) == 1 else torch.stack(list(losses))
+
+
+def _joined(parts: Sequence[Adaptation]) -> Adaptation:
+    """The adaptations of all chunks as that of the batch."""
+    flat = [flatten(part.latent) for part in parts]
+    traces = [part.trace for part in parts if part.trace is not None]
+    return Adaptation(
+        latent=unflatten(joined([leaves for leaves, _ in flat]), flat[0][1]),
+        losses=torch.cat([part.losses for part in parts], dim=1),
+        trace=Trace(*joined([(t.gradient_norms, t.step_norms) for t in traces], axis=1))
+        if traces
+        else None,
+    )
 
 
 def _trace(records: Sequence[Record], tasks: int) -> Trace:

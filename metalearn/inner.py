@@ -65,13 +65,14 @@ class InnerLoop:
     full_precision: bool = False
     verify: bool = False  # look for missing second derivatives in the first step
     trace: bool = False  # record norms
+    first_task: int = 0  # number of the first task, where these are a chunk of a batch
 
     def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
         """Support loss of every task, ``(B,)``, validated."""
         with self.precision():
             losses = self._shaped_losses(leaves)
         if self.check_finite and not in_transform():
-            refuse_non_finite(losses, step)
+            refuse_non_finite(losses, step, first=self.first_task)
         return losses
 
     def _shaped_losses(self, leaves: Sequence[Tensor]) -> Tensor:
@@ -103,7 +104,7 @@ class InnerLoop:
             losses = self._shaped_losses(points)
             total = losses.sum()
             if self.check_finite:
-                refuse_non_finite(losses, step, total)
+                refuse_non_finite(losses, step, total, first=self.first_task)
             gradients = loss_gradient(total, points, create_graph=create_graph)
         return gradients, losses.detach()
 
@@ -224,13 +225,16 @@ def per_task(values: Tensor, leaf: Tensor) -> Tensor:
     return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def refuse_non_finite(losses: Tensor, step: int, total: Tensor | None = None) -> None:
+def refuse_non_finite(
+    losses: Tensor, step: int, total: Tensor | None = None, *, first: int = 0
+) -> None:
     """Raise unless the support losses ``(B,)`` before an inner step are finite.
 
     Args:
         losses: Support losses of all tasks.
         step: Number of the inner step, from 0.
         total: Their sum, where it is known.
+        first: Number of the first of these tasks.
 
     Raises:
         NonFiniteLossError: naming the tasks.
@@ -241,7 +245,7 @@ def refuse_non_finite(losses: Tensor, step: int, total: Tensor | None = None) ->
     if bool(finite.all()):
         return
     tasks = (~finite).nonzero().flatten().tolist()
-    shown = ", ".join(map(str, tasks[:5])) + (", ..." if len(tasks) > 5 else "")
+    shown = ", ".join(str(first + task) for task in tasks[:5]) + (", ..." if len(tasks) > 5 else "")
     raise NonFiniteLossError(
         f"expected finite support losses, got {losses.detach()[tasks[0]].item()} before inner step "
         f"{step + 1} in {len(tasks)} of {len(losses)} tasks (index {shown}); "

@@ -93,10 +93,20 @@ class MaskedAutoencoder(Backbone):
             for n in number
         }
 
-    def support_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
-        """Loss on visible and drawn nearby tokens, ``(B,)``: what refinement descends."""
+    def support_loss(
+        self,
+        latent: Tensor,
+        targets: Mapping[str, Tensor],
+        split: Split,
+        *,
+        twice: bool = True,
+    ) -> Tensor:
+        """Loss on visible and drawn nearby tokens, ``(B,)``: what refinement descends.
+
+        Differentiable twice, unless ``twice=False`` allows a faster kernel.
+        """
         places, weights, rows = self._nearby_slots(split)
-        hidden = self.decoder(latent, split, rows)
+        hidden = self.decoder(latent, split, rows, twice=twice)
         support_counts = self.masking.support_counts
         parts = hidden.split((*support_counts, *(place.shape[1] for place in places)), 1)
         support_idx = split.support_idx.split(support_counts, 1)
@@ -113,7 +123,7 @@ class MaskedAutoencoder(Backbone):
         return torch.stack(losses).mean(0)
 
     def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
-        """Loss on masked tokens, ``(B,)``."""
+        """Loss on masked tokens, ``(B,)``; differentiable once."""
         hidden = self.decoder(latent, split, slice(1 + split.support_idx.shape[1], None))
         counts = self.masking.query_counts
         parts, query_idx = hidden.split(counts, 1), split.query_idx.split(counts, 1)

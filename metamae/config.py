@@ -96,6 +96,8 @@ class AdaptationConfig:
     """Latent refinement: ``z' = z - step_size * gradient`` (Eq. 2).
 
     ``learned`` is ``none`` for a fixed step size, or the axes that get their own learned one.
+    ``chunk_size`` refines that many examples at a time, 0 the whole batch; with ``checkpointed`` it
+    bounds memory.
     ``support_mean`` is explained at :class:`metamae.autoencoder.MaskedAutoencoder`.
     """
 
@@ -104,6 +106,7 @@ class AdaptationConfig:
     differentiation: Literal["unrolled", "first_order", "checkpointed", "finite_difference"] = (
         "unrolled"
     )
+    chunk_size: int = 0
     learned: Literal["none", "scalar", "channel", "step", "channel_step"] = "none"
     support_mean: Literal["task", "batch"] = "task"
 
@@ -114,6 +117,9 @@ class AdaptationConfig:
         learnable = self.step_size > 0 or self.learned == "none"
         _require(learnable, "adaptation.step_size > 0 where it is learned", self.step_size)
         _require(self.steps >= 1, "adaptation.steps >= 1", self.steps)
+        _require(self.chunk_size >= 0, "adaptation.chunk_size >= 0", self.chunk_size)
+        whole = self.chunk_size == 0 or self.support_mean == "task"
+        _require(whole, "adaptation.chunk_size=0 with support_mean=batch", self.chunk_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Decoder(_Decoder):
     """Self-attention over latents and mask tokens (the paper's decoder).
 
     The latents of visible tokens and one shared mask token per masked position, all with their
-    positions, pass through plain-attention blocks. Attention does not care about order, so tokens
+    positions, pass through the blocks. Attention does not care about order, so tokens
     stay in the order [class, support, query] and nothing is shuffled back. A mask token enters the
     first block the same in every example, so its norm and projections are computed once per
     position. The last block computes the tokens at ``rows`` alone. Both are exact, and a good part
@@ -64,12 +64,13 @@ class Decoder(_Decoder):
         """See the class."""
         super().__init__(config, inputs, latent_width)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, fused=False)
-            for _ in range(config.depth)
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
 
-    def forward(self, latent: Tensor, split: Split, rows: Tensor | slice) -> Tensor:
-        """Decode."""
+    def forward(
+        self, latent: Tensor, split: Split, rows: Tensor | slice, *, twice: bool = False
+    ) -> Tensor:
+        """Decode; ``twice`` where a second derivative will be taken."""
         latent = self.embed(latent)
         places = self.places(latent.dtype)
         support = latent[:, 1:] + places[split.support_idx]
@@ -89,7 +90,7 @@ class Decoder(_Decoder):
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             kept = rows if number == last else None
-            hidden = block(hidden, kept, projected if number == 0 else None)
+            hidden = block(hidden, kept, projected if number == 0 else None, twice=twice)
         return self._normed(hidden)
 
     def _normed(self, hidden: Tensor) -> Tensor:
@@ -112,11 +113,12 @@ class CrossDecoder(_Decoder):
         """See the class."""
         super().__init__(config, inputs, latent_width)
         self.blocks = nn.ModuleList(
-            CrossBlock(config.width, config.heads, config.mlp_ratio, fused=False)
-            for _ in range(config.depth)
+            CrossBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
 
-    def forward(self, latent: Tensor, split: Split, rows: Tensor | slice) -> Tensor:
+    def forward(
+        self, latent: Tensor, split: Split, rows: Tensor | slice, *, twice: bool = False
+    ) -> Tensor:
         """Decode; ``rows`` must not hold the class token."""
         latent = self.embed(latent)
         places = self.places(latent.dtype)
@@ -126,7 +128,7 @@ class CrossDecoder(_Decoder):
         order = torch.cat([split.support_idx[:, :1], split.support_idx, split.query_idx], dim=1)
         hidden = self.mask_token.to(latent.dtype) + places[select(order, rows)]
         for block in self.blocks:
-            hidden = block(hidden, memory)
+            hidden = block(hidden, memory, twice=twice)
         decoded: Tensor = self.norm(hidden)
         return decoded
 

@@ -47,6 +47,11 @@ class Split:
             self.slots,
         )
 
+    def __getitem__(self, examples: slice) -> Split:
+        """The split of some of the examples, in the same slots."""
+        support, query = self.support_idx[examples], self.query_idx[examples]
+        return Split(support, query, self.nearby[examples], self.slots)
+
     def in_slots(self, slots: tuple[int, ...]) -> Split | None:
         """The same split with more slots, which changes no loss; ``None`` if they are too few."""
         fits = all(mine <= given for mine, given in zip(self.slots, slots, strict=True))

@@ -6,6 +6,7 @@ any of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +128,7 @@ class MetaMAE(MAE):
         targets = self.network.tokenizer.targets(batch)
         result = self.meta(
             self.network.visible_tokens(batch, split),
-            support_loss=lambda latent: self.network.support_loss(latent, targets, split),
+            support_loss=support_loss(self.network, self.meta.adapter, targets, split),
             query_loss=lambda latent: self.network.query_loss(latent, targets, split),
         )
         terms = {"query": result.query.detach()}
@@ -140,11 +141,8 @@ class MetaMAE(MAE):
         """Mean support loss before and after refinement."""
         targets = self.network.tokenizer.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))
-        adaptation = self.meta.adapter(
-            latent,
-            lambda z: self.network.support_loss(z, targets, split),
-            final_loss=True,
-        )
+        inner = support_loss(self.network, self.meta.adapter, targets, split)
+        adaptation = self.meta.adapter(latent, inner, final_loss=True)
         means = adaptation.losses.mean(dim=1)
         return {"support_before": means[0].item(), "support_after": means[-1].item()}
 
@@ -154,9 +152,24 @@ class MetaMAE(MAE):
         targets = self.network.tokenizer.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         refined = self.meta.adapter(
-            latent, lambda z: self.network.support_loss(z, targets, split)
+            latent, support_loss(self.network, self.meta.adapter, targets, split)
         ).latent
         return latent, refined
+
+
+def support_loss(
+    network: MaskedAutoencoder, adapter: LatentAdapter, targets: Mapping[str, Tensor], split: Split
+) -> Callable[..., Tensor]:
+    """What the adapter descends: losses of all examples, or of those in a chunk of the batch."""
+    twice = adapter.differentiation.needs_second_derivative
+
+    def loss(latent: Tensor, tasks: slice | None = None) -> Tensor:
+        if tasks is None:
+            return network.support_loss(latent, targets, split, twice=twice)
+        given = {name: target[tasks] for name, target in targets.items()}
+        return network.support_loss(latent, given, split[tasks], twice=twice)
+
+    return loss
 
 
 def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Method[Any]:
@@ -237,7 +250,10 @@ def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
             steps=config.steps if "step" in config.learned else None,
         )
     return LatentAdapter(
-        step_size, steps=config.steps, differentiation=POLICIES[config.differentiation]
+        step_size,
+        steps=config.steps,
+        differentiation=POLICIES[config.differentiation],
+        chunk_size=config.chunk_size or None,
     )
 
 

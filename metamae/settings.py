@@ -25,7 +25,7 @@ from metamae.errors import ConfigError
 from metamae.inputs import Batch, Inputs
 from metamae.masking import Masking, Split
 from metamae.method import PretextLoss
-from metamae.objective import MetaMAE
+from metamae.objective import MetaMAE, support_loss
 
 GRID_STEPS = 20
 
@@ -214,7 +214,7 @@ class LearningMetaMAE(MetaMAE):
         targets = network.tokenizer.targets(rows)
         latent = network.encode(network.visible_tokens(rows, split))
         refined = self.meta.adapter(
-            latent, lambda z: network.support_loss(z, targets, split)
+            latent, support_loss(network, self.meta.adapter, targets, split)
         ).latent
         query = network.query_loss(refined, targets, split).mean()
         return query, latent[:, 1:].mean(1), refined[:, 1:].mean(1)
@@ -260,9 +260,8 @@ class LearningMetaMAE(MetaMAE):
         rows = {name: x[part.rows] for name, x in batch.items()}
         targets = network.tokenizer.targets(rows)
         latent = network.encode(network.visible_tokens(rows, split))
-        losses = self.meta.adapter(
-            latent, lambda z: network.support_loss(z, targets, split), final_loss=True
-        ).losses.mean(dim=1)
+        inner = support_loss(network, self.meta.adapter, targets, split)
+        losses = self.meta.adapter(latent, inner, final_loss=True).losses.mean(dim=1)
         return {"support_before": losses[0].item(), "support_after": losses[-1].item()}
 
 

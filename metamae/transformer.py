@@ -15,12 +15,13 @@ from metamae.tokenizer import select, xavier_linear
 class Attention(nn.Module):
     """Multi-head self-attention ``(B, T, D)`` to ``(B, T, D)``.
 
-    ``fused=True`` uses torch's fused kernel, which is fast and has no second derivative.
-    ``fused=False`` uses :func:`metalearn.plain_attention`: the same function, differentiable any
-    number of times, as :class:`metalearn.LatentAdapter` needs.
+    Torch's fused kernel is fast, keeps no scores and has no second derivative. Where one will be
+    taken, as of the loss that :class:`metalearn.LatentAdapter` descends, a call says ``twice``: it
+    uses :func:`metalearn.plain_attention`, the same function, differentiable any number of times.
+    ``fused=False`` uses that one always.
     """
 
-    def __init__(self, width: int, heads: int, *, fused: bool) -> None:
+    def __init__(self, width: int, heads: int, *, fused: bool = True) -> None:
         """See the class."""
         super().__init__()
         if width % heads:
@@ -29,19 +30,19 @@ class Attention(nn.Module):
         self.qkv = xavier_linear(width, 3 * width, bias=False)
         self.out = xavier_linear(width, width)
 
-    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor | None = None, *, twice: bool = False) -> Tensor:
         """Attend from ``query`` (B, N, D), or from all of ``x``, to all of ``x``."""
         if query is None:
-            return self.mix(*self.qkv(x).chunk(3, dim=-1))
+            return self.mix(*self.qkv(x).chunk(3, dim=-1), twice=twice)
         width = x.shape[-1]
         asked = F.linear(query, self.qkv.weight[:width])
         projected = F.linear(x, self.qkv.weight[width:])
-        return self.mix(asked, *projected.chunk(2, dim=-1))
+        return self.mix(asked, *projected.chunk(2, dim=-1), twice=twice)
 
-    def mix(self, *projected: Tensor) -> Tensor:
+    def mix(self, *projected: Tensor, twice: bool = False) -> Tensor:
         """Attend with projected queries ``(B, N, D)``, keys and values ``(B, T, D)``."""
         query, key, value = (rearrange(p, "b t (h d) -> b h t d", h=self.heads) for p in projected)
-        attend = F.scaled_dot_product_attention if self.fused else plain_attention
+        attend = plain_attention if twice or not self.fused else F.scaled_dot_product_attention
         mixed = attend(query, key, value)
         attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
         return attended
@@ -53,14 +54,12 @@ class Block(nn.Module):
     Dropout acts after the attention's output, after the GELU and after the second linear layer.
     """
 
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, *, fused: bool, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, dropout: float = 0.0) -> None:
         """See the class."""
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, fused=fused)
+        self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             xavier_linear(width, hidden),
@@ -75,20 +74,24 @@ class Block(nn.Module):
         x: Tensor,
         rows: Tensor | slice | None = None,
         projected: tuple[Tensor, Tensor, Tensor] | None = None,
+        *,
+        twice: bool = False,
     ) -> Tensor:
         """One block, ``(B, T, D)`` to ``(B, T, D)``.
 
         With ``rows``, a slice or indices ``(B, N)``, only these tokens are computed, ``(B, N, D)``;
         they attend to all. The last block of a decoder needs no more than is read from it.
-        ``projected`` are the query, key and value of every token where they are known already.
+        ``projected`` are the query, key and value of every token where they are known already;
+        ``twice`` is explained at :class:`Attention`.
         """
         if projected is not None:
             query, key, value = projected
             asked = query if rows is None else select(query, rows)
-            attended = self.attention.mix(asked, key, value)
+            attended = self.attention.mix(asked, key, value, twice=twice)
         else:
             normed = self.attention_norm(x)
-            attended = self.attention(normed, None if rows is None else select(normed, rows))
+            from_these = None if rows is None else select(normed, rows)
+            attended = self.attention(normed, from_these, twice=twice)
         x = (x if rows is None else select(x, rows)) + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
@@ -102,16 +105,17 @@ class Block(nn.Module):
 class CrossBlock(Block):
     """Pre-norm block whose tokens attend to a memory, and not to each other."""
 
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, *, fused: bool, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, dropout: float = 0.0) -> None:
         """See the class."""
-        super().__init__(width, heads, mlp_ratio, fused=fused, dropout=dropout)
+        super().__init__(width, heads, mlp_ratio, dropout=dropout)
         self.memory_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, memory: Tensor, *, twice: bool = False
+    ) -> Tensor:
         """One block: ``x`` (B, N, D) reads from ``memory`` (B, M, D)."""
-        attended = self.attention(self.memory_norm(memory), self.attention_norm(x))
+        asked = self.attention_norm(x)
+        attended = self.attention(self.memory_norm(memory), asked, twice=twice)
         x = x + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
@@ -144,7 +148,6 @@ class TransformerEncoder(nn.Module):
                     config.width,
                     config.heads,
                     config.mlp_ratio,
-                    fused=True,
                     dropout=config.dropout,
                 )
                 for _ in range(config.depth)

@@ -15,14 +15,16 @@ from metamae.transformer import Attention
 class StraightDecoder(Decoder):
     """Every block decodes every token; what is asked for is taken from the result."""
 
-    def forward(self, latent: Tensor, split: Split, rows: Tensor | slice) -> Tensor:
+    def forward(
+        self, latent: Tensor, split: Split, rows: Tensor | slice, *, twice: bool = False
+    ) -> Tensor:
         latent = self.embed(latent)
         places = self.places(latent.dtype)
         support = latent[:, 1:] + places[split.support_idx]
         query = self.mask_token.to(latent.dtype) + places[split.query_idx]
         hidden = torch.cat([latent[:, :1], support, query], dim=1)
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, twice=twice)
         return select(self.norm(hidden), rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,19 @@ def test_shortcuts_and_spare_slots_change_nothing(
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
     if depth:
         assert max(part.abs().max() for part in found[1][1].values()) > 1e-4
+
+
+@pytest.mark.parametrize("inputs", SHAPES, ids=lambda inputs: inputs[0].name)
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
+def test_chunks_change_nothing(inputs: Inputs, chunk_size: int) -> None:
+    """With slots looked up in each chunk, and with those of the draw."""
+    batch = batch_of(inputs, 4)
+    whole = method_of(inputs, 2, 0.5, 0.3)
+    parts = method_of(inputs, 2, 0.5, 0.3, differentiation="checkpointed", chunk_size=chunk_size)
+    split = whole.draw(4, generator(0, "split"))
+    for draw in (split, replace(split, slots=())):
+        found, expected = gradient(parts, batch, draw), gradient(whole, batch, draw)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("inputs", SHAPES, ids=lambda inputs: inputs[0].name)

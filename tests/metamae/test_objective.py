@@ -17,6 +17,7 @@ from metalearn import (
     SecondDerivativeError,
     TaskContrastiveLoss,
     Unrolled,
+    plain_attention,
 )
 from metalearn.contrast import nt_xent
 from metamae import load_dataset, make_config
@@ -33,7 +34,6 @@ from metamae.inputs import Batch, Image, Inputs, Signal, Tabular, Tokens
 from metamae.masking import Split
 from metamae.objective import MAE, MetaMAE, Method, build_method
 from metamae.randomness import generator
-from metamae.transformer import Attention
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
 IMAGE = Image(name="image", channels=1, height=4, width=6, patch=(2, 2))
@@ -275,7 +275,8 @@ def test_the_second_order_part_equals_finite_differences(kind: str, steps: int) 
     )
     batch = batch_of(inputs)
     split = draw(exact)
-    assert exact(batch, split).loss.item() == cheap(batch, split).loss.item()
+    losses = exact(batch, split).loss, cheap(batch, split).loss
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     whole, first = gradients(exact, batch, split), gradients(cheap, batch, split)
     generator, step, shares = torch.Generator().manual_seed(0), 1e-5, []
     for name, parameter in exact.named_parameters():
@@ -311,18 +312,35 @@ def test_first_order_still_reaches_every_parameter() -> None:
         assert gradient.any(), name
 
 
-def test_a_fused_decoder_is_refused_by_name() -> None:
-    """Its kernel has no second derivative; the encoder may be fused, and is."""
-    method = metamae(step_size=0.5)
-    attentions = {
-        side: [m for m in getattr(method.network, side).modules() if isinstance(m, Attention)]
-        for side in ("encoder", "decoder")
-    }
-    assert [a.fused for a in attentions["encoder"]] == [True]
-    assert [a.fused for a in attentions["decoder"]] == [False]
-    attentions["decoder"][0].fused = True
+@pytest.mark.parametrize(
+    ("differentiation", "plain"),
+    [("unrolled", 1), ("checkpointed", 1), ("first_order", 0), ("finite_difference", 0)],
+)
+def test_only_what_is_differentiated_twice_uses_plain_attention(
+    differentiation: str, plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inner decoder, under an exact policy. Encoder and outer decoder are always fused."""
+    calls = []
+
+    def counted(*given: Tensor) -> Tensor:
+        calls.append(given)
+        return plain_attention(*given)
+
+    monkeypatch.setattr("metamae.transformer.plain_attention", counted)
+    method = metamae(step_size=0.5, differentiation=differentiation)
+    method(batch_of(), draw(method))
+    assert len(calls) == plain * len(method.network.decoder.blocks)
+
+
+def test_a_loss_that_was_promised_one_derivative_is_refused_by_name() -> None:
+    """Fused attention has no second derivative."""
+    method, batch = metamae(step_size=0.5), batch_of()
+    split, targets = draw(method), method.network.tokenizer.targets(batch)
+    latent = method.network.encode(method.network.visible_tokens(batch, split))
     with pytest.raises(SecondDerivativeError, match="fused attention"):
-        method(batch_of(), draw(method))
+        method.meta.adapter(
+            latent, lambda z: method.network.support_loss(z, targets, split, twice=False)
+        )
 
 
 @pytest.mark.parametrize("learned", ["scalar", "channel", "step", "channel_step"])

@@ -38,13 +38,10 @@ def make_encoder() -> TransformerEncoder:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_fused_and_plain_attention_agree(dtype: torch.dtype, tolerance: float) -> None:
     """In value and gradient: the kernel is a choice, not another model."""
-    fused, plain = Attention(8, 2, fused=True), Attention(8, 2, fused=False)
-    plain.load_state_dict(fused.state_dict())
-    outcomes = []
-    for attention in (fused, plain):
-        attention.to(dtype)
+    attention, outcomes = Attention(8, 2).to(dtype), []
+    for twice in (False, True):
         x = random(3, 5, 8).to(dtype).requires_grad_()
-        y = attention(x)
+        y = attention(x, twice=twice)
         gradients = torch.autograd.grad(y.square().mean(), [x, *attention.parameters()])
         outcomes.append((y, gradients))
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=tolerance, rtol=tolerance)
@@ -64,20 +61,22 @@ def test_attention_by_hand() -> None:
 
 def test_plain_attention_has_second_derivatives() -> None:
     """In input and weights, which is what the inner step of MetaMAE needs."""
-    attention = Attention(4, 2, fused=False).double()
+    attention = Attention(4, 2).double()
     names = [name for name, _ in attention.named_parameters()]
     arguments = [random(1, 3, 4), *(p.detach().clone() for p in attention.parameters())]
 
     def call(x: Tensor, *weights: Tensor) -> Tensor:
-        result: Tensor = functional_call(attention, dict(zip(names, weights, strict=True)), (x,))
+        result: Tensor = functional_call(
+            attention, dict(zip(names, weights, strict=True)), (x,), {"twice": True}
+        )
         return result
 
     assert torch.autograd.gradgradcheck(call, [a.requires_grad_() for a in arguments])
 
 
 def test_fused_attention_has_none() -> None:
-    """The reason for the plain one; should this change, the decoder can be fused too."""
-    attention, x = Attention(8, 2, fused=True), torch.randn(1, 3, 8, requires_grad=True)
+    """The reason for the plain one; should this change, the inner decoder can be fused too."""
+    attention, x = Attention(8, 2), torch.randn(1, 3, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(attention(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="not implemented"):
         gradient.sum().backward()
@@ -86,7 +85,7 @@ def test_fused_attention_has_none() -> None:
 def test_heads_divide_the_width() -> None:
     """Named at construction."""
     with pytest.raises(ValueError, match="divisible by the heads, got 8 and 3"):
-        Attention(8, 3, fused=True)
+        Attention(8, 3)
 
 
 class Scale(nn.Module):
@@ -102,7 +101,7 @@ class Scale(nn.Module):
 
 def test_dropout_acts_after_attention_gelu_and_second_layer() -> None:
     """And nowhere else: not on the residual, and not on the attention weights."""
-    block, x = off_initial(Block(8, 2, 2.0, fused=True, dropout=0.5)), random(2, 5, 8)
+    block, x = off_initial(Block(8, 2, 2.0, dropout=0.5)), random(2, 5, 8)
     (inside,) = (n for n, module in enumerate(block.mlp) if isinstance(module, nn.Dropout))
     assert block.dropout.p == block.mlp[inside].p == 0.5
     block.dropout, block.mlp[inside] = Scale(3.0), Scale(0.25)
