@@ -33,6 +33,11 @@ def draw(results: Path = RESULTS, path: Path = PICTURE) -> None:
     reports = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("scaling-*.json"))}
     known = {row["axis"] for report in reports.values() for row in report["rows"]}
     axes = [axis for axis in AXES if axis in known]
+    if not axes:
+        raise SystemExit(
+            f"expected rows in {results}/scaling-*.json, found none; measure some: "
+            "pytest benchmarks/ --benchmark -k scaling"
+        )
     figure = Figure(figsize=(2.7 * len(axes) + 0.6, 6), layout="constrained")
     widths = [1.3 if axis == "policy" else 1 for axis in axes]  # it has names to hold
     panels = figure.subplots(2, len(axes), squeeze=False, width_ratios=widths)
@@ -79,7 +84,7 @@ def _draw_axis(time: Axes, memory: Axes, rows: Sequence[Row], colour: str, devic
             panel.set_xlim(-0.5, len(rows) - 0.5)
         else:
             panel.set_xscale("log", base=2)
-            panel.set_xticks(values, [str(value) for value in values])
+            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 if __name__ == "__main__":
