@@ -8,6 +8,7 @@ Without ``--benchmark`` everything is collected and skipped.
 
 from __future__ import annotations
 
+import argparse
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the demo; before torch is loaded
@@ -18,10 +19,21 @@ import torch
 TABLES: list[str] = []
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (minutes)")
     parser.addoption("--device", default="auto", help="auto (CPU, and CUDA if any), cpu or cuda")
     parser.addoption("--rounds", type=int, help="measured rounds of the overhead tables")
+    parser.addoption(
+        "--steps",
+        type=positive,
+        help="MetaMAE's steps in the wall-clock benchmark; results then go to a temporary folder",
+    )
     parser.addoption(
         "--clock",
         choices=("wall", "cpu"),

@@ -34,3 +34,8 @@ def origin() -> Row:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "revision": revision(),
     }
+
+
+def hardware_of(rows: Sequence[Row]) -> str:
+    """Every machine that rows were measured on, for a heading."""
+    return "; ".join(dict.fromkeys(row["hardware"] for row in rows))

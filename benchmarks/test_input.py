@@ -22,7 +22,7 @@ import made_sets
 import numpy as np
 import pytest
 import torch
-from rows import RESULTS, Row, merged, origin
+from rows import RESULTS, Row, hardware_of, merged, origin
 from settings import Variant, configure, inputs_of, training_step, values
 from tables import markdown
 from timing import interleave, spread
@@ -79,7 +79,8 @@ def test_input(
     data, prepared_per_s = (load_dataset(name), None) if name in POCKET else made(name, tmp_path)
     row = measure(data, device, rounds, clock, tmp_path / "run")
     row["prepared_per_s"] = prepared_per_s
-    report = save(row | {"clock": clock, "rounds": rounds} | origin(), device)
+    about = {"clock": clock, "rounds": rounds, "hardware": device_name(device)} | origin()
+    report = save(row | about, device)
     request.getfixturevalue("tables").append(line(row))
     assert row["headroom"] > 0
     assert [told["dataset"] for told in report["rows"]].count(name) == 1
@@ -226,7 +227,7 @@ def save(row: Row, device: torch.device) -> Row:
     """Put a row into the result file, and write the file's page."""
     path = RESULTS / f"input-{device.type}.json"
     rows = merged(path, [row], ("dataset",), lambda r: NAMES.index(r["dataset"]))
-    report = {"hardware": device_name(device), "rows": rows}
+    report = {"hardware": hardware_of(rows), "rows": rows}
     write_json(path, report)
     write_text(path.with_suffix(".md"), page(report))
     return report

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from memory import peak_mib
-from rows import RESULTS, Row, merged, origin
+from rows import RESULTS, Row, hardware_of, merged, origin
 from scaling_figure import AXES, draw
 from settings import Side, training_step
 from tables import markdown, terminal
@@ -134,7 +134,7 @@ def measure(axis: str, device: torch.device, rounds: int, clock: str) -> list[Ro
     sides = {name: step(*one, device) for name, one in chosen.items()}
     found = interleave({name: side.run for name, side in sides.items()}, device, rounds=rounds)
     peaks = {name: peak_mib(side.run, device)[0] for name, side in sides.items()}
-    about = {"clock": clock, "rounds": rounds} | origin()
+    about = {"clock": clock, "rounds": rounds, "hardware": device_name(device)} | origin()
     return [
         {"axis": axis, "value": value}
         | sizes(point, sides[name_of("metamae", point)].config)
@@ -181,7 +181,7 @@ def save(rows: list[Row], device: torch.device) -> Row:
     path = RESULTS / f"scaling-{device.type}.json"
     order = list(AXES)
     every = merged(path, rows, ("axis",), lambda row: order.index(row["axis"]))
-    report = {"hardware": device_name(device), "rows": every}
+    report = {"hardware": hardware_of(every), "rows": every}
     write_json(path, report)
     write_text(path.with_suffix(".md"), page(report))
     draw()

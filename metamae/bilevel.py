@@ -104,11 +104,12 @@ class BilevelRun(_Run):
         """Run the remaining steps, yielding the loss of each."""
         settings = self.config.training
         while self.step < settings.steps:
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             progress = self._advance()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.perf_counter() - start[0]
+            self.cpu_seconds += time.process_time() - start[1]
             self.log_progress(progress)
             self.step += 1
             yield progress.terms["weights"]["loss"]

@@ -62,6 +62,8 @@ class Pretrained:
         seconds: Time spent in them (data, loss, gradients, update), without compiling, logging and
             saving.
         compiling: Time that ``training.compile`` took in this call, 0 without it.
+        cpu_seconds: Processor time of all threads in the steps of this call; unlike ``seconds``
+            without those before a resume. Other processes disturb it less.
     """
 
     method: Method[Any]
@@ -69,6 +71,7 @@ class Pretrained:
     steps: int
     seconds: float
     compiling: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def pretrain(
@@ -131,6 +134,7 @@ def pretrain(
         steps=run.step,
         seconds=run.seconds,
         compiling=run.compiled.seconds if run.compiled else 0.0,
+        cpu_seconds=run.cpu_seconds,
     )
 
 
@@ -165,6 +169,7 @@ class _Run:
             fused=True,
         )
         self.step, self.seconds, self.history = 0, 0.0, History()
+        self.cpu_seconds = 0.0
         self.compiled: CompiledLoss | None = None
 
     def compile(self, title: str, reporter: Reporter) -> None:
@@ -191,7 +196,7 @@ class _Run:
         settings = self.config.training
         with Prefetcher(self.prepare, settings.steps) as ahead:
             while self.step < settings.steps:
-                start = time.perf_counter()
+                start = time.perf_counter(), time.process_time()
                 batch, draw = self.put(ahead.take(self.step))
                 self.optimiser.zero_grad(set_to_none=True)
                 with self.compiled.repeatable() if self.compiled else nullcontext():
@@ -200,7 +205,8 @@ class _Run:
                 # Here the host waits for the device, once a step; the weights have not moved.
                 value = self.finite_loss(result)
                 self.optimiser.step()
-                self.seconds += time.perf_counter() - start
+                self.seconds += time.perf_counter() - start[0]
+                self.cpu_seconds += time.process_time() - start[1]
                 self.log(value, result, batch, draw)
                 self.step += 1
                 yield value

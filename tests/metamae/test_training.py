@@ -218,6 +218,7 @@ def test_a_finished_run_is_left_as_it_is(straight: dict[str, Path], data: Datase
     again = pretrain(tiny(), data, straight["plain"], resume=True)
     assert again.steps == 20
     assert again.seconds == Checkpoint.load(straight["plain"] / CHECKPOINT).seconds > 0
+    assert again.cpu_seconds == 0.0
     assert outcome(straight["plain"]) == before
 
 
@@ -259,6 +260,7 @@ def test_training_moves_every_weight_and_returns_eval_mode(
     assert not still
     done = pretrain(tiny("training.steps=1", "training.log_every=1"), data, straight["plain"] / "x")
     assert not any(module.training for module in done.method.modules())
+    assert done.cpu_seconds > 0
 
 
 def test_zero_steps_keep_the_initial_weights(data: Dataset, tmp_path: Path) -> None:
