@@ -11,24 +11,21 @@ training time, without hardware or method.
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from memory import peak_mib
+from rows import RESULTS, merged, origin
 from settings import SHAPES, Side, Variant, configure, inputs_of, training_step
 from tables import markdown, terminal
-from timing import Times, interleave, matmul_rate, spread
+from timing import Times, interleave, matmul_rate, middle, spread
 
 from metamae.checkpoint import write_json, write_text
 from metamae.data import POCKET
-from metamae.provenance import device_name, revision
+from metamae.provenance import device_name
 
-RESULTS = Path(__file__).parent / "results"
 KEY = ("setting", "device", "dtype", "mode", "decoder", "policy")
 PAPER_RATIO = 1.4
 COMMON = [
@@ -141,11 +138,7 @@ def details(
         "matmul_share": round(flops["metamae"] / seconds / rate, 3),
         "compile_s": round(sides["metamae"].compile_seconds, 1),
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "revision": revision(),
-    }
+    } | origin()
 
 
 def inputs_of_config(config: Any) -> Any:
@@ -161,18 +154,12 @@ def quotients(times: dict[str, list[float]]) -> list[float]:
     return [b / a for a, b in zip(times["mae"], times["metamae"], strict=True)]
 
 
-def middle(values: list[float]) -> float:
-    return round(statistics.median(values), 2)
-
-
 def merge(preset: str, device: torch.device, row: dict[str, Any]) -> dict[str, Any]:
     """Put a row into the result file, and write the file's page."""
     stem = f"overhead-{device.type}" if preset == "paper" else f"overhead-pocket-{device.type}"
     path = RESULTS / f"{stem}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [r for r in rows if any(r[k] != row[k] for k in KEY)]
     order = {(s, str(v)): n for n, (s, v) in enumerate(CASES)}
-    rows = sorted([*kept, row], key=lambda r: order.get((r["setting"], name_of(r)), 0))
+    rows = merged(path, [row], KEY, lambda r: order.get((r["setting"], name_of(r)), 0))
     report = {
         "hardware": device_name(device),
         "paper_ratio": PAPER_RATIO,

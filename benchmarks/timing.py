@@ -52,6 +52,11 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
+def middle(values: list[float]) -> float:
+    """Median in two places."""
+    return round(statistics.median(values), 2)
+
+
 def spread(values: list[float]) -> float:
     """Half the distance between the quartiles."""
     quartiles = statistics.quantiles(values, n=4)
