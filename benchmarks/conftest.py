@@ -16,6 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the demo; before to
 import pytest
 import torch
 
+from metamae.allocator import keep_freed_memory
+
+keep_freed_memory()  # as the commands do
+
 TABLES: list[str] = []
 
 

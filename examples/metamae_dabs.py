@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from metalearn.multilevel import import_betty
 from metamae import ConfigError, load_dataset, make_config
+from metamae.allocator import keep_freed_memory
 from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS, Config
 from metamae.data import POCKET, stands_for
 from metamae.devices import choose_device
@@ -150,6 +151,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
+    keep_freed_memory()
     options = parse_arguments(arguments)
     return guarded(lambda: compare(options))
 

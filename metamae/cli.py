@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from metamae.allocator import keep_freed_memory
 from metamae.commands import add_pretrain, add_probe
 from metamae.data import commands as data_commands
 from metamae.report_command import add_report
@@ -30,5 +31,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     options = make_parser().parse_args(arguments)
+    keep_freed_memory()
     hint = getattr(options, "interrupted", RESUME_HINT)
     return guarded(lambda: int(options.run(options)), interrupted=hint)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from metamae.allocator import keep_freed_memory
 from metamae.cell import is_current, run_cell
 from metamae.checkpoint import write_json, write_text
 from metamae.data import load_dataset
@@ -206,6 +207,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _start_worker(parent: int) -> None:
     """One thread; ends with its parent, however that ends; Ctrl-C is the parent's to handle."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
