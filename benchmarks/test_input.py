@@ -36,7 +36,7 @@ from metamae.data.prepared import prepare
 from metamae.data.sources import get_source
 from metamae.loading import Prefetcher
 from metamae.provenance import device_name
-from metamae.training import _Run, batch_indices
+from metamae.training import Run, batch_indices
 
 BATCHES = 16  # read in a row; one alone is over too soon to be timed
 FEATURE_BATCH = 256  # of extract_features
@@ -160,7 +160,7 @@ def loaders(
         return {"read": (partial(part.batch, slice(0, FEATURE_BATCH)), FEATURE_BATCH)}
     part = filled(data.pretrain, BATCHES * size)
     # Private, but the very path of training: a copy of it here could drift away.
-    run = _Run(config, replace(data, pretrain=part), folder, device)
+    run = Run(config, replace(data, pretrain=part), folder, device)
 
     def read() -> None:
         for step in range(BATCHES):

@@ -23,19 +23,19 @@ from metamae.errors import ConfigError, DataError, TrainingError
 from metamae.inputs import Batch, to_device
 from metamae.randomness import fold, generator
 from metamae.settings import LearningMetaMAE, PartedDraw, initial_value
-from metamae.training import _Run, autocast, batch_indices
+from metamae.training import Run, autocast, batch_indices
 
 LEARNED = "learned.json"
 PREFIX = "learned/"
 
 
-class BilevelRun(_Run):
+class BilevelRun(Run):
     """State of a pretraining run whose settings are learned."""
 
     def __init__(
         self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
     ) -> None:
-        """See :class:`metamae.training._Run`."""
+        """See :class:`metamae.training.Run`."""
         super().__init__(config, dataset, run_dir, device)
         self.learner = cast(LearningMetaMAE, self.method)
         self.rows, self.held_out = cut(len(self.data), config)

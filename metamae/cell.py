@@ -18,8 +18,9 @@ from metamae.evaluation import Features, describe_protocol, evaluate
 from metamae.progress import Reporter
 from metamae.provenance import device_name, revision
 from metamae.results import Key, Result
+from metamae.run_folder import CHECKPOINT, CONFIG
 from metamae.sweep import Cell
-from metamae.training import CHECKPOINT, CONFIG, pretrain
+from metamae.training import pretrain
 from metamae.transfer import check_transfer, run_features
 
 Load = Callable[[str, tuple[int, ...]], Dataset]

@@ -28,7 +28,7 @@ class Checkpoint:
         step: Optimisation steps taken.
         model: State dict of the method.
         optimiser: State dict of the optimiser, or of the multilevel problem around it.
-        history: Logged series, see :class:`metamae.training.History`.
+        history: Logged series, see :class:`metamae.run_folder.History`.
         seconds: Time spent in optimisation steps.
         provenance: Versions and revision that wrote it.
     """

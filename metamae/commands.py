@@ -17,9 +17,10 @@ from metamae.progress import Reporter
 from metamae.provenance import device_name
 from metamae.report import mean_and_spread
 from metamae.results import DEFAULT, Result, read_results, write_results
+from metamae.run_folder import CHECKPOINT
 from metamae.sweep import resolve
 from metamae.terminal import make_console
-from metamae.training import CHECKPOINT, pretrain
+from metamae.training import pretrain
 from metamae.transfer import check_transfer, run_features
 
 PROBES = "probes.json"

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from metamae.cell import probe_row
+from metamae.checkpoint import Checkpoint
 from metamae.config import COMPARED, METHODS, Config
 from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError, ConfigError
-from metamae.features import extract_features
 from metamae.figures import draw_curves, draw_reconstructions
 from metamae.objective import MAE
-from metamae.probe import ProbeResult, fit_probe
 from metamae.progress import Reporter
-from metamae.provenance import device_name, revision
-from metamae.report import Row, read_rows, write_rows
+from metamae.results import DEFAULT, Result, read_results, write_results
+from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method, read_history
 from metamae.setting_curves import draw_settings
-from metamae.training import (
-    CHECKPOINT,
-    CONFIG,
-    HISTORY,
-    Pretrained,
-    load_method,
-    pretrain,
-    read_history,
-)
+from metamae.training import pretrain
+from metamae.transfer import run_features
 
 RESULTS = "results.json"
 
@@ -69,9 +61,10 @@ class Experiment:
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"expected at least 1 seed, got {self.seeds}")
 
-    def run(self, reporter: Reporter) -> list[Row]:
+    def run(self, reporter: Reporter) -> list[Result]:
         """Run what is missing; rows and pictures are written as soon as they are there."""
-        rows = {row.key: row for row in read_rows(self.out / RESULTS)} if self.resume else {}
+        found = read_results(self.out / RESULTS) if self.resume else []
+        rows = {(row.dataset, row.method, row.seed): row for row in found}
         datasets = {name: self.load(config) for name, config in self.config.items()}
         for name, dataset in datasets.items():
             seed = 0
@@ -83,8 +76,8 @@ class Experiment:
                         self._check_unchanged(config)
                         continue
                     row = self._run_one(config, dataset, reporter)
-                    rows[row.key] = row
-                    write_rows(self.out / RESULTS, list(rows.values()))
+                    rows[name, method, seed] = row
+                    write_results(self.out / RESULTS, list(rows.values()))
                 seed += 1
             self._draw(dataset, seed)
         order = list(self.config)
@@ -108,7 +101,7 @@ class Experiment:
         """Path of a picture: in the output folder, or in the data set's when there are several."""
         return (self.out if len(self.config) == 1 else self.out / dataset) / f"{name}.png"
 
-    def _wanted(self, seed: int, rows: Sequence[Row]) -> bool:
+    def _wanted(self, seed: int, rows: Sequence[Result]) -> bool:
         """Whether to run one more seed; judged by recorded times, so resuming changes nothing."""
         if self.seeds is not None or seed == 0:
             return seed < (self.seeds or 1)
@@ -116,8 +109,8 @@ class Experiment:
         expected = spent * (seed + 1) / seed
         return seed < self.max_seeds and expected <= self.budget / len(self.config)
 
-    def _run_one(self, config: Config, dataset: Dataset, reporter: Reporter) -> Row:
-        done = pretrain(
+    def _run_one(self, config: Config, dataset: Dataset, reporter: Reporter) -> Result:
+        pretrain(
             config,
             dataset,
             self.run_dir(config),
@@ -125,54 +118,16 @@ class Experiment:
             resume=self.resume,
             reporter=reporter,
         )
-        start = time.perf_counter()
-        result = self._probe(config, dataset, done, reporter)
-        return self._row(config, done, result, time.perf_counter() - start)
-
-    def _probe(
-        self, config: Config, dataset: Dataset, done: Pretrained, reporter: Reporter
-    ) -> ProbeResult:
-        train, test = dataset.need("train"), dataset.need("test")
-        assert train.labels is not None
-        assert test.labels is not None
-        return fit_probe(
-            extract_features(done.method, train, device=self.device),
-            train.labels,
-            extract_features(done.method, test, device=self.device),
-            test.labels,
-            dataset.need_task(),
-            config.probe,
-            seed=config.seed,
+        folder = self.run_dir(config)
+        return probe_row(
+            Checkpoint.load(folder / CHECKPOINT),
+            run_features(folder, dataset, device=self.device),
+            "published",
+            transfer=dataset.name,
+            variant=DEFAULT,
+            device=self.device,
+            probe=config.probe,
             reporter=reporter,
-            title=f"{dataset.name} {config.method} #{config.seed}: probe",
-        )
-
-    def _row(
-        self, config: Config, done: Pretrained, result: ProbeResult, probe_seconds: float
-    ) -> Row:
-        probe = config.probe
-        protocol = (
-            f"linear, Adam {probe.learning_rate:g}, L2 {probe.weight_decay:g}, "
-            f"{probe.epochs} epochs, last"
-            + (", standardised features" if probe.standardise else "")
-        )
-        return Row(
-            dataset=config.dataset,
-            method=config.method,
-            seed=config.seed,
-            metric=result.metric,
-            value=result.value,
-            best=result.best,
-            train_value=result.train_value,
-            protocol=protocol,
-            steps=done.steps,
-            pretrain_seconds=round(done.seconds, 3),
-            probe_seconds=round(probe_seconds, 3),
-            batch_size=config.training.batch_size,
-            device=self.device.type,
-            hardware=device_name(self.device),
-            torch=str(torch.__version__),
-            revision=revision(),
         )
 
     def _check_unchanged(self, config: Config) -> None:

@@ -1,16 +1,15 @@
-"""Result rows of sweeps and probes: one per encoder, data set probed on, and protocol."""
+"""Result rows: one per encoder, data set probed on, and protocol."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metamae.checkpoint import write_json
 from metamae.errors import DataError
-from metamae.report import Row, check_types
 
 DEFAULT = "default"
 """Name of the variant without overrides."""
@@ -26,6 +25,17 @@ class Key(NamedTuple):
     seed: int
     protocol: str
     probe_seed: int
+
+
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, float]": dict}
+
+
+def _check_types(row: Any) -> None:
+    """Raise ``TypeError`` unless a row's fields, which may come from a file, have their types."""
+    for entry in fields(row):
+        value, kind = getattr(row, entry.name), _TYPES[str(entry.type)]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +94,7 @@ class Result:
 
     def __post_init__(self) -> None:
         """Check types, for rows come from files."""
-        check_types(self)
+        _check_types(self)
 
     @property
     def key(self) -> Key:
@@ -101,7 +111,7 @@ class Result:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Rows of a result file; none if there is no file. Rows of the demo are understood too.
+    """Rows of a result file; none if there is no file.
 
     Raises:
         DataError: a damaged file, or one that holds something else.
@@ -109,32 +119,11 @@ def read_results(path: Path) -> list[Result]:
     if not path.exists():
         return []
     try:
-        return [_read(row) for row in json.loads(path.read_text())]
+        return [Result(**row) for row in json.loads(path.read_text())]
     except (ValueError, TypeError, AttributeError) as fault:
         raise DataError(
             f"expected result rows in {path}, got a damaged file ({fault}); move it away"
         ) from fault
-
-
-def _read(values: dict[str, Any]) -> Result:
-    if "transfer" not in values:
-        return from_row(Row(**values))
-    return Result(**{"probe_seed": values.get("seed"), **values})
-
-
-def from_row(row: Row) -> Result:
-    """A row of :class:`metamae.experiment.Experiment` as a result of the published protocol."""
-    values = asdict(row)
-    best, settings = values.pop("best"), values.pop("protocol")
-    return Result(
-        **values,
-        transfer=row.dataset,
-        probe_seed=row.seed,
-        protocol="published",
-        settings=settings,
-        preset="",
-        extra={"best": best},
-    )
 
 
 def write_results(path: Path, rows: Iterable[Result]) -> None:

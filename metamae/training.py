@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,37 +17,21 @@ from torch import Tensor
 
 from metalearn import NonFiniteLossError
 from metalearn.inner import refuse_non_finite
-from metamae.baselines.supervised import stored_task
 from metamae.checkpoint import Checkpoint, write_json, write_text
 from metamae.compiling import CompiledLoss
 from metamae.config import Config
-from metamae.data.dataset import Dataset, Partition, Task, labelled_batch
+from metamae.data.dataset import Dataset, Partition, labelled_batch
 from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
-from metamae.inputs import Batch, Inputs, to_device
+from metamae.inputs import Batch, to_device
 from metamae.loading import Prefetcher, pin_batch, pin_draw
 from metamae.method import Draw, Method, PretextLoss
 from metamae.objective import build_method
 from metamae.progress import Reporter
 from metamae.provenance import versions
 from metamae.randomness import fold, generator, seeded
-
-CHECKPOINT = "checkpoint.pt"
-CONFIG = "config.yaml"
-HISTORY = "history.json"
+from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, History, check_same_run
 
 Loaded: TypeAlias = tuple[Batch, Draw]
-
-
-@dataclass(frozen=True)
-class History:
-    """Logged numbers: name to a list of ``[step, value]`` pairs."""
-
-    series: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def add(self, step: int, **values: float) -> None:
-        """Append one value to each named series."""
-        for name, value in values.items():
-            self.series.setdefault(name, []).append([step, value])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +121,16 @@ def pretrain(
     )
 
 
-def _run_kind(config: Config) -> type[_Run]:
+def _run_kind(config: Config) -> type[Run]:
     """Plain training, or training with an outer level, which needs Betty."""
     if config.method != "metamae" or not config.learn.settings:
-        return _Run
+        return Run
     from metamae.bilevel import BilevelRun  # it builds on this module
 
     return BilevelRun
 
 
-class _Run:
+class Run:
     """State of one pretraining run: method, optimiser, step, history, time."""
 
     def __init__(
@@ -255,6 +238,7 @@ class _Run:
             ) from fault
 
     def log(self, value: float, result: PretextLoss, batch: Batch, draw: Draw) -> None:
+        """Add the numbers of a step to the history, where it is one to log."""
         last = self.step == self.config.training.steps - 1
         if self.step % self.config.training.log_every and not last:
             return
@@ -285,6 +269,7 @@ class _Run:
         )
 
     def save(self) -> None:
+        """Write the checkpoint."""
         Checkpoint(
             config=self.config,
             step=self.step,
@@ -296,14 +281,17 @@ class _Run:
         ).save(self.run_dir / CHECKPOINT)
 
     def optimiser_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the optimiser."""
         return self.optimiser.state_dict()
 
     def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
         self.optimiser.load_state_dict(state)
 
     def restore(self) -> None:
+        """Continue from the checkpoint in the run folder."""
         found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
-        _check_same_run(found.config, self.config, self.run_dir)
+        check_same_run(found.config, self.config, self.run_dir)
         if found.step > self.config.training.steps:
             raise CheckpointError(
                 f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
@@ -313,81 +301,6 @@ class _Run:
         self.load_optimiser_state(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
-
-
-def read_history(path: Path) -> dict[str, list[list[float]]]:
-    """Logged series of a finished run.
-
-    Raises:
-        CheckpointError: a missing or damaged file.
-    """
-    try:
-        series = json.loads(path.read_text())
-        series["loss"]
-        return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-        raise CheckpointError(
-            f"expected the history of a run in {path}, which is missing or damaged; "
-            "delete its folder and run again"
-        ) from fault
-
-
-def _check_same_run(found: Config, asked: Config, run_dir: Path) -> None:
-    """A run may be resumed with more steps or other logging, and with nothing else changed."""
-    same = replace(
-        asked,
-        training=replace(
-            asked.training,
-            steps=found.training.steps,
-            log_every=found.training.log_every,
-            checkpoint_every=found.training.checkpoint_every,
-        ),
-        probe=found.probe,
-    )
-    if same == found:
-        return
-    old, new = _flatten(found.to_dict()), _flatten(same.to_dict())
-    changed = [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
-    raise CheckpointError(
-        f"expected the configuration that {run_dir} was started with, got changes in "
-        f"{'; '.join(changed)}; resume with the same settings or use another folder"
-    )
-
-
-def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}  # type: ignore[arg-type]
-    return flat
-
-
-def load_method(
-    path: Path, inputs: Inputs, device: torch.device | str = "cpu", *, task: Task | None = None
-) -> Method[Any]:
-    """Rebuild a trained method from its checkpoint alone.
-
-    Args:
-        path: The checkpoint file.
-        inputs: Input specifications of the data set it was trained on.
-        device: Where to put it.
-        task: Task of a supervised method; by default the one its weights were trained for.
-
-    Raises:
-        CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
-    """
-    found = Checkpoint.load(path, device)
-    if task is None and found.config.method == "supervised":
-        task = stored_task(found.model)
-    method = build_method(found.config, inputs, task).to(device)
-    try:
-        method.load_state_dict(found.model)
-    except RuntimeError as fault:
-        reason = " ".join(str(fault).split())
-        raise CheckpointError(
-            f"expected weights for inputs {[spec.name for spec in inputs]} in {path}: {reason}"
-        ) from fault
-    return method.eval()
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[object]:

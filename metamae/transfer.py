@@ -13,7 +13,7 @@ from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError, InputError
 from metamae.evaluation import Features, compute_features
 from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular
-from metamae.training import CHECKPOINT, load_method
+from metamae.run_folder import CHECKPOINT, load_method
 
 
 def check_transfer(source: Inputs, target: Inputs, *, names: tuple[str, str]) -> None:

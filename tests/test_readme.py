@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from metamae.report import read_rows, summary_cells
+from metamae.report import summary_cells
+from metamae.results import read_results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_files_that_are_linked_exist() -> None:
 
 
 def test_the_table_holds_the_committed_results() -> None:
-    rows = read_rows(ROOT / "benchmarks" / "results" / "demo-sensors.json")
+    rows = read_results(ROOT / "benchmarks" / "results" / "demo-sensors.json")
     assert {row.seed for row in rows} == {0, 1, 2}
     for cells in summary_cells(rows):
         _, method, _, value, seeds, steps, seconds, ratio = cells

@@ -36,7 +36,8 @@ from metamae.features import extract_features
 from metamae.inputs import Image, Inputs, LabelledBatch, Signal, Tabular, Tokens, to_device
 from metamae.method import Method
 from metamae.objective import build_method
-from metamae.training import CHECKPOINT, HISTORY, load_method, pretrain, read_history
+from metamae.run_folder import CHECKPOINT, HISTORY, load_method, read_history
+from metamae.training import pretrain
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
 IMAGE = Image(name="image", channels=1, height=4, width=6, patch=(2, 2))

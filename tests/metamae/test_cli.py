@@ -20,8 +20,8 @@ from metamae.checkpoint import Checkpoint
 from metamae.commands import PROBES
 from metamae.evaluation import PROTOCOLS, evaluate
 from metamae.results import read_results
+from metamae.run_folder import CHECKPOINT
 from metamae.sweeping import FAILURES, RESULTS
-from metamae.training import CHECKPOINT
 from metamae.transfer import run_features
 
 ROOT = Path(__file__).resolve().parents[2]

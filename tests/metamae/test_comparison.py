@@ -14,9 +14,8 @@ from rich.console import Console
 
 from metamae import DataError
 from metamae.comparison import Paired, pair_results, summarise_results
-from metamae.report import Row
 from metamae.report_figure import draw_report
-from metamae.results import Result, find_results, from_row, read_results, write_results
+from metamae.results import Result, find_results, read_results, write_results
 from metamae.sections import Section, make_report
 
 
@@ -248,16 +247,6 @@ def test_damaged_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> 
     path.write_text(json.dumps([asdict(result()) | change]))
     with pytest.raises(DataError, match="move it away"):
         read_results(path)
-
-
-def test_rows_of_the_demo_are_results_of_the_published_protocol() -> None:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "demo-sensors.json"
-    rows = read_results(path)
-    plain = json.loads(path.read_text())
-    assert [row.value for row in rows] == [one["value"] for one in plain]
-    assert {row.protocol for row in rows} == {"published"}
-    assert rows[0] == from_row(Row(**plain[0]))
-    assert rows[0].extra == {"best": plain[0]["best"]}
 
 
 def test_results_are_found_in_folders(tmp_path: Path) -> None:

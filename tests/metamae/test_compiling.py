@@ -26,7 +26,8 @@ from metamae.inputs import Tabular, Tokens
 from metamae.objective import MAE, build_method
 from metamae.progress import Reporter
 from metamae.randomness import generator, seeded
-from metamae.training import CHECKPOINT, pretrain
+from metamae.run_folder import CHECKPOINT
+from metamae.training import pretrain
 
 CPU = torch.device("cpu")
 TINY = [

@@ -22,8 +22,8 @@ from metamae.features import extract_features
 from metamae.probe import fit_probe
 from metamae.progress import Reporter
 from metamae.provenance import revision
-from metamae.report import Row, read_rows
-from metamae.training import CHECKPOINT, CONFIG, HISTORY, load_method
+from metamae.results import Result, read_results
+from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
 
 TINY = (
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
@@ -48,50 +48,51 @@ def tiny(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
     """An experiment of all methods and two seeds: its folder and what `run` returned."""
     out = tmp_path_factory.mktemp("finished") / "new" / "folder"
     return out, tiny(out).run(SILENT)
 
 
 @pytest.fixture
-def folder(finished: tuple[Path, list[Row]], tmp_path: Path) -> Path:
+def folder(finished: tuple[Path, list[Result]], tmp_path: Path) -> Path:
     """A copy of the finished experiment, to be changed."""
     return Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
-def values(rows: list[Row]) -> list[Row]:
+def values(rows: list[Result]) -> list[Result]:
     """The rows without the clock's part."""
     return [replace(row, pretrain_seconds=0.0, probe_seconds=0.0) for row in rows]
 
 
-def test_the_result_file_holds_one_complete_row_a_run(finished: tuple[Path, list[Row]]) -> None:
+def test_the_result_file_holds_one_complete_row_a_run(finished: tuple[Path, list[Result]]) -> None:
     out, rows = finished
     plain = json.loads((out / RESULTS).read_text())
     assert len(plain) == 6
     required = {"dataset", "method", "seed", "metric", "value", "steps", "pretrain_seconds"}
     required |= {"device", "torch", "revision"}
     for row in plain:
-        assert set(row) == {field.name for field in fields(Row)} >= required
-    assert [row.key for row in rows] == [
-        ("basic_motions", method, seed)
+        assert set(row) == {field.name for field in fields(Result)} >= required
+    assert [(row.dataset, row.transfer, row.variant, row.method, row.seed) for row in rows] == [
+        ("basic_motions", "basic_motions", "default", method, seed)
         for method in ("random", "mae", "metamae")
         for seed in (0, 1)
     ]
-    assert sorted(read_rows(out / RESULTS), key=str) == sorted(rows, key=str)
+    assert sorted(read_results(out / RESULTS), key=str) == sorted(rows, key=str)
     for row in rows:
         assert (row.metric, row.device, row.torch) == ("accuracy", "cpu", torch.__version__)
         assert row.revision == revision()
         assert row.value * 40 == pytest.approx(round(row.value * 40))
-        assert row.best >= row.value
+        assert row.extra["best"] >= row.value
         assert row.steps == (0 if row.method == "random" else 4)
         assert (row.pretrain_seconds > 0) is (row.method != "random")
         assert row.probe_seconds > 0
         assert row.batch_size == 20
-        assert "3 epochs" in row.protocol
+        assert row.protocol == "published"
+        assert "3 epochs" in row.settings
 
 
-def test_a_row_can_be_had_again_from_its_checkpoint(finished: tuple[Path, list[Row]]) -> None:
+def test_a_row_can_be_had_again_from_its_checkpoint(finished: tuple[Path, list[Result]]) -> None:
     """The reported value is that of the saved weights under the saved configuration."""
     out, rows = finished
     data = load_dataset("basic_motions")
@@ -119,12 +120,12 @@ def test_a_row_can_be_had_again_from_its_checkpoint(finished: tuple[Path, list[R
         )
         assert (result.value, result.best, result.train_value) == (
             row.value,
-            row.best,
+            row.extra["best"],
             row.train_value,
         )
 
 
-def test_the_folder_holds_histories_and_pictures(finished: tuple[Path, list[Row]]) -> None:
+def test_the_folder_holds_histories_and_pictures(finished: tuple[Path, list[Result]]) -> None:
     out, _ = finished
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["basic_motions", RESULTS, "curves.png", "reconstructions.png"]
@@ -139,7 +140,7 @@ def test_the_folder_holds_histories_and_pictures(finished: tuple[Path, list[Row]
 
 
 def test_methods_of_a_seed_begin_with_the_same_weights_and_batches(
-    finished: tuple[Path, list[Row]],
+    finished: tuple[Path, list[Result]],
 ) -> None:
     """So their comparison is paired: MAE's first loss is the query loss at a step size of 0."""
     out, _ = finished
@@ -156,11 +157,11 @@ def refuse_training(*_: Any, **__: Any) -> Any:
 
 
 def test_resuming_keeps_finished_rows(
-    folder: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without training or probing anything again; pictures are redrawn."""
     monkeypatch.setattr(experiment, "pretrain", refuse_training)
-    monkeypatch.setattr(experiment, "fit_probe", refuse_training)
+    monkeypatch.setattr(experiment, "probe_row", refuse_training)
     (folder / "curves.png").unlink()
     rows = tiny(folder, resume=True).run(SILENT)
     assert rows == finished[1]
@@ -168,7 +169,7 @@ def test_resuming_keeps_finished_rows(
 
 
 def test_resuming_runs_only_what_is_missing(
-    folder: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an interrupted run the rest, from its checkpoint; the result is that of one go."""
     trained: list[tuple[str, int]] = []
@@ -179,19 +180,19 @@ def test_resuming_runs_only_what_is_missing(
         return pretrain(config, *arguments, **settings)
 
     monkeypatch.setattr(experiment, "pretrain", recording)
-    rows = [row for row in read_rows(folder / RESULTS) if row.key[1:] != ("mae", 1)]
-    experiment.write_rows(folder / RESULTS, rows)
+    rows = [row for row in read_results(folder / RESULTS) if (row.method, row.seed) != ("mae", 1)]
+    experiment.write_results(folder / RESULTS, rows)
     shutil.rmtree(folder / "basic_motions" / "mae" / "seed-1")
     assert values(tiny(folder, resume=True).run(SILENT)) == values(finished[1])
     assert trained == [("mae", 1)]
 
 
 def test_an_interrupted_experiment_can_be_resumed(
-    tmp_path: Path, finished: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are on disk as soon as they are there."""
     calls: list[str] = []
-    fit = experiment.fit_probe
+    fit = experiment.probe_row
 
     def interrupting(*arguments: Any, **settings: Any) -> Any:
         calls.append("")
@@ -199,10 +200,10 @@ def test_an_interrupted_experiment_can_be_resumed(
             raise KeyboardInterrupt
         return fit(*arguments, **settings)
 
-    monkeypatch.setattr(experiment, "fit_probe", interrupting)
+    monkeypatch.setattr(experiment, "probe_row", interrupting)
     with pytest.raises(KeyboardInterrupt):
         tiny(tmp_path, seeds=1).run(SILENT)
-    assert [row.method for row in read_rows(tmp_path / RESULTS)] == ["random", "mae"]
+    assert [row.method for row in read_results(tmp_path / RESULTS)] == ["random", "mae"]
     rows = tiny(tmp_path, seeds=1, resume=True).run(SILENT)
     assert values(rows) == values([row for row in finished[1] if row.seed == 0])
     assert len(calls) == 4
@@ -244,8 +245,8 @@ def test_a_seed_may_have_been_resumed_with_more_steps_and_another_not(folder: Pa
 def test_a_folder_may_hold_results_of_other_data_sets(folder: Path) -> None:
     """They are kept in the file, and returned too or not, but are no reason to fail."""
     rows = tiny(folder, names=("vowels",), seeds=1, methods=("random",), resume=True).run(SILENT)
-    assert ("vowels", "random", 0) in [row.key for row in rows]
-    assert len(read_rows(folder / RESULTS)) == 7
+    assert ("vowels", "random", 0) in [(row.dataset, row.method, row.seed) for row in rows]
+    assert len(read_results(folder / RESULTS)) == 7
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -284,18 +285,20 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Runs that take no time but say that they took so many seconds a seed."""
 
     def take(seconds: float) -> None:
-        def run_one(self: Experiment, config: Config, *_: Any) -> Row:
+        def run_one(self: Experiment, config: Config, *_: Any) -> Result:
             self.run_dir(config).mkdir(parents=True)
-            return Row(
+            return Result(
                 dataset=config.dataset,
                 method=config.method,
                 seed=config.seed,
                 pretrain_seconds=0.75 * seconds / 3,
                 probe_seconds=0.25 * seconds / 3,
-                **dict.fromkeys(("value", "best", "train_value"), 0.5),
+                transfer=config.dataset,
+                probe_seed=config.seed,
+                **dict.fromkeys(("value", "train_value"), 0.5),
                 **dict.fromkeys(("steps", "batch_size"), 4),
-                **dict.fromkeys(("metric", "protocol", "device", "hardware", "torch"), "x"),
-                revision="x",
+                **dict.fromkeys(("metric", "protocol", "settings", "preset", "device"), "x"),
+                **dict.fromkeys(("hardware", "torch", "revision"), "x"),
             )
 
         monkeypatch.setattr(Experiment, "_run_one", run_one)

@@ -19,27 +19,25 @@ from metamae.config import METHODS
 from metamae.data import POCKET
 from metamae.report import (
     LABELS,
-    Row,
     mean_and_spread,
-    read_rows,
     summarise,
     summary_cells,
-    write_rows,
 )
 from metamae.report_figure import _several_steps
-from metamae.results import read_results
+from metamae.results import Result, read_results, write_results
 
 
-def row(**values: Any) -> Row:
+def row(**values: Any) -> Result:
     given: dict[str, Any] = {
         "dataset": "sensors",
         "method": "mae",
         "seed": 0,
         "metric": "accuracy",
         "value": 0.5,
-        "best": 0.6,
         "train_value": 0.7,
-        "protocol": "linear",
+        "protocol": "published",
+        "settings": "linear",
+        "preset": "pocket",
         "steps": 100,
         "pretrain_seconds": 10.0,
         "probe_seconds": 1.0,
@@ -49,33 +47,34 @@ def row(**values: Any) -> Row:
         "torch": "2",
         "revision": "abc",
     }
-    return Row(**{**given, **values})
+    given |= values
+    return Result(**({"transfer": given["dataset"], "probe_seed": given["seed"]} | given))
 
 
 def test_rows_read_back_as_written(tmp_path: Path) -> None:
     rows = [row(seed=1, value=1 / 3), row(method="metamae", pretrain_seconds=0.125)]
-    write_rows(tmp_path / "new" / "results.json", rows)
-    assert read_rows(tmp_path / "new" / "results.json") == rows
+    write_results(tmp_path / "new" / "results.json", rows)
+    assert read_results(tmp_path / "new" / "results.json") == rows
     plain = json.loads((tmp_path / "new" / "results.json").read_text())
     assert plain == [dataclasses.asdict(one) for one in rows]
-    assert rows[1].key == ("sensors", "metamae", 0)
+    assert rows[1].key == ("sensors", "sensors", "metamae", "default", 0, "published", 0)
 
 
 def test_no_file_means_no_rows(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "results.json") == []
+    assert read_results(tmp_path / "results.json") == []
 
 
 def test_a_row_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    write_rows(file, [row()])
+    write_results(file, [row()])
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_rows(file, [row(value=math.nan)])
-    assert read_rows(file) == [row()]
+        write_results(file, [row(value=math.nan)])
+    assert read_results(file) == [row()]
 
 
 def refused(file: Path) -> None:
     with pytest.raises(DataError, match="got a damaged file") as caught:
-        read_rows(file)
+        read_results(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "move it away" in str(caught.value)
@@ -96,7 +95,7 @@ def test_a_row_with_missing_or_surplus_keys_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"value": "abc"}, {"value": None}, {"seed": "0"}, {"method": "caprice"}, {"dataset": 3}],
+    [{"value": "abc"}, {"value": None}, {"seed": "0"}, {"method": None}, {"dataset": 3}],
 )
 def test_a_row_with_a_wrong_value_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     file = tmp_path / "results.json"
@@ -112,7 +111,7 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([0.8766]) == "87.7"
 
 
-def cells(rows: list[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
+def cells(rows: list[Result]) -> dict[tuple[str, str], tuple[str, ...]]:
     return {(line[0], line[1]): line[2:] for line in summary_cells(rows)}
 
 

@@ -24,9 +24,9 @@ from metamae.evaluation import PROTOCOLS, Features, evaluate
 from metamae.inputs import Image, Signal, Tabular, Tokens
 from metamae.progress import Reporter
 from metamae.results import Key, Result, read_results
+from metamae.run_folder import CHECKPOINT, load_method
 from metamae.sweep import Sweep, read_sweep, resolve
 from metamae.sweeping import FAILURES, RESULTS, TRACEBACK, SweepRun
-from metamae.training import CHECKPOINT, load_method
 from metamae.transfer import check_transfer, compute_features, run_features
 
 ROOT = Path(__file__).resolve().parents[2]

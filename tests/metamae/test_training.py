@@ -34,15 +34,8 @@ from metamae.data import Dataset
 from metamae.features import extract_features
 from metamae.progress import Reporter
 from metamae.randomness import fold, generator
-from metamae.training import (
-    CHECKPOINT,
-    CONFIG,
-    HISTORY,
-    Pretrained,
-    batch_indices,
-    load_method,
-    pretrain,
-)
+from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
+from metamae.training import Pretrained, batch_indices, pretrain
 
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
