@@ -386,6 +386,9 @@ def test_the_files_in_the_repository() -> None:
     assert {ratio for ratio, _ in settings} == {0.0, 0.1, 0.5, 1.0}
     assert {depth for _, depth in settings} == {0, 2, 4}
     assert len({one.config.dataset for one in ablation.cells()}) == 3
+    cross = read_sweep(ROOT / "benchmarks" / "sweeps" / "cross.yaml")
+    assert {one.config.decoder.attention for one in cross.cells()} == {"cross"}
+    assert len(cross.cells()) == len(POCKET) * 2 * 3
 
 
 def test_defaults_are_everything(tmp_path: Path) -> None:
