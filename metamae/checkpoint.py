@@ -44,7 +44,7 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never a part."""
         payload = dict(vars(self)) | {"format": FORMAT, "config": self.config.to_dict()}
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             torch.save(payload, temporary)
 
     @classmethod
@@ -59,7 +59,7 @@ class Checkpoint:
                 f"expected a checkpoint at {path}, found none; "
                 "check the path, or pretrain first (without --resume)"
             )
-        payload = _read_intact(path, device)
+        payload = read_intact(path, device)
         if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
             raise CheckpointError(
                 f"expected a metamae checkpoint of format {FORMAT} at {path}, got another file; "
@@ -74,7 +74,7 @@ class Checkpoint:
             ) from fault
 
 
-def _read_intact(path: Path, device: torch.device | str) -> Any:
+def read_intact(path: Path, device: torch.device | str) -> Any:
     """Load a file of ``torch.save`` after verifying its checksums, which torch does not."""
     try:
         with ZipFile(path) as archive:
@@ -92,7 +92,7 @@ def _read_intact(path: Path, device: torch.device | str) -> Any:
     )
 
 
-class _replacing:
+class replacing:
     """Context of a temporary file that replaces ``path`` when the block succeeds."""
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +118,7 @@ class _replacing:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text)
 
 

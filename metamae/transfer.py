@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metamae.checkpoint import _read_intact, _replacing
+from metamae.checkpoint import read_intact, replacing
 from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError, InputError
 from metamae.evaluation import Features, compute_features
@@ -80,7 +80,7 @@ def run_features(
         method = load_method(checkpoint, dataset.inputs, device)
         train, test = compute_features(method, dataset, device=str(device))
         parts = {"train": train, "test": test}
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             torch.save({"key": key, **parts}, temporary)
     return Features.of(dataset, parts["train"], parts["test"])
 
@@ -106,7 +106,7 @@ def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = _read_intact(path, "cpu")
+        found = read_intact(path, "cpu")
     except CheckpointError:  # a damaged cache is no loss
         return None
     fits = isinstance(found, dict) and found.pop("key", None) == key
