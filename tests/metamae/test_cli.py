@@ -199,7 +199,7 @@ def test_interrupts(
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metamae.training._Run.train", interrupt)
+    monkeypatch.setattr("metamae.training.Run.train", interrupt)
     done = command(*arguments)
     assert (done.code, done.err) == (130, hint)
 

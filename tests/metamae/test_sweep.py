@@ -140,7 +140,7 @@ def test_an_interrupt_in_pretraining_costs_nothing(
     from metamae import training
 
     expected, _ = make(tmp_path / "whole").run(SILENT)
-    real, calls = training._Run.loss, []
+    real, calls = training.Run.loss, []
 
     def interrupted(self: Any, *arguments: Any) -> Any:
         calls.append(self.step)
@@ -148,7 +148,7 @@ def test_an_interrupt_in_pretraining_costs_nothing(
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(training._Run, "loss", interrupted)
+    monkeypatch.setattr(training.Run, "loss", interrupted)
     run = make(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
         run.run(SILENT)
