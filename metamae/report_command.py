@@ -10,7 +10,7 @@ from metamae.checkpoint import write_text
 from metamae.config import METHODS, near
 from metamae.errors import ConfigError
 from metamae.report_figure import draw_report
-from metamae.results import find_results
+from metamae.results import find_results, write_results
 from metamae.sections import make_report
 from metamae.terminal import make_console
 
@@ -28,6 +28,7 @@ def add_report(commands: Any) -> None:
     add("--method", default="metamae", metavar="M", help="method of the paired differences")
     add("--against", default="mae", metavar="M", help="what it is compared with (default: mae)")
     add("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
+    add("--rows", type=Path, metavar="FILE", help="also gather all rows in one file (JSON)")
     add("--figure", type=Path, metavar="FILE", help="also draw it, e.g. report.png")
     parser.set_defaults(run=run_report, interrupted="stopped")
 
@@ -47,6 +48,8 @@ def run_report(options: argparse.Namespace) -> int:
         section.print(console)
     if options.markdown is not None:
         write_text(options.markdown, "\n".join(section.markdown() for section in sections))
+    if options.rows is not None:
+        write_results(options.rows, rows)
     if options.figure is not None:
         draw_report(rows, options.figure)
     return 0

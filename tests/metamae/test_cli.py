@@ -152,7 +152,8 @@ def test_sweep_and_report(command: Command, tmp_path: Path, sweep_file: Path) ->
     assert len(read_results(out / RESULTS)) == 6
     done = command("report", str(out))
     assert "MetaMAE minus MAE (deep)" in done.out
-    done = command("report", str(out), "--against", "random")
+    done = command("report", str(out), "--against", "random", "--rows", "all.json")
+    assert read_results(tmp_path / "all.json") == read_results(out / RESULTS)
     assert "MetaMAE minus random init" in done.out
 
 
