@@ -57,6 +57,51 @@ def summarise_results(rows: Iterable[Result]) -> list[Summary]:
     return sorted((_summary(group) for group in groups.values()), key=_order)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """A method over several data sets.
+
+    Attributes:
+        method: Method name.
+        protocol: Evaluation protocol.
+        mean: Mean over data sets, then over seeds.
+        spread: Sample deviation over seeds of the mean over data sets; ``None`` from one seed.
+    """
+
+    method: str
+    protocol: str
+    mean: float
+    spread: float | None
+
+
+def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]:
+    """Means over the data sets that every method was run on, with the same seeds; and their names.
+
+    Only encoders probed on what they were pretrained on, without overrides, and no correlations.
+    """
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        if row.dataset == row.transfer and row.variant == DEFAULT and row.metric != "spearman":
+            values.setdefault((row.protocol, row.method, row.dataset), {})[row.seed] = row.value
+    protocols, methods, names = (sorted({key[n] for key in values}) for n in range(3))
+    cells = [(protocol, method) for protocol in protocols for method in methods]
+    seeds = set(next(iter(values.values()), {}))
+    common = [
+        name for name in names if all(set(values.get((*c, name), ())) == seeds for c in cells)
+    ]
+    if not common:
+        return [], []
+    found = []
+    for protocol, method in cells:
+        means = [
+            statistics.mean(values[protocol, method, name][s] for name in common) for s in seeds
+        ]
+        spread = statistics.stdev(means) if len(means) > 1 else None
+        mean = statistics.mean(means)
+        found.append(Average(method=method, protocol=protocol, mean=mean, spread=spread))
+    return found, sorted(common, key=lambda name: rank(POCKET, name))
+
+
 def _summary(group: Sequence[Result]) -> Summary:
     """Several probes of one encoder count as one value, their mean."""
     first, seeds = group[0], _by_seed((row.seed, row.value) for row in group)

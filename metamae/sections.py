@@ -10,7 +10,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from metamae.comparison import Paired, Summary, count_signs, pair_results, rank, summarise_results
+from metamae.comparison import (
+    Paired,
+    Summary,
+    average_over_sets,
+    count_signs,
+    pair_results,
+    rank,
+    summarise_results,
+)
+from metamae.config import METHODS
 from metamae.evaluation import PROTOCOLS
 from metamae.published import STAND_INS, Published, look_up
 from metamae.report import LABELS
@@ -75,6 +84,7 @@ def make_report(
     sections = [
         _place(*place, [x for x in lines if (x.dataset, x.transfer) == place]) for place in places
     ]
+    sections += _overall(rows)
     pairs = pair_results(rows, method, against)
     if pairs:
         sections += [_pairs(pairs, method, against), _verdicts(pairs, method, against)]
@@ -164,6 +174,30 @@ def show_published(numbers: Sequence[Published]) -> str:
     if len({text.rstrip("*+") for text in texts}) > 1:
         return ", ".join(f"{text} ({table})" for text, table in reversed(texts.items()))
     return next(reversed(texts), "-")
+
+
+def _overall(rows: Sequence[Result]) -> list[Section]:
+    """Every method over the data sets that all of them were run on."""
+    averages, names = average_over_sets(rows)
+    if len(names) < 2:
+        return []
+    protocols = sorted({one.protocol for one in averages}, key=lambda name: rank(PROTOCOLS, name))
+    methods = sorted({one.method for one in averages}, key=lambda name: rank(METHODS, name))
+    shown = {}
+    for one in averages:
+        spread = "" if one.spread is None else f" ± {100 * one.spread:.1f}"
+        shown[one.method, one.protocol] = f"{100 * one.mean:.1f}{spread}"
+    return [
+        Section(
+            title=f"Mean over {len(names)} data sets, %",
+            header=("method", *protocols),
+            lines=[
+                (label(name, DEFAULT), *(shown[name, protocol] for protocol in protocols))
+                for name in methods
+            ],
+            notes=[f"Over {', '.join(names)}: what every method was run on, with equal seeds."],
+        )
+    ]
 
 
 def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:

@@ -9,6 +9,7 @@ import torch
 
 from metamae.report import summary_cells
 from metamae.results import read_results
+from metamae.sections import make_report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,3 +42,13 @@ def test_the_table_holds_the_committed_results() -> None:
         _, method, _, value, seeds, steps, seconds, ratio = cells
         line = f"| {method} | {value} | {seeds} | {steps} | {seconds} | {ratio} |"
         assert line in README
+
+
+def test_the_table_over_all_sets_is_that_of_the_committed_report() -> None:
+    sections = make_report(read_results(ROOT / "benchmarks" / "results" / "pocket.json"))
+    (table,) = (one for one in sections if one.title.startswith("Mean over "))
+    assert table.title == "Mean over 9 data sets, %"
+    page = (ROOT / "benchmarks" / "results" / "pocket.md").read_text()
+    for line in table.lines:
+        assert f"| {' | '.join(line)} |" in README
+        assert f"| {' | '.join(line)} |" in page

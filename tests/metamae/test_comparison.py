@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from metamae import DataError
-from metamae.comparison import Paired, pair_results, summarise_results
+from metamae.comparison import Paired, average_over_sets, pair_results, summarise_results
 from metamae.report_figure import draw_report
 from metamae.results import Result, find_results, read_results, write_results
 from metamae.sections import Section, make_report
@@ -247,6 +247,29 @@ def test_damaged_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> 
     path.write_text(json.dumps([asdict(result()) | change]))
     with pytest.raises(DataError, match="move it away"):
         read_results(path)
+
+
+def test_averages_are_over_the_sets_that_all_methods_have() -> None:
+    """First over data sets, then over seeds; variants, transfers and other sets are left out."""
+    values = {("sensors", 0): 0.5, ("sensors", 1): 0.7, ("digits", 0): 0.1, ("digits", 1): 0.5}
+    rows = [
+        result(dataset=name, transfer=name, seed=seed, method=method, value=value + shift)
+        for (name, seed), value in values.items()
+        for method, shift in (("mae", 0.0), ("metamae", 0.2))
+    ]
+    other = [
+        result(dataset="vowels", transfer="vowels", method="mae"),  # one method, one seed
+        result(dataset="sensors", transfer="basic_motions", value=0.0),
+        result(variant="wide", value=0.0),
+    ]
+    averages, names = average_over_sets([*rows, *other])
+    assert names == ["sensors", "digits"]
+    found = {one.method: one for one in averages}
+    assert found["mae"].mean == pytest.approx((0.3 + 0.6) / 2)
+    assert found["metamae"].mean == pytest.approx((0.5 + 0.8) / 2)
+    assert found["mae"].spread == pytest.approx(0.3 / 2**0.5)
+    assert average_over_sets(other[:1])[0][0].spread is None
+    assert average_over_sets([]) == ([], [])
 
 
 def test_results_are_found_in_folders(tmp_path: Path) -> None:

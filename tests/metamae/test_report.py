@@ -176,7 +176,7 @@ def test_the_table_shows_every_cell_in_full(width: int) -> None:
 
 def test_steps_are_named_only_where_one_place_has_several() -> None:
     """Data sets trained for different numbers of steps share a colour for each method."""
-    rows = read_results(Path(__file__).parents[2] / "benchmarks/results/pocket-one-seed.json")
+    rows = read_results(Path(__file__).parents[2] / "benchmarks/results/pocket.json")
     assert len({row.steps for row in rows if row.method == "metamae"}) > 1
     assert not _several_steps(summarise_results(rows))
     longer = [*rows, replace(rows[-1], steps=rows[-1].steps + 1)]
