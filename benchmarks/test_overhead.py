@@ -90,7 +90,7 @@ def measure(
     times = {name: getattr(found, clock)[name] for name in sides}
     ratios = quotients(times)
     peaks = {name: peak_mib(side.run, device)[0] for name, side in sides.items()}
-    flops = {name: counted(side, inputs, device) for name, side in sides.items()}
+    flops = {name: side.flops() for name, side in sides.items()}
     row: dict[str, Any] = dict(zip(KEY, (setting, device.type), strict=False)) | {
         "dtype": variant.dtype,
         "mode": variant.mode,
@@ -143,11 +143,6 @@ def details(
 
 def inputs_of_config(config: Any) -> Any:
     return inputs_of(f"{config.preset}/{config.dataset}")
-
-
-def counted(side: Side, inputs: Any, device: torch.device) -> int:
-    """Products of a step, counted on its eager twin."""
-    return side.flops()
 
 
 def quotients(times: dict[str, list[float]]) -> list[float]:

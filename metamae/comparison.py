@@ -77,28 +77,40 @@ class Average:
 def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]:
     """Means over the data sets that every method was run on, with the same seeds; and their names.
 
-    Only encoders probed on what they were pretrained on, without overrides, and no correlations.
+    Only encoders probed on what they were pretrained on, without overrides, and no correlations. A
+    data set where a method was run for several numbers of steps is left out.
     """
-    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     for row in rows:
         if row.dataset == row.transfer and row.variant == DEFAULT and row.metric != "spearman":
-            values.setdefault((row.protocol, row.method, row.dataset), {})[row.seed] = row.value
-    protocols, methods, names = (sorted({key[n] for key in values}) for n in range(3))
+            groups.setdefault((row.protocol, row.method, row.dataset), []).append(row)
+    values = {
+        place: _by_seed((row.seed, row.value) for row in group)
+        for place, group in groups.items()
+        if len({row.steps for row in group}) == 1
+    }
+    protocols, methods, names = (sorted({place[n] for place in groups}) for n in range(3))
     cells = [(protocol, method) for protocol in protocols for method in methods]
-    seeds = set(next(iter(values.values()), {}))
+    seeds = next(iter(values.values()), {}).keys()
     common = [
-        name for name in names if all(set(values.get((*c, name), ())) == seeds for c in cells)
+        name for name in names if all(values.get((*c, name), {}).keys() == seeds for c in cells)
     ]
     if not common:
         return [], []
     found = []
     for protocol, method in cells:
         means = [
-            statistics.mean(values[protocol, method, name][s] for name in common) for s in seeds
+            statistics.mean(values[protocol, method, name][seed] for name in common)
+            for seed in seeds
         ]
-        spread = statistics.stdev(means) if len(means) > 1 else None
-        mean = statistics.mean(means)
-        found.append(Average(method=method, protocol=protocol, mean=mean, spread=spread))
+        found.append(
+            Average(
+                method=method,
+                protocol=protocol,
+                mean=statistics.mean(means),
+                spread=statistics.stdev(means) if len(means) > 1 else None,
+            )
+        )
     return found, sorted(common, key=lambda name: rank(POCKET, name))
 
 

@@ -146,10 +146,15 @@ def show(line: Summary) -> str:
 
     From one seed only the deviation over draws of labels can be shown, in brackets.
     """
-    mean = number(line.mean, line.metric)
-    if line.spread is not None:
-        return f"{mean} ± {number(line.spread, line.metric)}"
-    return f"{mean} ({number(line.draws, line.metric)})" if line.draws else mean
+    mean = with_spread(line.mean, line.spread, line.metric)
+    alone = line.spread is None and line.draws
+    return f"{mean} ({number(line.draws, line.metric)})" if alone else mean
+
+
+def with_spread(mean: float, spread: float | None, metric: str, *, sign: bool = False) -> str:
+    """A mean and what it may be off by, where that is known."""
+    text = number(mean, metric, sign=sign)
+    return text if spread is None else f"{text} ± {number(spread, metric)}"
 
 
 def number(value: float, metric: str, *, sign: bool = False) -> str:
@@ -183,10 +188,10 @@ def _overall(rows: Sequence[Result]) -> list[Section]:
         return []
     protocols = sorted({one.protocol for one in averages}, key=lambda name: rank(PROTOCOLS, name))
     methods = sorted({one.method for one in averages}, key=lambda name: rank(METHODS, name))
-    shown = {}
-    for one in averages:
-        spread = "" if one.spread is None else f" ± {100 * one.spread:.1f}"
-        shown[one.method, one.protocol] = f"{100 * one.mean:.1f}{spread}"
+    shown = {
+        (one.method, one.protocol): with_spread(one.mean, one.spread, "accuracy")
+        for one in averages
+    }
     return [
         Section(
             title=f"Mean over {len(names)} data sets, %",
@@ -222,8 +227,7 @@ def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:
 
 
 def _difference(pair: Paired) -> str:
-    mean = number(pair.mean, pair.metric, sign=True)
-    return mean if pair.error is None else f"{mean} ± {number(pair.error, pair.metric)}"
+    return with_spread(pair.mean, pair.error, pair.metric, sign=True)
 
 
 def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:

@@ -268,6 +268,12 @@ def test_averages_are_over_the_sets_that_all_methods_have() -> None:
     assert found["mae"].mean == pytest.approx((0.3 + 0.6) / 2)
     assert found["metamae"].mean == pytest.approx((0.5 + 0.8) / 2)
     assert found["mae"].spread == pytest.approx(0.3 / 2**0.5)
+    # Several probes of one encoder count as one value, their mean, as in every other table.
+    probes = [result(value=0.2, probe_seed=1), result(value=0.4, probe_seed=2)]
+    assert average_over_sets(probes)[0][0].mean == pytest.approx(0.3)
+    # Runs of other lengths are not mixed.
+    longer = result(dataset="digits", transfer="digits", steps=7, value=0.9)
+    assert average_over_sets([*rows, longer])[1] == ["sensors"]
     assert average_over_sets(other[:1])[0][0].spread is None
     assert average_over_sets([]) == ([], [])
 

@@ -26,10 +26,15 @@ CIFAR10 = (
 """Classes of CIFAR-10, in the order of its ``batches.meta``."""
 
 
-def _save(writer: Writer, halves: Halves, view: View) -> None:
-    """Decode all listed pictures of a set without further ado."""
+def _save(
+    writer: Writer,
+    halves: Halves,
+    view: View,
+    decode: Callable[[bytes, str], Array] = small_picture,
+) -> None:
+    """Decode all listed pictures of a set; as they are, unless told otherwise."""
     array = image_array(writer)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, small_picture)
+    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
     save_halves(writer, halves, rows, array, "image")
 
 
@@ -74,14 +79,11 @@ def _prepare_aircraft(raw: Raw, writer: Writer) -> None:
     bundle = raw.bundle("images")
     names = ("images_variant_trainval.txt", "images_variant_test.txt", "images_box.txt")
     halves, boxes = lists.aircraft(*map(lines, tables(bundle, *names)))
-    array = image_array(writer)
 
     def decode(content: bytes, name: str) -> Array:
         return decode_picture(content, name, box=boxes[name])[np.newaxis]
 
-    view = View.tails(r"\d+\.jpg", bundle)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
-    save_halves(writer, halves, rows, array, "image")
+    _save(writer, halves, View.tails(r"\d+\.jpg", bundle), decode)
 
 
 def _prepare_cifar10(raw: Raw, writer: Writer) -> None:

@@ -22,7 +22,7 @@ def pack(contents: Contents, place: Path) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     kind = place.name.partition(".")[2]
     if kind == "zip":
-        with zipfile.ZipFile(place, "w") as archive:
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in contents.items():
                 archive.writestr(name, content)
     elif kind in ("tar", "tar.gz", "tar.bz2", "tar.xz", "tgz"):
