@@ -4,7 +4,8 @@ On CUDA the caching allocator keeps that count itself. On a CPU nothing does, so
 logs every allocation and release of the CPU allocator (temporaries inside kernels too), and the
 running sum of that log has a highest point. The count is in requested bytes: it does not depend on
 timing, on other processes, or on what the operating system does with freed pages. A release of a
-block from before the run is not logged, so freeing old memory does not hide new. Scratch that a
+block from before the run is not logged, so freeing old memory does not hide new; unless an earlier
+count saw it, so counts that are compared to the last MiB belong into processes of their own. Scratch that a
 library such as oneDNN takes from ``malloc`` without asking torch is not seen.
 """
 
