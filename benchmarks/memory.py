@@ -5,8 +5,8 @@ logs every allocation and release of the CPU allocator (temporaries inside kerne
 running sum of that log has a highest point. The count is in requested bytes: it does not depend on
 timing, on other processes, or on what the operating system does with freed pages. A release of a
 block from before the run is not logged, so freeing old memory does not hide new; unless an earlier
-count saw it, so counts that are compared to the last MiB belong into processes of their own. Scratch
-that a library such as oneDNN takes from ``malloc`` without asking torch is not seen.
+count saw it, so counts that are compared to the last MiB belong into processes of their own.
+Scratch that a library such as oneDNN takes from ``malloc`` without asking torch is not seen.
 """
 
 from __future__ import annotations
