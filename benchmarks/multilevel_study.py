@@ -17,7 +17,6 @@ that was stopped continues from its last checkpoint in runs/multilevel-study.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import tempfile
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from rows import origin
 
 from metamae import load_dataset, make_config
 from metamae.bilevel import PREFIX
@@ -42,7 +42,7 @@ from metamae.features import extract_features
 from metamae.figures import COLOURS
 from metamae.probe import fit_probe
 from metamae.progress import Reporter
-from metamae.provenance import device_name, revision
+from metamae.provenance import device_name
 from metamae.training import Pretrained, pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,10 +127,7 @@ def run_one(
         "series": thinned(done),
         "probe": f"linear, Adam {config.probe.learning_rate:g}, {config.probe.epochs} epochs, last",
         "hardware": device_name(torch.device("cpu")),
-        "torch": str(torch.__version__),
-        "revision": revision(),
-        "date": datetime.date.today().isoformat(),
-    }
+    } | origin()
 
 
 def final_settings(config: Config, done: Pretrained) -> dict[str, float]:

@@ -11,7 +11,6 @@ progress. With ``--steps`` rows and figure go to a temporary folder.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from rows import origin
 from tables import markdown, terminal
 from wallclock import CLOCKS, LONGER, METHODS, draw, points, shown, summarise, table
 
@@ -29,7 +29,7 @@ from metamae.config import Config
 from metamae.data import Dataset
 from metamae.evaluation import Features, compute_features, describe_protocol, evaluate
 from metamae.progress import Nested, Reporter
-from metamae.provenance import device_name, revision
+from metamae.provenance import device_name
 from metamae.training import Pretrained, pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,8 +165,7 @@ def describe(
         "metric": result.metric,
         "value": round(result.value, 6),
         **conditions(config, device),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "revision": revision(),
+        **origin(),
     }
 
 
