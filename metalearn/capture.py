@@ -212,6 +212,8 @@ def freeze_closure(function: Callable[..., Any]) -> Callable[..., Any]:
     A policy that evaluates the loss again in ``backward()`` must see the targets of its own call,
     although the caller's loop has moved on; and must not keep what the names refer to by then.
     """
+    if torch.compiler.is_compiling():  # what is traced is not evaluated again
+        return function
     if not isinstance(function, FunctionType) or not function.__closure__:
         return function
     try:

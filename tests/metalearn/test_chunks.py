@@ -125,6 +125,28 @@ def test_what_the_loss_closes_over_may_move_on() -> None:
     assert torch.allclose(gradients[0], torch.tensor(1 - 0.01 * 12.0, dtype=torch.float64))
 
 
+def test_chunks_can_be_traced_and_transformed() -> None:
+    """In one graph, and under ``torch.func``; the numbers are those of eager mode."""
+    network, adapter = decoder(), LatentAdapter(0.3, steps=2, chunk_size=2)
+    latent, target = torch.randn(5, 3).double().requires_grad_(), torch.randn(5, 2).double()
+
+    def outer(z: Tensor) -> Tensor:
+        def loss(point: Tensor, tasks: slice) -> Tensor:
+            error: Tensor = network(point) - target[tasks]
+            return error.square().sum(1)
+
+        found = adapter(z, loss).latent
+        assert isinstance(found, Tensor)
+        return found.sin().sum()
+
+    (expected,) = torch.autograd.grad(outer(latent), latent)
+    traced = torch.compile(outer, fullgraph=True, backend="eager")
+    (found,) = torch.autograd.grad(traced(latent), latent)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    transformed = torch.func.grad(outer)(latent.detach())
+    assert torch.allclose(transformed, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_fewer_than_one_task_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk_size=0"):
         LatentAdapter(0.5, chunk_size=0)
