@@ -227,7 +227,7 @@ def test_generated_code_equals_eager() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_generated_dropout_is_reproducible() -> None:
+def test_generated_dropout_is_the_eager_one_and_reproducible() -> None:
     """Also in blocks that share their code. The same bits from one seed, others from another."""
     overrides = ("encoder.depth=2", "encoder.dropout=0.5")
     compiled, model, batch, split = generated(*overrides, method="mae")
@@ -237,6 +237,21 @@ def test_generated_dropout_is_reproducible() -> None:
             runs.append(gradient(model, compiled, batch, split))
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not torch.equal(runs[0][0], runs[2][0])
+    with seeded(1):
+        eager = gradient(model, model, batch, split)
+    torch.testing.assert_close(runs[0], eager, rtol=1e-4, atol=1e-6)
+
+
+def test_another_gradient_is_noticed_under_dropout(data: Dataset) -> None:
+    """Both sides draw the same masks, so a wrong factor is seen."""
+    method, batch, split = problem(tiny("encoder.dropout=0.3"), data)
+    compiled = CompiledLoss(method, 12, CPU, backend="aot_eager")
+    compiled.prepare(batch, split)
+    assert compiled.failure == ""
+    right = compiled._compiled
+    compiled._compiled = lambda *given: (1.01 * right(*given)[0], {}, None)
+    compiled.prepare(batch, split)
+    assert compiled.failure.startswith("the compiled loss differs by 1.0e-02")
 
 
 def test_the_reporter_tells_the_time(data: Dataset, tmp_path: Path, traced: None) -> None:
