@@ -1,8 +1,8 @@
 """Learned settings against fixed and tuned ones, on several data sets from one common start.
 
     python benchmarks/multilevel_study.py                 # everything that is missing
-    python benchmarks/multilevel_study.py --datasets vowels --seeds 1
-    python benchmarks/multilevel_study.py --figure        # only draw what is there
+    python benchmarks/multilevel_study.py --datasets digits --seeds 1
+    python benchmarks/multilevel_study.py --figure        # only the page and the picture
 
 Arms, all with the preset's model, steps, batch and probe:
     shared           step size 0.5, contrast weight 0.1, nearby ratio 0.1, mask ratio 0.5, fixed
@@ -10,8 +10,10 @@ Arms, all with the preset's model, steps, batch and probe:
     learned          starts at `shared`, learns all four on held-out unlabelled examples; same steps
     learned_seconds  the same, with as many steps as take `shared`'s time (by processor time)
 
-A row is written to benchmarks/results/multilevel-study.json as soon as its run is finished; a run
-that was stopped continues from its last checkpoint in runs/multilevel-study.
+A run is judged by several protocols, for they do not agree on what is better. Rows are written to
+benchmarks/results/multilevel-study.json as soon as a run is finished, one per protocol, with a page
+of means beside them; a run that was stopped continues from its last checkpoint in
+runs/multilevel-study.
 """
 
 from __future__ import annotations
@@ -29,18 +31,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting thr
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rows import origin
+from tables import markdown
 
 from metamae import load_dataset, make_config
 from metamae.bilevel import PREFIX
-from metamae.checkpoint import write_json
+from metamae.checkpoint import write_json, write_text
 from metamae.config import Config
 from metamae.data import Dataset
-from metamae.features import extract_features
+from metamae.evaluation import Features, compute_features, evaluate
 from metamae.figures import COLOURS
-from metamae.probe import fit_probe
 from metamae.progress import Reporter
 from metamae.provenance import device_name
 from metamae.training import Pretrained, pretrain
@@ -48,7 +51,8 @@ from metamae.training import Pretrained, pretrain
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "multilevel-study.json"
 PICTURE = ROOT / "docs" / "learned_settings.png"
-DATASETS = ("vowels", "multispectral_spatial", "digits", "sensors")
+DATASETS = ("sensors", "digits", "tabular")
+PROTOCOLS = ("published", "tuned", "knn", "few-5")
 ARMS = ("shared", "tuned", "learned", "learned_seconds")
 SETTINGS = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio")
 SHARED = [
@@ -95,39 +99,27 @@ def cost_ratio(dataset: Dataset) -> float:
 
 def run_one(
     dataset: Dataset, arm: str, seed: int, steps: int | None, runs: Path, reporter: Reporter
-) -> Row:
-    """Pretrain, probe, describe."""
+) -> list[Row]:
+    """Pretrain, probe, describe: a row per protocol."""
     config = configure(dataset.name, arm, seed, steps)
     folder = runs / dataset.name / arm / f"seed-{seed}"
     done = pretrain(config, dataset, folder, resume=True, reporter=reporter)
-    train, test = dataset.train, dataset.test
-    assert train.labels is not None
-    assert test.labels is not None
-    result = fit_probe(
-        extract_features(done.method, train),
-        train.labels,
-        extract_features(done.method, test),
-        test.labels,
-        dataset.task,
-        config.probe,
-        seed=seed,
-        reporter=reporter,
-        title=f"{dataset.name} {arm} #{seed}: probe",
-    )
-    return {
-        "dataset": dataset.name,
-        "arm": arm,
-        "seed": seed,
-        "metric": result.metric,
-        "value": result.value,
+    features = Features.of(dataset, *compute_features(done.method, dataset))
+    common = {
         "steps": done.steps,
         "pretrain_seconds": round(done.seconds, 2),
+        "pretrain_cpu_seconds": round(done.cpu_seconds, 2),
         "batch_size": config.training.batch_size,
         "settings": final_settings(config, done),
         "series": thinned(done),
-        "probe": f"linear, Adam {config.probe.learning_rate:g}, {config.probe.epochs} epochs, last",
         "hardware": device_name(torch.device("cpu")),
     } | origin()
+    rows = []
+    for protocol in PROTOCOLS:
+        found = evaluate(protocol, features, config.probe, seed=seed)
+        what = {"dataset": dataset.name, "arm": arm, "seed": seed, "protocol": protocol}
+        rows.append(what | {"metric": found.metric, "value": found.value} | common)
+    return rows
 
 
 def final_settings(config: Config, done: Pretrained) -> dict[str, float]:
@@ -172,10 +164,76 @@ def study(options: argparse.Namespace, reporter: Reporter) -> None:
         shorter = equal_time_steps(dataset, full, options.runs, reporter)
         for seed, arm in missing:
             steps = shorter if arm == "learned_seconds" else options.steps
-            rows.append(run_one(dataset, arm, seed, steps, options.runs, reporter))
-            rows.sort(key=lambda row: (DATASETS.index(row["dataset"]), row["seed"], row["arm"]))
-            write_json(path, rows)
+            rows += run_one(dataset, arm, seed, steps, options.runs, reporter)
+            save(rows, path)
         draw(rows, options.picture)
+
+
+def save(rows: list[Row], path: Path) -> None:
+    """Rows in order, and a page of means beside them."""
+    rows.sort(key=lambda row: (DATASETS.index(row["dataset"]), row["seed"], row["arm"]))
+    write_json(path, rows)
+    write_text(path.with_suffix(".md"), page(rows))
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Means and deviations as Markdown."""
+    first = rows[0]
+    notes = (
+        f"{first['hardware']}, torch {first['torch']}. Test metric in percent, mean ± standard "
+        "deviation over seeds. `learned` and `learned_seconds` start at `shared`. "
+        "`reached`: the mean of `learned` is not below that of "
+        "`tuned` by more than the larger of both deviations."
+    )
+    parts = [(protocol, table(rows, protocol)) for protocol in PROTOCOLS]
+    return markdown("Learned settings", notes, [*parts, ("Settings and time", ends(rows))])
+
+
+def select(rows: Sequence[Row], **values: Any) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def summary(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and deviation."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def table(rows: Sequence[Row], protocol: str) -> list[Row]:
+    """A line per data set."""
+    lines = []
+    for name in (n for n in DATASETS if select(rows, dataset=n)):
+        line: Row = {"dataset": name}
+        found = {}
+        for arm in ARMS:
+            chosen = select(rows, dataset=name, protocol=protocol, arm=arm)
+            if chosen:
+                found[arm] = summary([100 * row["value"] for row in chosen])
+                line[arm] = f"{found[arm][0]:.1f} ± {found[arm][1]:.1f}"
+        for arm in ("learned", "learned_seconds"):
+            if {arm, "tuned"} <= found.keys():
+                margin = max(found[arm][1], found["tuned"][1])
+                column = "reached" if arm == "learned" else "in seconds"
+                line[column] = "yes" if found["tuned"][0] - found[arm][0] <= margin else "no"
+        lines.append(line)
+    return lines
+
+
+def ends(rows: Sequence[Row]) -> list[Row]:
+    """Means of steps, time and final settings, a line per data set and arm."""
+    lines = []
+    for name in DATASETS:
+        for arm in ARMS:
+            chosen = select(rows, dataset=name, arm=arm, protocol=PROTOCOLS[0])
+            if not chosen:
+                continue
+            line: Row = {"dataset": name, "arm": arm, "seeds": len(chosen)}
+            line["steps"] = chosen[0]["steps"]
+            line["cpu seconds"] = f"{np.mean([r['pretrain_cpu_seconds'] for r in chosen]):.0f}"
+            for setting in SETTINGS:
+                mean, spread = summary([row["settings"][setting] for row in chosen])
+                line[setting] = f"{mean:.3g}" + (f" ± {spread:.2g}" if spread else "")
+            lines.append(line)
+    return lines
 
 
 def equal_time_steps(dataset: Dataset, steps: int, runs: Path, reporter: Reporter) -> int:
@@ -190,28 +248,22 @@ def equal_time_steps(dataset: Dataset, steps: int, runs: Path, reporter: Reporte
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy by arm on top; learned settings over time, one panel each, below."""
-    names = [name for name in DATASETS if any(row["dataset"] == name for row in rows)]
-    figure = Figure(figsize=(14, 7), layout="constrained")
+    """Accuracy by arm and protocol on top; learned settings over time, one panel each, below."""
+    names = [name for name in DATASETS if select(rows, dataset=name)]
+    figure = Figure(figsize=(14, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     for number, (axis, name) in enumerate(
         zip(np.atleast_1d(top.subplots(1, len(names))), names, strict=True)
     ):
-        for place, arm in enumerate(ARMS):
-            values = [r["value"] for r in rows if (r["dataset"], r["arm"]) == (name, arm)]
-            if values:
-                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-                axis.errorbar(place, np.mean(values), spread, fmt="o", color=COLOURS[place])
-                axis.plot([place + 0.2] * len(values), values, ".", color=COLOURS[place], ms=3)
-        axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize=8)
+        draw_accuracies(axis, select(rows, dataset=name))
         axis.set_title(name)
         if number == 0:
-            axis.set_ylabel("probe accuracy, mean ± std over seeds")
-        axis.grid(alpha=0.3)
+            axis.set_ylabel("test accuracy, %, mean ± std over seeds")
+            axis.legend(frameon=False, fontsize=8)
+    once = select(rows, arm="learned", protocol=PROTOCOLS[0])
     for axis, setting in zip(bottom.subplots(1, len(SETTINGS)), SETTINGS, strict=True):
         for number, name in enumerate(names):
-            chosen = [r for r in rows if (r["dataset"], r["arm"]) == (name, "learned")]
-            for first, row in enumerate(chosen):
+            for first, row in enumerate(select(once, dataset=name)):
                 points = np.array(row["series"][setting])
                 label = name if first == 0 else None
                 axis.plot(points[:, 0], points[:, 1], color=COLOURS[number], lw=1, label=label)
@@ -226,6 +278,24 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axis.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
+
+
+def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
+    """One data set: a colour per protocol."""
+    for number, protocol in enumerate(PROTOCOLS):
+        places, means, spreads = [], [], []
+        for place, arm in enumerate(ARMS):
+            chosen = select(rows, protocol=protocol, arm=arm)
+            if chosen:
+                mean, spread = summary([100 * row["value"] for row in chosen])
+                places.append(place + 0.12 * (number - 1.5))
+                means.append(mean)
+                spreads.append(spread)
+        axis.errorbar(
+            places, means, spreads, fmt="o", ms=5, capsize=2, color=COLOURS[number], label=protocol
+        )
+    axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize=8)
+    axis.grid(alpha=0.3)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,7 +314,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.figure:
-        draw(json.loads(options.results.read_text()), options.picture)
+        rows = json.loads(options.results.read_text())
+        save(rows, options.results)
+        draw(rows, options.picture)
     else:
         study(options, Reporter(Console(width=120)))
     return 0

@@ -238,9 +238,10 @@ class LearnConfig:
 
     ``settings`` names them, among :data:`LEARNABLE`; they start at their configured values. Every
     ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them at ``learning_rate`` along a
-    hypergradient of the reference loss: the query loss of ``held_out`` of the pretraining examples
-    at ``reference_ratios`` and ``reference_nearby``. The mask ratio of a training step is drawn
-    around its learned mean with deviation ``mask_spread``. See docs/multilevel.md.
+    hypergradient of the reference loss: on ``held_out`` of the pretraining examples, the query loss
+    at ``reference_ratios`` and ``reference_nearby``, plus ``reference_contrast`` times the contrast
+    (where the method has one). The mask ratio of a training step is drawn around its learned mean
+    with deviation ``mask_spread``. See docs/multilevel.md.
     """
 
     settings: tuple[str, ...] = ()
@@ -251,6 +252,7 @@ class LearnConfig:
     held_out: float = 0.1
     reference_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     reference_nearby: float = 0.1
+    reference_contrast: float = 0.2
     mask_spread: float = 0.1
 
     def __post_init__(self) -> None:
@@ -272,4 +274,6 @@ class LearnConfig:
         require(fit, "learn.reference_ratios between 0 and 1", self.reference_ratios)
         nearby = 0 <= self.reference_nearby <= 1
         require(nearby, "learn.reference_nearby in [0, 1]", self.reference_nearby)
+        weight = self.reference_contrast
+        require(0 <= weight < float("inf"), "learn.reference_contrast >= 0", weight)
         require(positive(self.mask_spread), "learn.mask_spread > 0", self.mask_spread)

@@ -195,15 +195,28 @@ class LearningMetaMAE(MetaMAE):
         terms = {"query": query.detach()}
         loss = query + self._score(draw, [result[0] for result in results])
         if self.meta.contrast is not None:
-            contrast = self._contrast([r[1] for r in results], [r[2] for r in results])
+            latents, refined = [r[1] for r in results], [r[2] for r in results]
+            contrast = self._contrast(latents, refined, self.value("temperature"))
             terms["contrast"] = contrast.detach()
             loss = loss + self.value("contrast_weight") * contrast
         return PretextLoss(loss, terms)
 
     def reference(self, batch: Batch, draw: PartedDraw) -> Tensor:
-        """The outer objective: mean query loss over the parts, without contrast."""
+        r"""The outer objective, one fixed task: no learned setting but the step size enters it.
+
+        .. math:: L_{ref} = \frac{1}{P} \sum_p L_{query}^{(p)} + \lambda_{ref}\, L_{contrast}
+
+        over parts :math:`p`, with ``learn.reference_contrast`` and the configured temperature.
+        """
         self.check(batch, len(draw))
-        return torch.stack([self._evaluate(batch, part, 1.0)[0] for part in draw.parts]).mean()
+        results = [self._evaluate(batch, part, 1.0) for part in draw.parts]
+        loss = torch.stack([result[0] for result in results]).mean()
+        weight = self.fixed.learn.reference_contrast
+        if weight == 0 or self.meta.contrast is None:
+            return loss
+        temperature = initial_value("temperature", self.fixed)
+        latents, refined = [r[1] for r in results], [r[2] for r in results]
+        return loss + weight * self._contrast(latents, refined, temperature)
 
     def _evaluate(
         self, batch: Batch, part: Part, scale: Tensor | float
@@ -225,13 +238,14 @@ class LearningMetaMAE(MetaMAE):
         view.masking, view.nearby_scale = self.grid.maskings[ratio], scale
         return view
 
-    def _contrast(self, latents: Sequence[Tensor], refined: Sequence[Tensor]) -> Tensor:
+    def _contrast(
+        self, latents: Sequence[Tensor], refined: Sequence[Tensor], temperature: Tensor | float
+    ) -> Tensor:
         """Contrast over all parts at once: negatives do not know of ratios."""
         contrast = self.meta.contrast
         assert contrast is not None
         first = contrast.projector(torch.cat(list(latents)))
         second = contrast.projector(torch.cat(list(refined)))
-        temperature = self.value("temperature")
         return nt_xent(first, second, temperature)
 
     def _score(self, draw: PartedDraw, queries: Sequence[Tensor]) -> Tensor | float:

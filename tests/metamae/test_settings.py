@@ -199,9 +199,10 @@ def test_the_nearby_ratio_enters_as_the_weight_of_drawn_tokens() -> None:
     assert found.item() != 0.0
 
 
-def test_the_reference_knows_neither_mask_ratio_nor_contrast() -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_of_the_settings_the_reference_knows_the_step_size_alone(weight: float) -> None:
     """Otherwise masking less, or contrasting less, would lower it for free."""
-    config = tiny()
+    config = tiny(f"learn.reference_contrast={weight}")
     method = learner(config)
     draw = method.draw_reference(12, generator(0, "masks"))
     assert [round(float(method.grid.ratios[part.ratio]), 2) for part in draw.parts] == [
@@ -214,6 +215,24 @@ def test_the_reference_knows_neither_mask_ratio_nor_contrast() -> None:
     found = torch.autograd.grad(loss, list(settings.values()), allow_unused=True)
     used = {name.split(".")[0] for name, g in zip(settings, found, strict=True) if g is not None}
     assert used == {"step_size"}
+
+
+def test_the_reference_is_query_loss_and_a_fixed_contrast() -> None:
+    """The contrast is over all parts at once, by a softmax written here, with its own weight."""
+    plain, mixed = (learner(tiny(f"learn.reference_contrast={w}")) for w in (0.0, 0.3))
+    given, draw = batch(tiny()), plain.draw_reference(12, generator(0, "masks"))
+    with torch.no_grad():
+        for method in (plain, mixed):
+            method.settings["contrast_weight"].log_value.add_(2.0)
+        parts = [plain._evaluate(given, part, 1.0) for part in draw.parts]
+        assert plain.meta.contrast is not None
+        project = plain.meta.contrast.projector  # it normalises over a batch
+        both = torch.cat([project(torch.cat([part[n] for part in parts])) for n in (1, 2)])
+        unit = torch.nn.functional.normalize(both, dim=1)
+        logits = (unit @ unit.T / 0.5).fill_diagonal_(-torch.inf)
+        expected = torch.nn.functional.cross_entropy(logits, torch.arange(24).roll(12))
+        found = mixed.reference(given, draw) - plain.reference(given, draw)
+    assert found.item() == pytest.approx(0.3 * expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("data", ["digits", "captioned"])
