@@ -134,7 +134,7 @@ def training_step(
         method.parameters(), lr=1e-4, weight_decay=1e-4, fused=None if straight else True
     )
     compiled = None
-    if config.training.compile == "on":
+    if config.compiles:
         graphs = config.training.cuda_graphs == "on"
         compiled = CompiledLoss(method, size, device, cuda_graphs=graphs)
         with autocast(config, device), seeded(0, device):

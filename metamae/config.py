@@ -65,6 +65,12 @@ PRESETS = ("pocket", "paper", "shared")
 COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
 
+TRACED = ("unrolled", "first_order")
+"""Gradient policies that ``torch.compile`` can trace."""
+
+COMPILE_FROM = 10_000
+"""Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -95,13 +101,30 @@ class Config:
                 f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}"
             )
         require(self.seed >= 0, "seed >= 0", self.seed)
+        told = self.training.compile == "on"
         policy = self.adaptation.differentiation
-        traced = policy in ("unrolled", "first_order") or self.training.compile == "off"
         expected = "adaptation.differentiation unrolled or first_order where training.compile=on"
-        require(traced, expected, policy)
-        compiled = self.training.compile
-        eager = compiled == "off" or not self.learn.settings
-        require(eager, "training.compile=off where learn.settings names some", compiled)
+        require(policy in TRACED or not told, expected, policy)
+        expected = "training.compile=off or auto where learn.settings names some"
+        require(not (told and self.learn.settings), expected, self.training.compile)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether pretraining is to be compiled.
+
+        ``training.compile=auto`` decides by the configuration alone, so that a resumed run does as
+        the first one did: MAE and MetaMAE from :data:`COMPILE_FROM` steps on, where the gradient
+        policy can be traced and no settings are learned.
+
+        Example:
+            >>> from metamae import make_config
+            >>> make_config("pamap2", preset="paper").compiles, make_config("sensors").compiles
+            (True, False)
+        """
+        if self.training.compile != "auto":
+            return self.training.compile == "on"
+        can = self.adaptation.differentiation in TRACED and not self.learn.settings
+        return can and self.method in ("mae", "metamae") and self.training.steps >= COMPILE_FROM
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for YAML, JSON and checkpoints."""

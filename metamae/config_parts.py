@@ -186,7 +186,8 @@ class TrainingConfig:
     """Pretraining: AdamW at a constant rate, as published.
 
     ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
-    faster); ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
+    faster): ``auto`` where the run is long enough to gain by it (:attr:`metamae.config.Config
+    .compiles`). ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
     """
 
     steps: int = 100_000
@@ -194,7 +195,7 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     autocast: Literal["off", "bfloat16"] = "off"
-    compile: Literal["off", "on"] = "off"
+    compile: Literal["off", "on", "auto"] = "auto"
     cuda_graphs: Literal["off", "on"] = "off"
     log_every: int = 10
     checkpoint_every: int = 1000
@@ -206,8 +207,8 @@ class TrainingConfig:
             require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
         require(positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
         require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
-        traced = self.compile == "on" or self.cuda_graphs == "off"
-        require(traced, "training.compile=on where training.cuda_graphs=on", self.compile)
+        traced = self.compile != "off" or self.cuda_graphs == "off"
+        require(traced, "training.compile=on or auto where training.cuda_graphs=on", self.compile)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def pretrain(
     write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
         title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
-        if config.training.compile == "on" and run.step < config.training.steps:
+        if config.compiles and run.step < config.training.steps:
             run.compile(title, reporter)
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
             for loss in run.train():

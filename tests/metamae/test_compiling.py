@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metamae import ConfigError, TrainingError, load_dataset, make_config, training
+from metamae import config as config_module
 from metamae.checkpoint import Checkpoint
 from metamae.compiling import CompiledLoss
 from metamae.config import Config
@@ -153,6 +154,16 @@ def test_a_compiled_run_learns_what_an_eager_one_does(data: Dataset, tmp_path: P
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.usefixtures("traced")
+def test_a_long_run_is_compiled_without_being_told(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tiny("training.compile=auto")
+    assert "compile_seconds" not in pretrain(long, data, tmp_path / "a").history.series
+    monkeypatch.setattr(config_module, "COMPILE_FROM", 6)
+    assert "compile_seconds" in pretrain(long, data, tmp_path / "b").history.series
+
+
 def test_what_cannot_be_compiled_runs_eagerly_and_says_why(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +210,7 @@ def test_a_support_loss_that_is_not_finite_is_named_when_compiled(
 def test_settings_that_cannot_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unrolled or first_order where training\.compile=on"):
         tiny("adaptation.differentiation=checkpointed")
-    with pytest.raises(ConfigError, match=r"compile=on where training\.cuda_graphs=on"):
+    with pytest.raises(ConfigError, match=r"compile=on or auto where training\.cuda_graphs=on"):
         tiny("training.compile=off", "training.cuda_graphs=on")
     assert tiny("training.cuda_graphs=on").training.compile == "on"
 

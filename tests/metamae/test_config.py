@@ -288,5 +288,30 @@ def test_learned_settings_are_not_compiled() -> None:
     """The outer level re-evaluates the eager loss, so a compiled one would be left unused."""
     learned = ["learn.settings=[step_size]"]
     assert make_config("sensors", overrides=learned).learn.settings == ("step_size",)
-    with pytest.raises(ConfigError, match="training\\.compile=off where learn\\.settings"):
+    with pytest.raises(ConfigError, match="training\\.compile=off or auto where learn\\.settings"):
         make_config("sensors", overrides=[*learned, "training.compile=on"])
+
+
+@pytest.mark.parametrize(
+    ("expected", "method", "overrides"),
+    [
+        (True, "metamae", ["training.steps=10000"]),
+        (True, "mae", ["training.steps=10000", "adaptation.differentiation=first_order"]),
+        (False, "metamae", ["training.steps=9999"]),
+        (True, "metamae", ["training.steps=5", "training.compile=on"]),
+        (False, "metamae", ["training.steps=10000", "training.compile=off"]),
+        (False, "metamae", ["training.steps=10000", "adaptation.differentiation=checkpointed"]),
+        (False, "metamae", ["training.steps=10000", "learn.settings=[step_size]"]),
+        (False, "emix", ["training.steps=10000"]),
+    ],
+)
+def test_long_runs_that_can_be_traced_are_compiled(
+    expected: bool, method: str, overrides: list[str]
+) -> None:
+    assert make_config("sensors", method=method, overrides=overrides).compiles is expected
+
+
+@pytest.mark.parametrize("preset", ["paper", "shared"])
+def test_runs_of_the_papers_length_are_compiled_and_short_ones_are_not(preset: str) -> None:
+    assert all(make_config(name, preset=preset).compiles for name in list_presets(preset))
+    assert not any(make_config(name).compiles for name in list_presets("pocket"))
