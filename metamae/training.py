@@ -158,6 +158,7 @@ class Run:
     def compile(self, title: str, reporter: Reporter) -> None:
         """Trace the loss on the next batch, and say what came of it."""
         settings = self.config.training
+        reporter.say(f"{title}: compiling, which can take minutes (training.compile=off: none)")
         self.compiled = CompiledLoss(
             self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
         )

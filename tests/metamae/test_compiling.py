@@ -270,5 +270,6 @@ def test_the_reporter_tells_the_time(data: Dataset, tmp_path: Path, traced: None
     reporter = Reporter(None)
     reporter.say = said.append  # type: ignore[method-assign]
     pretrain(tiny(), data, tmp_path, reporter=reporter)
-    assert len(said) == 1
-    assert said[0].startswith("basic_motions metamae #0: pretrain: compiled in ")
+    assert len(said) == 2
+    assert said[0].startswith("basic_motions metamae #0: pretrain: compiling, which can take min")
+    assert said[1].startswith("basic_motions metamae #0: pretrain: compiled in ")
