@@ -231,7 +231,9 @@ def ends(rows: Sequence[Row]) -> list[Row]:
             line["cpu seconds"] = f"{np.mean([r['pretrain_cpu_seconds'] for r in chosen]):.0f}"
             for setting in SETTINGS:
                 mean, spread = summary([row["settings"][setting] for row in chosen])
-                line[setting] = f"{mean:.3g}" + (f" ± {spread:.2g}" if spread else "")
+                line[setting] = f"{mean:.3g}" + (
+                    f" ± {spread:.2g}" if arm.startswith("learned") else ""
+                )
             lines.append(line)
     return lines
 
