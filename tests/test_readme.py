@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,21 @@ def test_the_table_over_all_sets_is_that_of_the_committed_report() -> None:
     for line in table.lines:
         assert f"| {' | '.join(line)} |" in README
         assert f"| {' | '.join(line)} |" in page
+
+
+def test_the_cost_of_a_step_is_the_measured_one() -> None:
+    results = ROOT / "benchmarks" / "results"
+    paper, pocket = (
+        json.loads((results / f"overhead-{name}.json").read_text())
+        for name in ("cpu", "pocket-cpu")
+    )
+    means = {mean["variant"]: mean for mean in paper["means"]}
+    compiled = means["compiled-self-float32-unrolled"]
+    text = " ".join(README.split())
+    assert f"costs {compiled['ratio']:.2f} times MAE's" in text
+    assert f"the products alone would cost {compiled['flop_ratio']:.2f})" in text
+    assert f"and eagerly {means['eager-self-float32-unrolled']['ratio']:.2f};" in text
+    assert f"embedded sets {pocket['means'][0]['ratio']:.2f}, eagerly" in text
+    kind = ("compiled", "self")
+    ratios = [r["ratio"] for r in paper["rows"] if (r["mode"], r["decoder"]) == kind]
+    assert f"({min(ratios):.2f} to {max(ratios):.2f};" in text
