@@ -1,10 +1,10 @@
 r"""MetaMAE whose settings are parameters: the losses of a bilevel problem over its weights.
 
 The outer objective judges every setting on one fixed task, *the reference*: the query loss of
-held-out unlabelled examples after refinement, at fixed mask ratios and a fixed nearby ratio, and
-without contrast. The training loss itself could not judge them: it falls when fewer tokens are
-masked, or when the contrast is switched off, whatever is learned. docs/multilevel.md derives the
-gradients.
+held-out unlabelled examples after refinement, at fixed mask ratios and a fixed nearby ratio, and a
+contrast of fixed weight. The training loss itself could not judge them: it falls when fewer tokens
+are masked, or when the contrast is switched off, whatever is learned. docs/multilevel.md derives
+the gradients.
 """
 
 from __future__ import annotations
