@@ -10,10 +10,9 @@ Arms, all with the preset's model, steps, batch and probe:
     learned          starts at `shared`, learns all four on held-out unlabelled examples; same steps
     learned_seconds  the same, with as many steps as take `shared`'s time (by processor time)
 
-A run is judged by several protocols, for they do not agree on what is better. Rows are written to
-benchmarks/results/multilevel-study.json as soon as a run is finished, one per protocol, with a page
-of means beside them; a run that was stopped continues from its last checkpoint in
-runs/multilevel-study.
+A run is judged by several protocols, for they do not agree on what is better. A row is written to
+benchmarks/results/multilevel-study.json as soon as its run is finished, and a page of means beside
+it; a run that was stopped continues from its last checkpoint in runs/multilevel-study.
 """
 
 from __future__ import annotations
@@ -99,13 +98,21 @@ def cost_ratio(dataset: Dataset) -> float:
 
 def run_one(
     dataset: Dataset, arm: str, seed: int, steps: int | None, runs: Path, reporter: Reporter
-) -> list[Row]:
-    """Pretrain, probe, describe: a row per protocol."""
+) -> Row:
+    """Pretrain, probe, describe."""
     config = configure(dataset.name, arm, seed, steps)
     folder = runs / dataset.name / arm / f"seed-{seed}"
     done = pretrain(config, dataset, folder, resume=True, reporter=reporter)
     features = Features.of(dataset, *compute_features(done.method, dataset))
-    common = {
+    return {
+        "dataset": dataset.name,
+        "arm": arm,
+        "seed": seed,
+        "metric": dataset.task.metric,
+        "values": {
+            protocol: evaluate(protocol, features, config.probe, seed=seed).value
+            for protocol in PROTOCOLS
+        },
         "steps": done.steps,
         "pretrain_seconds": round(done.seconds, 2),
         "pretrain_cpu_seconds": round(done.cpu_seconds, 2),
@@ -114,12 +121,6 @@ def run_one(
         "series": thinned(done),
         "hardware": device_name(torch.device("cpu")),
     } | origin()
-    rows = []
-    for protocol in PROTOCOLS:
-        found = evaluate(protocol, features, config.probe, seed=seed)
-        what = {"dataset": dataset.name, "arm": arm, "seed": seed, "protocol": protocol}
-        rows.append(what | {"metric": found.metric, "value": found.value} | common)
-    return rows
 
 
 def final_settings(config: Config, done: Pretrained) -> dict[str, float]:
@@ -164,7 +165,7 @@ def study(options: argparse.Namespace, reporter: Reporter) -> None:
         shorter = equal_time_steps(dataset, full, options.runs, reporter)
         for seed, arm in missing:
             steps = shorter if arm == "learned_seconds" else options.steps
-            rows += run_one(dataset, arm, seed, steps, options.runs, reporter)
+            rows.append(run_one(dataset, arm, seed, steps, options.runs, reporter))
             save(rows, path)
         draw(rows, options.picture)
 
@@ -205,9 +206,9 @@ def table(rows: Sequence[Row], protocol: str) -> list[Row]:
         line: Row = {"dataset": name}
         found = {}
         for arm in ARMS:
-            chosen = select(rows, dataset=name, protocol=protocol, arm=arm)
+            chosen = select(rows, dataset=name, arm=arm)
             if chosen:
-                found[arm] = summary([100 * row["value"] for row in chosen])
+                found[arm] = summary([100 * row["values"][protocol] for row in chosen])
                 line[arm] = f"{found[arm][0]:.1f} ± {found[arm][1]:.1f}"
         for arm in ("learned", "learned_seconds"):
             if {arm, "tuned"} <= found.keys():
@@ -223,7 +224,7 @@ def ends(rows: Sequence[Row]) -> list[Row]:
     lines = []
     for name in DATASETS:
         for arm in ARMS:
-            chosen = select(rows, dataset=name, arm=arm, protocol=PROTOCOLS[0])
+            chosen = select(rows, dataset=name, arm=arm)
             if not chosen:
                 continue
             line: Row = {"dataset": name, "arm": arm, "seeds": len(chosen)}
@@ -262,10 +263,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         if number == 0:
             axis.set_ylabel("test accuracy, %, mean ± std over seeds")
             axis.legend(frameon=False, fontsize=8)
-    once = select(rows, arm="learned", protocol=PROTOCOLS[0])
     for axis, setting in zip(bottom.subplots(1, len(SETTINGS)), SETTINGS, strict=True):
         for number, name in enumerate(names):
-            for first, row in enumerate(select(once, dataset=name)):
+            for first, row in enumerate(select(rows, dataset=name, arm="learned")):
                 points = np.array(row["series"][setting])
                 label = name if first == 0 else None
                 axis.plot(points[:, 0], points[:, 1], color=COLOURS[number], lw=1, label=label)
@@ -287,9 +287,9 @@ def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
     for number, protocol in enumerate(PROTOCOLS):
         places, means, spreads = [], [], []
         for place, arm in enumerate(ARMS):
-            chosen = select(rows, protocol=protocol, arm=arm)
+            chosen = select(rows, arm=arm)
             if chosen:
-                mean, spread = summary([100 * row["value"] for row in chosen])
+                mean, spread = summary([100 * row["values"][protocol] for row in chosen])
                 places.append(place + 0.12 * (number - 1.5))
                 means.append(mean)
                 spreads.append(spread)

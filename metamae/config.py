@@ -101,12 +101,19 @@ class Config:
                 f"expected a method among {', '.join(METHODS)}, {near(self.method, METHODS)}"
             )
         require(self.seed >= 0, "seed >= 0", self.seed)
-        told = self.training.compile == "on"
+        told = "on" in (self.training.compile, self.training.cuda_graphs)
         policy = self.adaptation.differentiation
-        expected = "adaptation.differentiation unrolled or first_order where training.compile=on"
+        expected = (
+            "adaptation.differentiation unrolled or first_order where training.compile=on or "
+            "training.cuda_graphs=on"
+        )
         require(policy in TRACED or not told, expected, policy)
-        expected = "training.compile=off or auto where learn.settings names some"
-        require(not (told and self.learn.settings), expected, self.training.compile)
+        expected = (
+            "training.cuda_graphs=off and training.compile=off or auto where learn.settings names "
+            "some"
+        )
+        given = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
+        require(not (told and self.learn.settings), expected, given)
 
     @property
     def compiles(self) -> bool:
@@ -114,15 +121,18 @@ class Config:
 
         ``training.compile=auto`` decides by the configuration alone, so that a resumed run does as
         the first one did: MAE and MetaMAE from :data:`COMPILE_FROM` steps on, where the gradient
-        policy can be traced and no settings are learned.
+        policy can be traced and no settings are learned; and whatever asks for CUDA graphs, which
+        record what was compiled.
 
         Example:
             >>> from metamae import make_config
             >>> make_config("pamap2", preset="paper").compiles, make_config("sensors").compiles
             (True, False)
         """
-        if self.training.compile != "auto":
-            return self.training.compile == "on"
+        if "on" in (self.training.compile, self.training.cuda_graphs):
+            return True
+        if self.training.compile == "off":
+            return False
         can = self.adaptation.differentiation in TRACED and not self.learn.settings
         return can and self.method in ("mae", "metamae") and self.training.steps >= COMPILE_FROM
 

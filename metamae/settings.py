@@ -195,8 +195,7 @@ class LearningMetaMAE(MetaMAE):
         terms = {"query": query.detach()}
         loss = query + self._score(draw, [result[0] for result in results])
         if self.meta.contrast is not None:
-            latents, refined = [r[1] for r in results], [r[2] for r in results]
-            contrast = self._contrast(latents, refined, self.value("temperature"))
+            contrast = self._contrast(results, self.value("temperature"))
             terms["contrast"] = contrast.detach()
             loss = loss + self.value("contrast_weight") * contrast
         return PretextLoss(loss, terms)
@@ -214,9 +213,7 @@ class LearningMetaMAE(MetaMAE):
         weight = self.fixed.learn.reference_contrast
         if weight == 0 or self.meta.contrast is None:
             return loss
-        temperature = initial_value("temperature", self.fixed)
-        latents, refined = [r[1] for r in results], [r[2] for r in results]
-        return loss + weight * self._contrast(latents, refined, temperature)
+        return loss + weight * self._contrast(results, initial_value("temperature", self.fixed))
 
     def _evaluate(
         self, batch: Batch, part: Part, scale: Tensor | float
@@ -239,13 +236,13 @@ class LearningMetaMAE(MetaMAE):
         return view
 
     def _contrast(
-        self, latents: Sequence[Tensor], refined: Sequence[Tensor], temperature: Tensor | float
+        self, results: Sequence[tuple[Tensor, Tensor, Tensor]], temperature: Tensor | float
     ) -> Tensor:
-        """Contrast over all parts at once: negatives do not know of ratios."""
+        """Contrast over all evaluated parts at once: negatives do not know of ratios."""
         contrast = self.meta.contrast
         assert contrast is not None
-        first = contrast.projector(torch.cat(list(latents)))
-        second = contrast.projector(torch.cat(list(refined)))
+        _, latents, refined = zip(*results, strict=True)
+        first, second = (contrast.projector(torch.cat(x)) for x in (latents, refined))
         return nt_xent(first, second, temperature)
 
     def _score(self, draw: PartedDraw, queries: Sequence[Tensor]) -> Tensor | float:

@@ -303,12 +303,20 @@ def test_learned_settings_are_not_compiled() -> None:
         (False, "metamae", ["training.steps=10000", "adaptation.differentiation=checkpointed"]),
         (False, "metamae", ["training.steps=10000", "learn.settings=[step_size]"]),
         (False, "emix", ["training.steps=10000"]),
+        (True, "metamae", ["training.steps=5", "training.cuda_graphs=on"]),
     ],
 )
 def test_long_runs_that_can_be_traced_are_compiled(
     expected: bool, method: str, overrides: list[str]
 ) -> None:
     assert make_config("sensors", method=method, overrides=overrides).compiles is expected
+
+
+def test_graphs_of_what_cannot_be_compiled_are_refused() -> None:
+    """Rather than accepted and left unused."""
+    for other in ("adaptation.differentiation=checkpointed", "learn.settings=[step_size]"):
+        with pytest.raises(ConfigError, match=r"where (training\.compile=on|learn\.settings)"):
+            make_config("sensors", overrides=["training.cuda_graphs=on", other])
 
 
 @pytest.mark.parametrize("preset", ["paper", "shared"])
