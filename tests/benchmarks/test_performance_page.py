@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+MODES = ("eager", "compiled")
 COLUMNS = ("mae", "unrolled", "checkpointed", "chunked")
 
 
@@ -40,3 +45,73 @@ def test_the_tables_of_a_step_hold_the_committed_rows() -> None:
         faster = f"{mean['speedup']:.2f}" if "speedup" in mean else "-"
         numbers = f"{mean['ratio']:.2f} | {mean['flop_ratio']:.2f} | {mean['peak_ratio']:.2f}"
         assert f"| `{mean['variant']}` | {mean['settings']} | {numbers} | {faster} |" in page
+
+
+def prose() -> str:
+    return " ".join((ROOT / "docs" / "performance.md").read_text().split())
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_what_is_said_of_the_tables_follows_from_their_rows() -> None:
+    """Each side's faster mode, and the bound that MAE's own rate of products sets."""
+    rows = {(r["setting"][6:], name_of(r)): r for r in results("overhead-cpu")["rows"]}
+    settings = sorted({setting for setting, _ in rows})
+    fastest = [
+        [
+            min(rows[s, f"{mode}-self-float32-unrolled"][f"{side}_ms"] for mode in MODES)
+            for side in ("metamae", "mae")
+        ]
+        for s in settings
+    ]
+    assert f"the mean is {statistics.mean(a / b for a, b in fastest):.2f}." in prose()
+    chosen = [rows[s, "compiled-self-float32-unrolled"] for s in ("pamap2", "eurosat")]
+    bound = " and ".join(f"{row['mae_ms'] * row['flop_ratio']:.0f}" for row in chosen)
+    taken = " and ".join(f"{row['metamae_ms']:.0f}" for row in chosen)
+    aim = " and ".join(f"{row['straight_ms'] / 1.5:.0f}" for row in chosen)
+    assert f"products alone take {bound} ms; it takes {taken}; 1.5 would be {aim}." in prose()
+
+
+def name_of(row: dict[str, Any]) -> str:
+    return "-".join(row[key] for key in ("mode", "decoder", "dtype", "policy"))
+
+
+@pytest.mark.parametrize("method", ["mae", "metamae"])
+@pytest.mark.parametrize(("decoder", "file"), [("self", "pocket"), ("cross", "cross")])
+def test_the_quality_of_decoders_is_the_mean_over_nine_sets(
+    method: str, decoder: str, file: str
+) -> None:
+    rows = [r for r in results(file) if r["method"] == method and r["dataset"] == r["transfer"]]
+    cells = []
+    for protocol in ("published", "tuned", "knn", "few-5"):
+        means = []
+        for seed in range(3):
+            values = [
+                100 * r["value"] for r in rows if (r["seed"], r["protocol"]) == (seed, protocol)
+            ]
+            assert len(values) == 9
+            means.append(statistics.mean(values))
+        cells.append(f"{statistics.mean(means):.1f} ± {statistics.stdev(means):.1f}")
+    label = {"mae": "MAE", "metamae": "MetaMAE"}[method]
+    assert f"| {label} | {decoder} | {' | '.join(cells)} |" in prose()
+
+
+def test_the_words_on_accuracy_against_time_are_those_of_the_summary() -> None:
+    lines = {x["dataset"]: x for x in results("wallclock-cpu")["summary"] if x["clock"] == "cpu"}
+    one, other = lines["sensors"], lines["digits"]
+    assert (one["seeds"], other["seeds"]) == (3, 1)
+    best = f"best mean, {one['mae_best']:.1f} % after {one['mae_best_steps']} steps"
+    assert f"{best}, is passed by MetaMAE after {one['metamae_passes_s']:.1f} seconds" in prose()
+    ends = [f"{one[f'{m}_last']:.1f} ± {one[f'{m}_last_spread']:.1f}" for m in ("metamae", "mae")]
+    assert f"it ends at {ends[0]} where MAE has fallen to {ends[1]}." in prose()
+    assert other["metamae_passes_s"] is None
+    assert f"MAE's best, {other['mae_best']:.1f} %" in prose()
+
+
+def test_the_least_headroom_of_a_reader_is_named() -> None:
+    rows = results("input-cpu")["rows"]
+    least = min(rows, key=lambda row: row["headroom"])
+    name = least["setting"].split("/")[-1] if "setting" in least else least["dataset"]
+    assert f"readers of all {len(rows)} sets deliver from {least['headroom']} ({name})" in prose()
