@@ -50,12 +50,16 @@ CHUNKS = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step is computed; policy ``chunked`` is ``checkpointed`` in quarters of the batch."""
+    """How a step is computed; policy ``chunked`` is ``checkpointed`` in quarters of the batch.
+
+    A step on a CPU takes ``batches`` times the batch of ``SHAPES``.
+    """
 
     mode: str = "eager"
     dtype: str = "float32"
     decoder: str = "self"
     policy: str = "unrolled"
+    batches: int = 1
 
     def __str__(self) -> str:
         return f"{self.mode}-{self.decoder}-{self.dtype}-{self.policy}"
@@ -89,7 +93,7 @@ def configure(setting: str, method: str, variant: Variant, device: torch.device)
     graphs = variant.mode == "compiled" and device.type == "cuda"
     overrides.append(f"training.cuda_graphs={'on' if graphs else 'off'}")
     if preset == "paper" and device.type == "cpu":
-        overrides.append(f"training.batch_size={SHAPES[name][1]}")
+        overrides.append(f"training.batch_size={variant.batches * SHAPES[name][1]}")
     config = make_config(name, preset=preset, method=method, overrides=overrides)
     if chunks == 1:
         return config

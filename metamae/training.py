@@ -21,6 +21,7 @@ from metamae.checkpoint import Checkpoint, write_json, write_text
 from metamae.compiling import CompiledLoss
 from metamae.config import Config
 from metamae.data.dataset import Dataset, Partition, labelled_batch
+from metamae.devices import multiplies_bfloat16
 from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from metamae.inputs import Batch, to_device
 from metamae.loading import Prefetcher, pin_batch, pin_draw
@@ -104,6 +105,11 @@ def pretrain(
     write_text(run_dir / CONFIG, config.to_yaml())
     if config.training.steps > 0:
         title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
+        if config.training.autocast == "bfloat16" and not multiplies_bfloat16(device):
+            reporter.say(
+                f"{title}: this {device.type} device has no bfloat16 products, which makes "
+                "training.autocast=bfloat16 slower than off"
+            )
         if config.compiles and run.step < config.training.steps:
             run.compile(title, reporter)
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:

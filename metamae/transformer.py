@@ -42,10 +42,19 @@ class Attention(nn.Module):
     def mix(self, *projected: Tensor, twice: bool = False) -> Tensor:
         """Attend with projected queries ``(B, N, D)``, keys and values ``(B, T, D)``."""
         query, key, value = (rearrange(p, "b t (h d) -> b h t d", h=self.heads) for p in projected)
-        attend = plain_attention if twice or not self.fused else F.scaled_dot_product_attention
+        attend = plain_attention if twice or not self.fused else _fused_attention
         mixed = attend(query, key, value)
         attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
         return attended
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.device.type != "cpu" or query.dtype.itemsize >= 4:
+        return F.scaled_dot_product_attention(query, key, value)
+    # In bfloat16 the CPU kernel's backward pass takes five times as long as in float32.
+    with torch.autocast("cpu", enabled=False):
+        wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    return wide.to(query.dtype)
 
 
 class Block(nn.Module):

@@ -519,3 +519,18 @@ def test_random_draws_are_functions_of_seed_stream_and_index() -> None:
     first = torch.rand(3, generator=generator(0, "masks", 4))
     torch.rand(3)
     assert torch.equal(torch.rand(3, generator=generator(0, "masks", 4)), first)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bfloat16_without_products_of_it_is_said_to_be_slower(
+    known: bool, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamae.training.multiplies_bfloat16", lambda device: known)
+    said: list[str] = []
+    reporter = Reporter(None)
+    reporter.say = said.append  # type: ignore[method-assign]
+    config = tiny("training.steps=1", "training.autocast=bfloat16")
+    pretrain(config, data, tmp_path, reporter=reporter)
+    title = "basic_motions metamae #0: pretrain: "
+    text = "this cpu device has no bfloat16 products, which makes training.autocast=bfloat16 slower"
+    assert [line.startswith(title + text) for line in said] == [True] * (not known)

@@ -47,6 +47,22 @@ def test_fused_and_plain_attention_agree(dtype: torch.dtype, tolerance: float) -
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=tolerance, rtol=tolerance)
 
 
+def test_attention_of_bfloat16_on_a_cpu_is_computed_in_float32() -> None:
+    """Rounded once, at the end; under autocast as well, which would narrow its input again."""
+    query, key, value = (random(2, 5, 8, seed=seed).bfloat16() for seed in range(3))
+    wide = [t.float().unflatten(-1, (2, 4)).transpose(1, 2) for t in (query, key, value)]
+    expected = torch.softmax(wide[0] @ wide[1].mT / 2, dim=-1) @ wide[2]
+    attention = Attention(8, 2)
+    seen: list[Tensor] = []
+    attention.out.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        attention.mix(query, key, value)
+    assert seen[0].dtype == torch.bfloat16
+    rounded = expected.bfloat16().transpose(1, 2).flatten(2)
+    torch.testing.assert_close(seen[0], rounded, rtol=2**-8, atol=0)
+    assert (seen[0] == rounded).float().mean() > 0.98
+
+
 def test_attention_by_hand() -> None:
     """One head at a time: softmax(q k / sqrt(d)) v, heads next to each other."""
     attention, x = off_initial(Attention(8, 2, fused=False)), random(1, 5, 8)
