@@ -9,10 +9,10 @@ Without ``--benchmark`` everything is collected and skipped.
 from __future__ import annotations
 
 import argparse
-import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the demo; before torch is loaded
+import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
+# isort: split
 import pytest
 import torch
 

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must sleep
+import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
+# isort: split
 import numpy as np
 import torch
 from matplotlib.axes import Axes

@@ -9,7 +9,6 @@ rows and judged on the rest, which are other subjects, clusters or places where 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 import warnings
@@ -17,8 +16,9 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
+# isort: split
 import json
 
 import numpy as np

@@ -19,13 +19,11 @@ are in learned.json in MetaMAE's run folders.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-# Threads that wait must sleep, not spin: beside another busy process that is twenty times faster.
-# It has to be said before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
+# isort: split
 from metalearn.multilevel import import_betty
 from metamae import ConfigError, load_dataset, make_config
 from metamae.allocator import keep_freed_memory

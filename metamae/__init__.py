@@ -9,9 +9,12 @@ tokens), :mod:`~metamae.masking` (support/query split), :mod:`~metamae.transform
 
 import os
 
-# Threads that wait must sleep, not spin: beside another busy process that is twenty times faster.
-# It is read when torch is loaded, so it has no effect where torch was imported before.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long threads that wait for work spin before they sleep (GNU OpenMP, torch's on Linux). Its own
+# choice makes a step several times slower beside another busy process, sleeping at once 1.5 to 2
+# times slower on an idle machine (docs/performance.md). Read when torch is loaded: import metamae
+# first.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from metamae.config import Config, make_config
 from metamae.data import load_dataset

@@ -194,8 +194,7 @@ def _run_parallel(
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Read by the libraries of the new processes when they are loaded.
-    for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
