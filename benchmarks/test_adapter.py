@@ -7,11 +7,9 @@ are not installed get a line that says so; the project does not depend on them.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import peers
@@ -19,7 +17,8 @@ import pytest
 import torch
 from memory import peak_mib
 from peers import Leaves, Problem, Run
-from tables import terminal
+from rows import RESULTS, origin
+from tables import markdown, terminal
 from timing import interleave, median, spread
 from torch import Tensor
 
@@ -33,10 +32,9 @@ from metalearn import (
     Truncated,
     Unrolled,
 )
-from metamae.checkpoint import write_json
-from metamae.provenance import device_name, revision
+from metamae.checkpoint import write_json, write_text
+from metamae.provenance import device_name
 
-RESULTS = Path(__file__).parent / "results"
 EXACT = ("unrolled", "Unrolled", "Checkpointed")
 FLAT = ("Checkpointed", "FiniteDifference", "Implicit", "Truncated(1)", "FirstOrder")
 TOLERANCE = 1e-3
@@ -211,18 +209,14 @@ def test_adapter(device: torch.device, tables: list[str]) -> None:
     problem = peers.decoder(device, torch.float32)
     report: dict[str, Any] = {
         "hardware": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "revision": revision(),
         "rounds": rounds,
         "peers": {name: version for name, (_, version) in loaded.items()},
         "rows": rows,
         "memory": memory_against_steps(problem, device),
         "compiled": compiled_against_eager(problem, 1, device, 3 * rounds["decoder"]),
-    }
+    } | origin()
     write_json(RESULTS / f"adapter-{device.type}.json", report)
-    (RESULTS / f"adapter-{device.type}.md").write_text(markdown(report))
+    write_text(RESULTS / f"adapter-{device.type}.md", page(report))
     tables += [terminal(title, part) for title, part in parts(report)]
     for row in rows:
         if row["policy"] in EXACT:
@@ -245,15 +239,10 @@ def parts(report: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     return found
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def page(report: Mapping[str, Any]) -> str:
     """The report as a page."""
     head = ", ".join(f"{key} {report[key]}" for key in ("torch", "date", "revision"))
     rounds = ", ".join(f"{count} ({task})" for task, count in report["rounds"].items())
     about = f"{report['hardware']}; {head}; rounds {rounds}."
-    lines = ["# Latent adapter", "", about, "", NOTES, ""]
-    lines += [f"- {name}: {version}" for name, version in report["peers"].items()]
-    for title, rows in parts(report):
-        bars = ["---" if isinstance(value, str) else "---:" for value in rows[0].values()]
-        lines += ["", f"## {title}", "", f"| {' | '.join(rows[0])} |", f"| {' | '.join(bars)} |"]
-        lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    versions = [f"- {name}: {version}" for name, version in report["peers"].items()]
+    return markdown("Latent adapter", "\n".join([about, "", NOTES, "", *versions]), parts(report))
