@@ -41,7 +41,8 @@ from metamae.bilevel import PREFIX
 from metamae.checkpoint import write_json, write_text
 from metamae.config import Config
 from metamae.data import Dataset
-from metamae.evaluation import Features, compute_features, evaluate
+from metamae.evaluation import evaluate
+from metamae.features import Features, compute_features
 from metamae.figures import COLOURS
 from metamae.progress import Reporter
 from metamae.provenance import device_name

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from metamae import build_method, load_dataset, make_config
 from metamae.compiling import CompiledLoss
 from metamae.config import Config
+from metamae.devices import autocast
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
 from metamae.masking import Split
 from metamae.randomness import generator, seeded
-from metamae.training import autocast
 from metamae.transformer import Attention
 from tests.metamae.straight import straighten
 

@@ -34,9 +34,9 @@ from metamae.data import POCKET, SOURCES, Dataset, Partition, Prepared
 from metamae.data.dataset import Selected
 from metamae.data.prepared import prepare
 from metamae.data.sources import get_source
-from metamae.loading import Prefetcher
+from metamae.loading import Prefetcher, batch_indices
 from metamae.provenance import device_name
-from metamae.training import Run, batch_indices
+from metamae.training import Run
 
 BATCHES = 16  # read in a row; one alone is over too soon to be timed
 FEATURE_BATCH = 256  # of extract_features

@@ -27,7 +27,8 @@ from metamae import load_dataset, make_config
 from metamae.checkpoint import write_json, write_text
 from metamae.config import Config
 from metamae.data import Dataset
-from metamae.evaluation import Features, compute_features, describe_protocol, evaluate
+from metamae.evaluation import describe_protocol, evaluate
+from metamae.features import Features, compute_features
 from metamae.progress import Nested, Reporter
 from metamae.provenance import device_name
 from metamae.training import Pretrained, pretrain

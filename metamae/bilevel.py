@@ -19,11 +19,14 @@ from metalearn.multilevel import HYPERGRADIENTS, Level, Multilevel, Progress
 from metamae.checkpoint import write_json
 from metamae.config import Config
 from metamae.data.dataset import Dataset
+from metamae.devices import autocast
 from metamae.errors import ConfigError, DataError, TrainingError
 from metamae.inputs import Batch, to_device
+from metamae.loading import batch_indices
 from metamae.randomness import fold, generator
-from metamae.settings import LearningMetaMAE, PartedDraw, initial_value
-from metamae.training import Run, autocast, batch_indices
+from metamae.ratios import PartedDraw
+from metamae.settings import LearningMetaMAE, initial_value
+from metamae.training import Run
 
 LEARNED = "learned.json"
 PREFIX = "learned/"

@@ -14,7 +14,8 @@ from metamae.checkpoint import Checkpoint
 from metamae.config import Config, ProbeConfig
 from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError
-from metamae.evaluation import Features, describe_protocol, evaluate
+from metamae.evaluation import describe_protocol, evaluate
+from metamae.features import Features
 from metamae.progress import Reporter
 from metamae.provenance import device_name, revision
 from metamae.results import Key, Result

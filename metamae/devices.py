@@ -1,11 +1,13 @@
-"""The device that a command runs on."""
+"""The device that a command runs on, and its precision."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from metamae.config import Config
 from metamae.errors import ConfigError
 
 
@@ -51,3 +53,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """The mixed-precision context that a configuration asks for."""
+    if config.training.autocast == "off":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

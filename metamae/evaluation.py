@@ -6,17 +6,14 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from metamae.config import ProbeConfig, near
-from metamae.data.dataset import Array, Dataset, Task
+from metamae.data.dataset import Array
 from metamae.errors import ConfigError, DataError
-from metamae.features import extract_features
+from metamae.features import Features
 from metamae.few_labels import DRAWS, STRENGTH, probe_few_labels
-from metamae.method import Method
 from metamae.neighbours import NEIGHBOURS, predict_by_neighbours
 from metamae.probe import check_probe_data, fit_probe, score, score_with_ignored
 from metamae.progress import Reporter
@@ -24,42 +21,6 @@ from metamae.regularised import fit_tuned
 
 PROTOCOLS = ("published", "tuned", "knn", "few-1", "few-5", "few-10")
 """Protocols of a full report; ``few-N`` works for any number of labels a class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """Features and labels of the training and the test rows of one data set.
-
-    Attributes:
-        task: What to predict.
-        train: ``(N, D)``; token-wise ``(N, L, D)``.
-        train_labels: ``(N,)`` or ``(N, L)``.
-        test: ``(M, D)`` or ``(M, L, D)``.
-        test_labels: ``(M,)`` or ``(M, L)``.
-        groups: Group of every training row, for validation cuts.
-    """
-
-    task: Task
-    train: Tensor
-    train_labels: Array
-    test: Tensor
-    test_labels: Array
-    groups: Array | None = None
-
-    @classmethod
-    def of(cls, dataset: Dataset, train: Tensor, test: Tensor) -> Features:
-        """Join features with the labels of the data set they were computed from."""
-        train_rows, test_rows = dataset.need("train"), dataset.need("test")
-        assert train_rows.labels is not None
-        assert test_rows.labels is not None
-        return cls(
-            task=dataset.need_task(),
-            train=train,
-            train_labels=train_rows.labels,
-            test=test,
-            test_labels=test_rows.labels,
-            groups=train_rows.groups,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +48,6 @@ class Evaluation:
     train_value: float
     extra: dict[str, float] = field(default_factory=dict)
     predictions: Array | None = None
-
-
-def compute_features(
-    method: Method[Any], dataset: Dataset, *, device: str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Features of the training and the test rows, token-wise where the task is."""
-    tokens = dataset.need_task().kind == "token_classification"
-    train, test = (
-        extract_features(method, dataset.need(part), tokens=tokens, device=device)
-        for part in ("train", "test")
-    )
-    return train, test
 
 
 def evaluate(
@@ -140,7 +89,8 @@ def evaluate(
         >>> import numpy as np, torch
         >>> from metamae.config import ProbeConfig
         >>> from metamae.data import Task
-        >>> from metamae.evaluation import Features, evaluate
+        >>> from metamae.evaluation import evaluate
+        >>> from metamae.features import Features
         >>> x, y = torch.linspace(-1, 1, 60)[:, None], np.repeat([0, 1], 30)
         >>> task = Task(kind="binary", metric="accuracy", classes=("low", "high"))
         >>> features = Features(task=task, train=x, train_labels=y, test=x, test_labels=y)

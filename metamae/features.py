@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metamae.data.dataset import Partition
+from metamae.data.dataset import Array, Dataset, Partition, Task
 from metamae.errors import TrainingError
 from metamae.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features and labels of the training and the test rows of one data set.
+
+    Attributes:
+        task: What to predict.
+        train: ``(N, D)``; token-wise ``(N, L, D)``.
+        train_labels: ``(N,)`` or ``(N, L)``.
+        test: ``(M, D)`` or ``(M, L, D)``.
+        test_labels: ``(M,)`` or ``(M, L)``.
+        groups: Group of every training row, for validation cuts.
+    """
+
+    task: Task
+    train: Tensor
+    train_labels: Array
+    test: Tensor
+    test_labels: Array
+    groups: Array | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, train: Tensor, test: Tensor) -> Features:
+        """Join features with the labels of the data set they were computed from."""
+        train_rows, test_rows = dataset.need("train"), dataset.need("test")
+        assert train_rows.labels is not None
+        assert test_rows.labels is not None
+        return cls(
+            task=dataset.need_task(),
+            train=train,
+            train_labels=train_rows.labels,
+            test=test,
+            test_labels=test_rows.labels,
+            groups=train_rows.groups,
+        )
 
 
 @torch.no_grad()
@@ -61,3 +98,15 @@ def extract_features(
 def _batches(data: Partition, size: int) -> Iterator[dict[str, Tensor]]:
     for start in range(0, len(data), size):
         yield data.batch(slice(start, start + size))
+
+
+def compute_features(
+    method: Method[Any], dataset: Dataset, *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Features of the training and the test rows, token-wise where the task is."""
+    tokens = dataset.need_task().kind == "token_classification"
+    train, test = (
+        extract_features(method, dataset.need(part), tokens=tokens, device=device)
+        for part in ("train", "test")
+    )
+    return train, test

@@ -1,17 +1,22 @@
-"""Input that is ready when it is asked for: the next step's is prepared while this one runs."""
+"""Which examples a step takes, and input that is ready when it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from metamae.data.dataset import Partition
+from metamae.errors import DataError
 from metamae.inputs import Batch, LabelledBatch
 from metamae.method import Draw
+from metamae.randomness import generator
 
 Item = TypeVar("Item")
 
@@ -73,3 +78,31 @@ def pin_draw(draw: Draw) -> Draw:
     pinned: Any = replace(draw, **tensors)  # type: ignore[type-var]
     moved: Draw = pinned
     return moved
+
+
+def check_enough(data: Partition, batch_size: int, name: str) -> None:
+    """Raise ``DataError`` unless the data fill one batch."""
+    if len(data) < batch_size:
+        raise DataError(
+            f"expected at least one batch of {batch_size} examples to pretrain on, {name!r} has "
+            f"{len(data)}; lower training.batch_size"
+        )
+
+
+def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Examples of batch number ``step``: shuffled epochs, the last partial batch dropped.
+
+    Example:
+        >>> from metamae.loading import batch_indices
+        >>> epoch = [batch_indices(6, 2, seed=0, step=s) for s in range(3)]
+        >>> sorted(sum((b.tolist() for b in epoch), []))
+        [0, 1, 2, 3, 4, 5]
+    """
+    epoch, place = divmod(step, examples // batch_size)
+    order = _epoch_order(examples, seed, epoch)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(examples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(examples, generator=generator(seed, "order", epoch))

@@ -6,25 +6,23 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from metalearn import NonFiniteLossError
 from metalearn.inner import refuse_non_finite
 from metamae.checkpoint import Checkpoint, write_json, write_text
 from metamae.compiling import CompiledLoss
 from metamae.config import Config
-from metamae.data.dataset import Dataset, Partition, labelled_batch
-from metamae.devices import multiplies_bfloat16
-from metamae.errors import CheckpointError, ConfigError, DataError, TrainingError
+from metamae.data.dataset import Dataset, labelled_batch
+from metamae.devices import autocast, multiplies_bfloat16
+from metamae.errors import CheckpointError, ConfigError, TrainingError
 from metamae.inputs import Batch, to_device
-from metamae.loading import Prefetcher, pin_batch, pin_draw
+from metamae.loading import Prefetcher, batch_indices, check_enough, pin_batch, pin_draw
 from metamae.method import Draw, Method, PretextLoss
 from metamae.objective import build_method
 from metamae.progress import Reporter
@@ -308,38 +306,3 @@ class Run:
         self.load_optimiser_state(found.optimiser)
         self.step, self.seconds = found.step, found.seconds
         self.history = History(found.history)
-
-
-def autocast(config: Config, device: torch.device) -> AbstractContextManager[object]:
-    """The mixed-precision context that a configuration asks for."""
-    if config.training.autocast == "off":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def check_enough(data: Partition, batch_size: int, name: str) -> None:
-    """Raise ``DataError`` unless the data fill one batch."""
-    if len(data) < batch_size:
-        raise DataError(
-            f"expected at least one batch of {batch_size} examples to pretrain on, {name!r} has "
-            f"{len(data)}; lower training.batch_size"
-        )
-
-
-def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Examples of batch number ``step``: shuffled epochs, the last partial batch dropped.
-
-    Example:
-        >>> from metamae.training import batch_indices
-        >>> epoch = [batch_indices(6, 2, seed=0, step=s) for s in range(3)]
-        >>> sorted(sum((b.tolist() for b in epoch), []))
-        [0, 1, 2, 3, 4, 5]
-    """
-    epoch, place = divmod(step, examples // batch_size)
-    order = _epoch_order(examples, seed, epoch)
-    return order[place * batch_size : (place + 1) * batch_size]
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(examples: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(examples, generator=generator(seed, "order", epoch))

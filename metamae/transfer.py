@@ -11,7 +11,7 @@ import torch
 from metamae.checkpoint import read_intact, replacing
 from metamae.data.dataset import Dataset
 from metamae.errors import CheckpointError, InputError
-from metamae.evaluation import Features, compute_features
+from metamae.features import Features, compute_features
 from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular
 from metamae.run_folder import CHECKPOINT, load_method
 

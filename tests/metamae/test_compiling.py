@@ -24,6 +24,7 @@ from metamae.compiling import CompiledLoss
 from metamae.config import Config
 from metamae.data import Dataset
 from metamae.inputs import Tabular, Tokens
+from metamae.loading import batch_indices
 from metamae.objective import MAE, build_method
 from metamae.progress import Reporter
 from metamae.randomness import generator, seeded
@@ -199,7 +200,7 @@ def test_a_support_loss_that_is_not_finite_is_named_when_compiled(
 ) -> None:
     """No check runs inside the graph: the losses are looked at after it, before the update."""
     values = data.pretrain.arrays["signal"].copy()
-    values[int(training.batch_indices(40, 12, 0, 2)[4])] = 1e30
+    values[int(batch_indices(40, 12, 0, 2)[4])] = 1e30
     poisoned = replace(data, pretrain=replace(data.pretrain, arrays={"signal": values}))
     config = tiny("training.checkpoint_every=1", "contrast.weight=0")
     with pytest.raises(TrainingError, match=r"support losses.*index 4.*at step 3 .*nothing was"):

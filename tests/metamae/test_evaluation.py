@@ -19,11 +19,11 @@ from metamae.data.dataset import Array
 from metamae.evaluation import (
     PROTOCOLS,
     Evaluation,
-    Features,
     describe_protocol,
     evaluate,
     labels_of,
 )
+from metamae.features import Features
 from metamae.few_labels import draw_labels
 from metamae.holdout import hold_out
 from metamae.neighbours import predict_by_neighbours

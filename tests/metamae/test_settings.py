@@ -25,9 +25,10 @@ from metamae.checkpoint import Checkpoint
 from metamae.config import LEARNABLE, Config
 from metamae.inputs import Tabular, Tokens
 from metamae.randomness import generator
+from metamae.ratios import Part, PartedDraw, RatioGrid
 from metamae.run_folder import CHECKPOINT, HISTORY, load_method, read_history
 from metamae.setting_curves import draw_settings
-from metamae.settings import LearningMetaMAE, Part, PartedDraw, RatioGrid
+from metamae.settings import LearningMetaMAE
 from metamae.training import pretrain
 from metamae.transformer import Attention
 

@@ -20,7 +20,8 @@ import yaml
 from metamae import CheckpointError, ConfigError, InputError, cell, load_dataset, sweeping
 from metamae.config import METHODS, Config
 from metamae.data import POCKET
-from metamae.evaluation import PROTOCOLS, Features, evaluate
+from metamae.evaluation import PROTOCOLS, evaluate
+from metamae.features import Features
 from metamae.inputs import Image, Signal, Tabular, Tokens
 from metamae.progress import Reporter
 from metamae.results import Key, Result, read_results

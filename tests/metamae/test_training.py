@@ -32,10 +32,11 @@ from metamae import (
 from metamae.checkpoint import Checkpoint
 from metamae.data import Dataset
 from metamae.features import extract_features
+from metamae.loading import batch_indices
 from metamae.progress import Reporter
 from metamae.randomness import fold, generator
 from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
-from metamae.training import Pretrained, batch_indices, pretrain
+from metamae.training import Pretrained, pretrain
 
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),

@@ -14,7 +14,7 @@ from metamae.data.prepared import Prepared, prepare
 from metamae.data.sources import get_source
 from metamae.data.sources.mel import SAMPLES, log_mel
 from metamae.data.sources.speech import PRETRAINING, spectrograms
-from metamae.training import batch_indices
+from metamae.loading import batch_indices
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack, sound
 

@@ -13,7 +13,7 @@ from metamae.data.prepared import Prepared, prepare
 from metamae.data.sources import get_source
 from metamae.data.sources.vision_language import VOCABULARY
 from metamae.objective import build_method
-from metamae.training import generator
+from metamae.randomness import generator
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack
 
