@@ -135,7 +135,10 @@ class MaskedAutoencoder(Backbone):
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]
-        output: Tensor = self.heads[number](hidden)
+        # As one matrix: a compiled inner step would expand the weight for every example of a part
+        # of the hidden states, and sum as many gradients.
+        output: Tensor = self.heads[number](hidden.reshape(-1, hidden.shape[-1]))
+        output = output.view(*hidden.shape[:-1], -1)
         if isinstance(spec, Tokens):
             output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output
