@@ -116,6 +116,7 @@ def step(method: str, point: Point, device: torch.device) -> Side:
 def configure(method: str, point: Point, device: torch.device) -> Config:
     """The paper's settings for signals, but for sizes."""
     overrides = [
+        "training.compile=off",
         *MODEL[device.type],
         f"decoder.depth={point.depth}",
         f"training.batch_size={point.batch}",
