@@ -10,7 +10,7 @@ tokens), :mod:`~metamae.masking` (support/query split), :mod:`~metamae.transform
 import os
 
 # How long threads that wait for work spin before they sleep (GNU OpenMP, torch's on Linux). Its own
-# choice makes a step several times slower beside another busy process, sleeping at once 1.5 to 2
+# choice makes a step several times slower beside other busy threads, sleeping at once up to 2.4
 # times slower on an idle machine (docs/performance.md). Read when torch is loaded: import metamae
 # first.
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -68,6 +68,8 @@ def test_the_cost_of_a_step_is_the_measured_one() -> None:
     assert f"the products alone would cost {compiled['flop_ratio']:.2f})" in text
     assert f"and eagerly {means['eager-self-float32-unrolled']['ratio']:.2f};" in text
     assert f"embedded sets {pocket['means'][0]['ratio']:.2f}, eagerly" in text
+    cross = means["eager-cross-float32-unrolled"]
+    assert f"cross-attention decoder {cross['ratio']:.2f}. The" in text
     kind = ("compiled", "self", "float32")
     ratios = [r["ratio"] for r in paper["rows"] if (r["mode"], r["decoder"], r["dtype"]) == kind]
     assert f"({min(ratios):.2f} to {max(ratios):.2f};" in text
