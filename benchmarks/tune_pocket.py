@@ -9,6 +9,7 @@ rows and judged on the rest, which are other subjects, clusters or places where 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 import warnings
@@ -19,8 +20,6 @@ from pathlib import Path
 import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
 # isort: split
-import json
-
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression

@@ -8,13 +8,14 @@ with the others. Medians go into ``results/waiting-threads.json``. Five minutes 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import product
+from typing import Any
 
 import torch
 from rows import RESULTS, origin
@@ -49,7 +50,7 @@ def measured_apart(setting: str, spin: str) -> float:
         text=True,
         check=True,
     )
-    return float(json.loads(done.stdout))
+    return float(done.stdout)
 
 
 @contextmanager
@@ -63,24 +64,29 @@ def busy_process() -> Iterator[None]:
         process.wait()
 
 
+def compare(setting: str, load: str) -> list[dict[str, Any]]:
+    """A row for every length of spinning, measured in turns."""
+    times: dict[str, list[float]] = {spin: [] for spin in SPINS}
+    with busy_process() if load == "busy" else nullcontext():
+        for spin in SPINS * REPEATS:
+            times[spin].append(measured_apart(setting, spin))
+    return [
+        {"setting": setting, "load": load, "spin": spin}
+        | {"ms": round(statistics.median(found), 1), "all_ms": sorted(found)}
+        | origin()
+        for spin, found in times.items()
+    ]
+
+
 def main() -> None:
     """Measure and write."""
     if len(sys.argv) == 2:
-        print(json.dumps(step(sys.argv[1])))
+        print(step(sys.argv[1]))
         return
     rows = []
-    for setting in SETTINGS:
-        for load in ("idle", "busy"):
-            times: dict[str, list[float]] = {spin: [] for spin in SPINS}
-            with busy_process() if load == "busy" else nullcontext():
-                for _ in range(REPEATS):
-                    for spin in SPINS:
-                        times[spin].append(measured_apart(setting, spin))
-            for spin, found in times.items():
-                row = {"setting": setting, "load": load, "spin": spin}
-                row |= {"ms": round(statistics.median(found), 1), "all_ms": sorted(found)}
-                rows.append(row | origin())
-                print(row, flush=True)
+    for setting, load in product(SETTINGS, ("idle", "busy")):
+        rows += compare(setting, load)
+        print(setting, load, {row["spin"]: row["ms"] for row in rows[-len(SPINS) :]}, flush=True)
     write_json(RESULTS / "waiting-threads.json", {"hardware": device_name(CPU), "rows": rows})
 
 

@@ -84,6 +84,30 @@ def test_what_is_said_of_the_tables_follows_from_their_rows() -> None:
     assert f"products alone take {bound} ms; it takes {taken}; 1.5 would be {aim}." in prose()
 
 
+def test_what_is_said_of_the_variants_follows_from_their_means() -> None:
+    found = results("overhead-cpu")
+    means = {mean["variant"]: mean for mean in found["means"]}
+    eager, compiled = (means[f"{mode}-cross-float32-unrolled"]["ratio"] for mode in MODES)
+    assert f"costs {eager:.2f} times its MAE on average, compiled {compiled:.2f} " in prose()
+    peaks = [means[f"{mode}-self-float32-unrolled"]["peak_ratio"] for mode in MODES]
+    assert f"{peaks[0]:.2f} times MAE's peak eagerly and {peaks[1]:.2f} compiled" in prose()
+    chunked = means["eager-self-float32-chunked"]
+    assert f"{chunked['peak_ratio']:.2f}, for {chunked['ratio']:.2f} times MAE's time" in prose()
+    rows = {(r["setting"][6:], name_of(r)): r for r in found["rows"]}
+    names = ("pamap2", "eurosat", "librispeech")
+    low = [rows[name, "eager-self-bfloat16-unrolled"]["speedup"] for name in names]
+    assert f"eagerly: {low[0]:.2f}, {low[1]:.2f} and {low[2]:.2f} on PAMAP2" in prose()
+    low = [rows[name, "compiled-self-bfloat16-unrolled"]["speedup"] for name in names]
+    compiled_too = f"{low[0]:.2f} (PAMAP2), {low[1]:.2f} (EuroSAT), {low[2]:.2f} (LibriSpeech)"
+    assert f"Compiled too it is {compiled_too}." in prose()
+    above = {
+        s: r["ratio"] - r["flop_ratio"]
+        for (s, v), r in rows.items()
+        if v == "compiled-self-float32-unrolled"
+    }
+    assert max(above, key=lambda setting: above[setting]) == "librispeech"
+
+
 def name_of(row: dict[str, Any]) -> str:
     return "-".join(row[key] for key in ("mode", "decoder", "dtype", "policy"))
 
@@ -126,6 +150,10 @@ def test_the_words_on_accuracy_against_time_are_those_of_the_summary() -> None:
     assert passes in prose()
     assert f"ends at {end(last, 'metamae')}, above at " in prose()
     assert f"where MAE has fallen to {end(last, 'mae')}." in prose()
+    assert (one["points_above"], one["points_from_there"]) == (2, 4)
+    assert "two of its four points are above" in prose()
+    assert (last["points_above"], last["points_from_there"]) == (3, 7)
+    assert "above at three of seven points from there on" in prose()
 
 
 def end(line: dict[str, Any], method: str) -> str:

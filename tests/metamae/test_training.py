@@ -31,6 +31,7 @@ from metamae import (
 )
 from metamae.checkpoint import Checkpoint
 from metamae.data import Dataset
+from metamae.devices import multiplies_bfloat16
 from metamae.features import extract_features
 from metamae.loading import batch_indices
 from metamae.progress import Reporter
@@ -535,3 +536,20 @@ def test_bfloat16_without_products_of_it_is_said_to_be_slower(
     title = "basic_motions metamae #0: pretrain: "
     text = "this cpu device has no bfloat16 products, which makes training.autocast=bfloat16 slower"
     assert [line.startswith(title + text) for line in said] == [True] * (not known)
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512", "amx", "expected"),
+    [
+        *[("x86_64", False, False, False), ("AMD64", False, True, True)],
+        *[("x86_64", True, False, True), ("aarch64", False, False, True)],
+    ],
+)
+def test_which_processors_multiply_bfloat16(
+    machine: str, avx512: bool, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either instruction set will do; of what is not x86 nothing is known."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    assert multiplies_bfloat16(torch.device("cpu")) is expected
