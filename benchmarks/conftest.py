@@ -16,7 +16,7 @@ import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 import pytest
 import torch
 
-from metamae.allocator import keep_freed_memory
+from metamae.training.allocator import keep_freed_memory
 
 keep_freed_memory()  # as the commands do
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metamae.data import SOURCES
+from metamae.data.sources import SOURCES
 from tests.metamae.data import (
     test_genomics,
     test_images,

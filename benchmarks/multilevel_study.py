@@ -37,16 +37,16 @@ from rows import origin
 from tables import markdown
 
 from metamae import load_dataset, make_config
-from metamae.bilevel import PREFIX
-from metamae.checkpoint import write_json, write_text
-from metamae.config import Config
-from metamae.data import Dataset
-from metamae.evaluation import evaluate
-from metamae.features import Features, compute_features
-from metamae.figures import COLOURS
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
+from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.protocols import evaluate
+from metamae.files import write_json, write_text
 from metamae.progress import Reporter
-from metamae.provenance import device_name
-from metamae.training import Pretrained, pretrain
+from metamae.report.curves import COLOURS
+from metamae.training.bilevel import PREFIX
+from metamae.training.pretraining import Pretrained, pretrain
+from metamae.training.provenance import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "multilevel-study.json"

@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/policy-memory.json, whose numbers docs/performance.md shows. Every number
 is of an eager step on one thread in a process of its own; page faults and system time are those of
-processes that return freed memory to the system, or keep it (`metamae.allocator`).
+processes that return freed memory to the system, or keep it (`metamae.training.allocator`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memory import peak_mib
 from rows import RESULTS, origin
 from settings import Variant, configure, inputs_of, training_step
 
-from metamae.allocator import keep_freed_memory
-from metamae.checkpoint import write_json
-from metamae.provenance import device_name
+from metamae.files import write_json
+from metamae.training.allocator import keep_freed_memory
+from metamae.training.provenance import device_name
 
 CPU = torch.device("cpu")
 SETTINGS = ("pamap2", "librispeech", "higgs")

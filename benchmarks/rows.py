@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metamae.provenance import revision
+from metamae.training.provenance import revision
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

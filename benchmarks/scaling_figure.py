@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rows import RESULTS, Row
 
-from metamae.figures import COLOURS
+from metamae.report.curves import COLOURS
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "scaling.png"
 AXES = {

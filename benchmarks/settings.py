@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from metalearn.randomness import seeded
 from metamae import build_method, load_dataset, make_config
-from metamae.compiling import CompiledLoss
-from metamae.config import Config
-from metamae.devices import autocast
+from metamae.config.schema import Config
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
-from metamae.masking import Split
-from metamae.randomness import generator, seeded
-from metamae.transformer import Attention
+from metamae.model.masking import Split
+from metamae.model.transformer import Attention
+from metamae.randomness import generator
+from metamae.training.compiling import CompiledLoss
+from metamae.training.devices import autocast
 from tests.metamae.straight import straighten
 
 SHAPES: dict[str, tuple[Inputs, int]] = {

@@ -70,7 +70,7 @@ def peak_mib() -> float:
 
 def measure(name: str, data_dir: Path) -> dict[str, float]:
     """Prepare a set in this process, and compare its peak memory with that before."""
-    from metamae.data.prepared import prepare
+    from metamae.data.preparing.prepare import prepare
     from metamae.data.sources import get_source
 
     source, before, start = get_source(name), peak_mib(), time.perf_counter()
@@ -114,8 +114,8 @@ def main() -> None:
         return
     import torch
 
-    from metamae.checkpoint import write_json
-    from metamae.provenance import device_name, versions
+    from metamae.files import write_json
+    from metamae.training.provenance import device_name, versions
 
     rows = [run(name, options.megabytes * 1_000_000) for name in SETS]
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -32,8 +32,8 @@ from metalearn import (
     Truncated,
     Unrolled,
 )
-from metamae.checkpoint import write_json, write_text
-from metamae.provenance import device_name
+from metamae.files import write_json, write_text
+from metamae.training.provenance import device_name
 
 EXACT = ("unrolled", "Unrolled", "Checkpointed")
 FLAT = ("Checkpointed", "FiniteDifference", "Implicit", "Truncated(1)", "FirstOrder")

@@ -28,15 +28,16 @@ from tables import markdown
 from timing import interleave, spread
 
 from metamae import build_method, load_dataset
-from metamae.checkpoint import write_json, write_text
-from metamae.config import Config
-from metamae.data import POCKET, SOURCES, Dataset, Partition, Prepared
-from metamae.data.dataset import Selected
-from metamae.data.prepared import prepare
-from metamae.data.sources import get_source
-from metamae.loading import Prefetcher, batch_indices
-from metamae.provenance import device_name
-from metamae.training import Run
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset, Partition, Selected
+from metamae.data.pocket import POCKET
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
+from metamae.data.sources import SOURCES, get_source
+from metamae.files import write_json, write_text
+from metamae.training.batches import Prefetcher, batch_indices
+from metamae.training.provenance import device_name
+from metamae.training.run import Run
 
 BATCHES = 16  # read in a row; one alone is over too soon to be timed
 FEATURE_BATCH = 256  # of extract_features

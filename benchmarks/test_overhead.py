@@ -22,10 +22,10 @@ from settings import CHUNKS, SHAPES, Side, Variant, configure, inputs_of, traini
 from tables import markdown, terminal
 from timing import Times, interleave, matmul_rate, middle, spread
 
-from metamae.checkpoint import write_json, write_text
-from metamae.data import POCKET
-from metamae.devices import multiplies_bfloat16
-from metamae.provenance import device_name
+from metamae.data.pocket import POCKET
+from metamae.files import write_json, write_text
+from metamae.training.devices import multiplies_bfloat16
+from metamae.training.provenance import device_name
 
 KEY = ("setting", "device", "dtype", "mode", "decoder", "policy")
 PAPER_RATIO = 1.4

@@ -24,10 +24,10 @@ from tables import markdown, terminal
 from timing import Times, interleave, middle, spread
 
 from metamae import make_config
-from metamae.checkpoint import write_json, write_text
-from metamae.config import Config
+from metamae.config.schema import Config
+from metamae.files import write_json, write_text
 from metamae.inputs import Signal
-from metamae.provenance import device_name
+from metamae.training.provenance import device_name
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from tables import markdown, terminal
 from wallclock import CLOCKS, LONGER, METHODS, draw, points, shown, summarise, table
 
 from metamae import load_dataset, make_config
-from metamae.checkpoint import write_json, write_text
-from metamae.config import Config
-from metamae.data import Dataset
-from metamae.evaluation import describe_protocol, evaluate
-from metamae.features import Features, compute_features
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
+from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.protocols import describe_protocol, evaluate
+from metamae.files import write_json, write_text
 from metamae.progress import Nested, Reporter
-from metamae.provenance import device_name
-from metamae.training import Pretrained, pretrain
+from metamae.training.pretraining import Pretrained, pretrain
+from metamae.training.provenance import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("sensors", "digits", "tabular")

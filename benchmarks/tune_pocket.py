@@ -25,13 +25,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from metamae import load_dataset, make_config
-from metamae.checkpoint import write_json
-from metamae.config import Config
-from metamae.data import POCKET, Dataset
-from metamae.features import extract_features
-from metamae.probe import fit_probe, standardise
-from metamae.provenance import device_name, revision
-from metamae.training import pretrain
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
+from metamae.data.pocket import POCKET
+from metamae.evaluation.features import extract_features
+from metamae.evaluation.probe import fit_probe, standardise
+from metamae.files import write_json
+from metamae.training.pretraining import pretrain
+from metamae.training.provenance import device_name, revision
 
 POCKET_DATA = Path(__file__).parents[1] / "metamae" / "data" / "pocket"
 STEP_SIZES = (0.5, 5.0, 20.0)

@@ -22,8 +22,8 @@ from rows import RESULTS, origin
 from settings import Variant, configure, inputs_of, training_step
 from timing import interleave
 
-from metamae.checkpoint import write_json
-from metamae.provenance import device_name
+from metamae.files import write_json
+from metamae.training.provenance import device_name
 
 CPU = torch.device("cpu")
 SETTINGS = {"paper/pamap2": 5, "pocket/sensors": 15}

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metamae.figures import COLOURS
-from metamae.report import LABELS
+from metamae.report.curves import COLOURS
+from metamae.report.wording import LABELS
 
 Rows = Sequence[Mapping[str, Any]]
 METHODS = ("mae", "metamae")

@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 
 from metamae import Config, load_dataset, make_config
-from metamae.config import LEARNABLE
+from metamae.config.sections import LEARNABLE
+from metamae.methods.learning import initial_value
 from metamae.progress import Reporter
-from metamae.setting_curves import draw_settings
-from metamae.settings import initial_value
-from metamae.training import Pretrained, pretrain
+from metamae.report.curves import draw_settings
+from metamae.training.pretraining import Pretrained, pretrain
 
 LEARNED = [name for name in LEARNABLE if name != "temperature"]
 STARTS = {

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.multilevel import Level, Multilevel
+from metalearn.multilevel.levels import Level
+from metalearn.multilevel.problem import Multilevel
 from metamae import load_dataset
 
 NOISE, CLEAN, BATCH, WIDTH = 0.4, 100, 128, 64

@@ -24,17 +24,18 @@ from pathlib import Path
 import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
 
 # isort: split
-from metalearn.multilevel import import_betty
+from metalearn.multilevel.bridge import import_betty
 from metamae import ConfigError, load_dataset, make_config
-from metamae.allocator import keep_freed_memory
-from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS, Config
-from metamae.data import POCKET, stands_for
-from metamae.devices import choose_device
-from metamae.experiment import RESULTS, Experiment
+from metamae.cli.terminal import guarded, make_console
+from metamae.config.schema import COMPARED, METHODS, PRESETS, Config
+from metamae.config.sections import LEARNABLE
+from metamae.data.pocket import POCKET, stands_for
+from metamae.experiments.demo import RESULTS, Experiment
 from metamae.progress import Reporter
-from metamae.provenance import device_name
-from metamae.report import summarise
-from metamae.terminal import guarded, make_console
+from metamae.report.tables import summarise
+from metamae.training.allocator import keep_freed_memory
+from metamae.training.devices import choose_device
+from metamae.training.provenance import device_name
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -4,25 +4,17 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 
 * :mod:`metalearn.encoding` - a support set becomes a latent in one pass (amortisation);
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
-* :mod:`metalearn.differentiation`, :mod:`metalearn.recompute`, :mod:`metalearn.finite_difference`,
-  :mod:`metalearn.implicit` - how gradients flow through those steps;
-* :mod:`metalearn.step_sizes`, :mod:`metalearn.updates`, :mod:`metalearn.torch_optimisers` -
-  how far and in which direction a step goes;
+* :mod:`metalearn.policies` - how gradients flow through those steps;
+* :mod:`metalearn.steps` - how far and in which direction a step goes;
 * :mod:`metalearn.attention` - attention with a second derivative;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
 """
 
-from metalearn.adaptation import Adaptation, LatentAdapter, Trace
+from metalearn.adaptation import LatentAdapter
 from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
-from metalearn.differentiation import (
-    FirstOrder,
-    GradientPolicy,
-    Truncated,
-    Unrolled,
-)
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
     DisconnectedLossError,
@@ -34,19 +26,23 @@ from metalearn.errors import (
     SecondDerivativeError,
     SupportLossShapeError,
 )
-from metalearn.finite_difference import FiniteDifference
-from metalearn.implicit import Implicit
 from metalearn.objective import MetaLoss, MetaObjective
-from metalearn.recompute import Checkpointed
-from metalearn.step_sizes import FixedStepSize, LearnedStepSize, StepSize
-from metalearn.torch_optimisers import TorchOptimiser
-from metalearn.updates import (
+from metalearn.policies.checkpointed import Checkpointed
+from metalearn.policies.finite_difference import FiniteDifference
+from metalearn.policies.implicit import Implicit
+from metalearn.policies.policy import GradientPolicy
+from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
+from metalearn.result import Adaptation, Trace
+from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
     Momentum,
     NormaliseGradient,
     UpdateRule,
 )
+from metalearn.steps.sizes import FixedStepSize, LearnedStepSize, StepSize
+from metalearn.steps.torch_optimisers import TorchOptimiser
+from metalearn.version import __version__
 
 __all__ = [
     "Adaptation",
@@ -83,5 +79,6 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "UpdateRule",
+    "__version__",
     "plain_attention",
 ]

@@ -3,86 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.capture import freeze_closure
-from metalearn.chunks import ChunkedLoss, chunks, joined
-from metalearn.differentiation import GradientPolicy, Unrolled
-from metalearn.inner import (
-    InnerLoop,
-    Record,
+from metalearn.checks import (
     SupportLoss,
     in_transform,
     refuse_inference_mode,
     refuse_missing_second_derivative,
 )
+from metalearn.chunks import ChunkedLoss, chunks, joined
+from metalearn.inner import InnerLoop, Record
+from metalearn.policies.capture import freeze_closure
+from metalearn.policies.policy import GradientPolicy
+from metalearn.policies.unrolled import Unrolled
 from metalearn.pytrees import Latent, check_latent, flatten, unflatten
-from metalearn.step_sizes import FixedStepSize, StepSize
-from metalearn.updates import GradientDescent, UpdateRule
-
-
-@dataclass(frozen=True)
-class Trace:
-    """How every task moved, recorded on request (``trace=True``); all detached, ``(steps, B)``.
-
-    Attributes:
-        gradient_norms: Norm of the support gradient before each step.
-        step_norms: Length of each step.
-        step_sizes: Their ratio: the effective step size, after learned sizes, clipping, momentum.
-
-    Example:
-        >>> import torch
-        >>> from metalearn import LatentAdapter
-        >>> adapter = LatentAdapter(step_size=0.5, steps=1)
-        >>> adapter(torch.ones(2, 1), lambda z: z.square().sum(1), trace=True).trace.step_sizes
-        tensor([[0.5000, 0.5000]])
-    """
-
-    gradient_norms: Tensor
-    step_norms: Tensor
-
-    @property
-    def step_sizes(self) -> Tensor:
-        """Effective step sizes; 0 where the gradient is 0."""
-        return torch.where(self.gradient_norms > 0, self.step_norms / self.gradient_norms, 0.0)
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What an inner loop found.
-
-    Attributes:
-        latent: The refined latent; structure, shapes and dtypes of the one that was given.
-        losses: Detached support losses, ``(steps, B)``: row ``t`` was taken before step ``t``. One
-            more row, taken after the last step, when the adapter was called with
-            ``final_loss=True`` (one more evaluation of the support loss).
-        trace: Norms per step and task when called with ``trace=True``, else ``None``.
-
-    Example:
-        >>> import torch
-        >>> from metalearn import LatentAdapter
-        >>> adapter = LatentAdapter(step_size=0.5, steps=1)
-        >>> adapter(torch.ones(2, 1), lambda z: z.square().sum(1), final_loss=True)
-        Adaptation(tasks=2, mean support loss 1 -> 0 over 2 evaluations)
-    """
-
-    latent: Latent
-    losses: Tensor
-    trace: Trace | None = None
-
-    def __repr__(self) -> str:
-        """First and last mean loss, which is what one looks for."""
-        if len(self.losses) == 0:
-            return "Adaptation(no steps)"
-        means = self.losses.mean(dim=1)
-        return (
-            f"Adaptation(tasks={self.losses.shape[1]}, mean support loss "
-            f"{means[0].item():.4g} -> {means[-1].item():.4g} over {len(means)} evaluations)"
-        )
+from metalearn.result import Adaptation, Trace
+from metalearn.steps.rules import GradientDescent, UpdateRule
+from metalearn.steps.sizes import FixedStepSize, StepSize
 
 
 class Call(NamedTuple):
@@ -104,12 +44,12 @@ class LatentAdapter(nn.Module):
     ``.grad``, and works under ``torch.no_grad()``, then without a meta-graph.
 
     Args:
-        step_size: A number, or a :class:`~metalearn.step_sizes.StepSize` such as
-            :class:`~metalearn.step_sizes.LearnedStepSize`.
+        step_size: A number, or a :class:`~metalearn.steps.sizes.StepSize` such as
+            :class:`~metalearn.steps.sizes.LearnedStepSize`.
         steps: Number of inner steps, at least 1.
         differentiation: How the outer gradient flows through the steps; exact by default. See
-            :mod:`metalearn.differentiation` for the choice.
-        update: The update rule; plain gradient descent by default. See :mod:`metalearn.updates`.
+            :mod:`metalearn.policies.unrolled` for the choice.
+        update: The update rule of :mod:`metalearn.steps.rules`; plain gradient descent by default.
         check_finite: Stop with the task's index when a support loss is not finite. Costs one
             device synchronisation a step on CUDA.
         full_precision: Run the inner loop in float32 with autocast switched off, whatever the

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,20 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.checks import SupportLoss, in_transform, refuse_non_finite
 from metalearn.errors import (
     DisconnectedLossError,
     LatentError,
-    NonFiniteLossError,
-    SecondDerivativeError,
     SupportLossShapeError,
 )
-from metalearn.pytrees import Latent, Structure, flat_tasks, unflatten
-from metalearn.step_sizes import StepSize
-from metalearn.updates import UpdateRule
-
-SupportLoss = Callable[[Latent], Tensor]
-"""``support_loss(latent) -> (B,)``: one loss per task, computed from that task's latent."""
-
+from metalearn.pytrees import Structure, flat_tasks, unflatten
+from metalearn.steps.rules import UpdateRule
+from metalearn.steps.sizes import StepSize
 
 _AS_IS = nullcontext()
 _DISCONNECTED = (
@@ -208,13 +202,6 @@ def loss_gradient(total: Tensor, points: Sequence[Tensor], *, create_graph: bool
     ]
 
 
-def in_transform() -> bool:
-    """Whether ``torch.compile`` is tracing or a ``torch.func`` transform is active."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def task_norm(leaves: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all leaves of each task, ``(B,)``."""
     return torch.stack([flat_tasks(x).square().sum(1) for x in leaves]).sum(0).sqrt()
@@ -223,68 +210,3 @@ def task_norm(leaves: Sequence[Tensor]) -> Tensor:
 def per_task(values: Tensor, leaf: Tensor) -> Tensor:
     """Reshape ``(B,)`` so that it broadcasts against a leaf ``(B, ...)``."""
     return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
-
-
-def refuse_non_finite(
-    losses: Tensor, step: int, total: Tensor | None = None, *, first: int = 0
-) -> None:
-    """Raise unless the support losses ``(B,)`` before an inner step are finite.
-
-    Args:
-        losses: Support losses of all tasks.
-        step: Number of the inner step, from 0.
-        total: Their sum, where it is known.
-        first: Number of the first of these tasks.
-
-    Raises:
-        NonFiniteLossError: naming the tasks.
-    """
-    if math.isfinite((losses.detach().sum() if total is None else total).item()):
-        return
-    finite = torch.isfinite(losses)  # the sum may also have overflowed
-    if bool(finite.all()):
-        return
-    tasks = (~finite).nonzero().flatten().tolist()
-    shown = ", ".join(str(first + task) for task in tasks[:5]) + (", ..." if len(tasks) > 5 else "")
-    raise NonFiniteLossError(
-        f"expected finite support losses, got {losses.detach()[tasks[0]].item()} before inner step "
-        f"{step + 1} in {len(tasks)} of {len(losses)} tasks (index {shown}); "
-        "look for NaN in these inputs, or lower the step size"
-    )
-
-
-def refuse_missing_second_derivative(results: Sequence[Tensor]) -> None:
-    """Raise if the graph of ``results`` holds an operation without a derivative.
-
-    Autograd records such an operation (the backward of a fused attention kernel, for instance) as
-    a node called ``NotImplemented`` and fails only in the outer ``backward()``, far from the
-    cause. Finding it here gives an error that says what to do.
-
-    Raises:
-        SecondDerivativeError: if there is such a node.
-    """
-    pending = [leaf.grad_fn for leaf in results if leaf.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        if node.name().rpartition("::")[2] == "NotImplemented":
-            raise SecondDerivativeError(
-                "expected a support loss that can be differentiated twice, got one that runs "
-                "through a kernel without second derivative (fused attention is the usual one); "
-                "use metalearn.plain_attention inside the support loss, or a policy that takes "
-                "first derivatives only: LatentAdapter(differentiation=FiniteDifference()) or "
-                "FirstOrder()"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-
-
-def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
-    """Inner gradients cannot be taken of inference tensors."""
-    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, leaves)):
-        raise LatentError(
-            "expected normal tensors, got torch.inference_mode(); "
-            "inner steps need gradients: evaluate under torch.no_grad() instead"
-        )

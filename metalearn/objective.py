@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metalearn.adaptation import Adaptation, LatentAdapter
+from metalearn.adaptation import LatentAdapter
+from metalearn.checks import SupportLoss
 from metalearn.contrast import TaskContrastiveLoss
 from metalearn.encoding import SupportEncoder
 from metalearn.errors import SupportLossShapeError
-from metalearn.inner import SupportLoss
 from metalearn.pytrees import Latent
+from metalearn.result import Adaptation
 
 
 @dataclass(frozen=True)

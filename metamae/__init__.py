@@ -1,22 +1,20 @@
 """MetaMAE: modality-agnostic self-supervised learning with a meta-learned masked autoencoder.
 
-The pipeline, one file per stage: :mod:`~metamae.inputs` and :mod:`~metamae.tokenizer` (sample to
-tokens), :mod:`~metamae.masking` (support/query split), :mod:`~metamae.transformer` and
-:mod:`~metamae.autoencoder` (latent, decoder, losses), :mod:`~metamae.objective` (MAE, MetaMAE),
-:mod:`~metamae.training`, :mod:`~metamae.checkpoint`, :mod:`~metamae.features`,
-:mod:`~metamae.probe`, :mod:`~metamae.report`.
+The packages, from the ground up; each imports from those before it only:
+
+* :mod:`metamae.config` - what determines a run;
+* :mod:`metamae.data` - data sets, embedded or prepared from published archives;
+* :mod:`metamae.model` - tokens, masks, transformer, decoder, losses of an example;
+* :mod:`metamae.methods` - MAE, MetaMAE and the baselines behind one contract;
+* :mod:`metamae.training` - pretraining, checkpoints, run folders;
+* :mod:`metamae.evaluation` - frozen features and the protocols that judge them;
+* :mod:`metamae.report` - result rows, tables, figures;
+* :mod:`metamae.experiments` - many runs from one file;
+* :mod:`metamae.cli` - the ``metamae`` command.
 """
 
-import os
-
-# How long threads that wait for work spin before they sleep (GNU OpenMP, torch's on Linux). Its own
-# choice makes a step several times slower beside other busy threads, sleeping at once up to 2.4
-# times slower on an idle machine (docs/performance.md). Read when torch is loaded: import metamae
-# first.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-from metamae.config import Config, make_config
+from metamae.config.presets import make_config
+from metamae.config.schema import Config
 from metamae.data import load_dataset
 from metamae.errors import (
     CheckpointError,
@@ -26,9 +24,10 @@ from metamae.errors import (
     MetamaeError,
     TrainingError,
 )
-from metamae.objective import MAE, MetaMAE, build_method
-
-__version__ = "0.1.0"
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
+from metamae.version import __version__
 
 __all__ = [
     "MAE",
@@ -40,6 +39,7 @@ __all__ = [
     "MetaMAE",
     "MetamaeError",
     "TrainingError",
+    "__version__",
     "build_method",
     "load_dataset",
     "make_config",

@@ -1,5 +1,5 @@
 """``python -m metamae``: the command line."""
 
-from metamae.cli import main
+from metamae.cli.main import main
 
 raise SystemExit(main())

@@ -1,5 +1,8 @@
 """Errors that are the user's to mend. The command line prints them in one line and exits with 2."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class MetamaeError(Exception):
     """Base of all errors raised by `metamae` on purpose."""
@@ -27,3 +30,9 @@ class CheckpointError(MetamaeError, RuntimeError):
 
 class TrainingError(MetamaeError, RuntimeError):
     """Training cannot go on, for instance because a loss is no longer finite."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``got 'x'``, with the nearest known name when there is one."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")

@@ -15,6 +15,7 @@ Tokens    ``(B, L)`` integers      ``(L,)``     an index below ``vocabulary``
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -349,3 +350,44 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
                 f"{spec.grid_of(batch[spec.name])} from shape {tuple(batch[spec.name].shape)}"
             )
     return sizes[names[0]]
+
+
+def check_transfer(source: Inputs, target: Inputs, *, names: tuple[str, str]) -> None:
+    """Refuse to use an encoder on data it cannot read: other kinds of input, or other tokens.
+
+    Lengths and image sizes may differ, what one token holds may not.
+
+    Args:
+        source: Inputs the encoder was trained on.
+        target: Inputs it is to read.
+        names: Names of the two data sets, for the error.
+
+    Raises:
+        InputError: naming what differs.
+
+    Example:
+        >>> from metamae.inputs import Signal
+        >>> from metamae.inputs import check_transfer
+        >>> long = Signal(name="signal", channels=6, length=128, token_length=4)
+        >>> short = Signal(name="signal", channels=6, length=100, token_length=4)
+        >>> check_transfer((long,), (short,), names=("sensors", "basic_motions"))
+    """
+    ours, theirs = [_token_of(spec) for spec in source], [_token_of(spec) for spec in target]
+    if ours != theirs:
+        raise InputError(
+            f"expected inputs as those of {names[0]!r} ({'; '.join(ours)}), which the encoder was "
+            f"trained on, got those of {names[1]!r} ({'; '.join(theirs)}); probe on a data set "
+            "with equal tokens"
+        )
+
+
+def _token_of(spec: InputSpec) -> str:
+    """What must be equal for an embedding to be the same map, in words."""
+    if isinstance(spec, Signal):
+        return f"signal of {spec.channels} channels, {spec.token_length} steps a token"
+    if isinstance(spec, Image):
+        return f"image of {spec.channels} channels, patches of {spec.patch[0]} x {spec.patch[1]}"
+    if isinstance(spec, Tabular):
+        return f"{spec.columns} columns"
+    symbols = hashlib.sha256(repr(spec.alphabet).encode()).hexdigest()[:8] if spec.alphabet else "-"
+    return f"symbols of a vocabulary of {spec.vocabulary} (alphabet {symbols})"

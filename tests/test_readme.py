@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from metamae.report import summary_cells
-from metamae.results import read_results
-from metamae.sections import make_report
+from metamae.report.rows import read_results
+from metamae.report.tables import make_report, summary_cells
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

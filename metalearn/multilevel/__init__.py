@@ -17,7 +17,7 @@ from metalearn.multilevel.hypergradients import (
 )
 from metalearn.multilevel.levels import Level
 from metalearn.multilevel.problem import Multilevel, Progress
-from metalearn.multilevel.settings import Bounded, Positive
+from metalearn.multilevel.ranges import Bounded, Positive
 
 __all__ = [
     "HYPERGRADIENTS",

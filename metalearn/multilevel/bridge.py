@@ -44,7 +44,7 @@ def import_betty() -> ModuleType:
             holds the command that installs the right one.
 
     Example:
-        >>> from metalearn.multilevel import INSTALL_COMMAND
+        >>> from metalearn.multilevel.bridge import INSTALL_COMMAND
         >>> INSTALL_COMMAND
         'pip install --no-deps --ignore-requires-python betty-ml==0.2.1'
     """
@@ -170,15 +170,15 @@ def _subclasses() -> tuple[Any, Any]:
     engine = importlib.import_module("betty.engine").Engine
     known = importlib.import_module("betty.hypergradient").jvp_fn_mapping
     known[OWN_CG] = indirect_gradient  # beside Betty's own, which nobody else loses
-    return type("LevelProblem", (_Mended, implicit), {}), engine
+    return type("LevelProblem", (_LevelMixin, implicit), {}), engine
 
 
-class _Mended:
+class _LevelMixin:
     """What a level does otherwise than Betty's ``ImplicitProblem``, which it is mixed into."""
 
     # What is used of Betty's class.
     cur_batch: Any
-    paths: list[list[_Mended]]
+    paths: list[list[_LevelMixin]]
     _count: int
 
     def __init__(self, level: Level, config: Any, seed: int, device: torch.device | None) -> None:
@@ -312,7 +312,7 @@ class _Mended:
 
 
 @contextmanager
-def _unmoved(paths: Sequence[Sequence[_Mended]], *, parameters: bool) -> Iterator[None]:
+def _unmoved(paths: Sequence[Sequence[_LevelMixin]], *, parameters: bool) -> Iterator[None]:
     """Put buffers, and on request parameters, of these levels back to their bits afterwards."""
     levels = {problem.level for path in paths for problem in path}
     kept: list[Tensor] = [buffer for level in levels for buffer in level.module.buffers()]

@@ -53,7 +53,7 @@ class Darts(Hypergradient):
             rounding over it.
 
     Example:
-        >>> from metalearn.multilevel import Darts
+        >>> from metalearn.multilevel.hypergradients import Darts
         >>> Darts(perturbation=1e-3).name
         'darts'
     """
@@ -88,7 +88,7 @@ class Sama(Hypergradient):
         perturbation: Length of the perturbation of ``w``, as in :class:`Darts`.
 
     Example:
-        >>> from metalearn.multilevel import Sama
+        >>> from metalearn.multilevel.hypergradients import Sama
         >>> Sama()
         Sama(perturbation=0.01)
     """
@@ -122,7 +122,7 @@ class Neumann(Hypergradient):
         step_size: :math:`a`.
 
     Example:
-        >>> from metalearn.multilevel import Neumann
+        >>> from metalearn.multilevel.hypergradients import Neumann
         >>> Neumann(iterations=20, step_size=0.1).betty_fields()
         {'neumann_iterations': 20, 'neumann_alpha': 0.1}
     """
@@ -159,7 +159,7 @@ class ConjugateGradient(Hypergradient):
         iterations: Number of conjugate gradient steps.
 
     Example:
-        >>> from metalearn.multilevel import ConjugateGradient
+        >>> from metalearn.multilevel.hypergradients import ConjugateGradient
         >>> ConjugateGradient(iterations=5).name
         'cg'
     """

@@ -47,7 +47,7 @@ class Level:
 
     Example:
         >>> import torch
-        >>> from metalearn.multilevel import Level
+        >>> from metalearn.multilevel.levels import Level
         >>> model = torch.nn.Linear(2, 1)
         >>> Level(
         ...     name="weights",

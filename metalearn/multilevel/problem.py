@@ -62,7 +62,9 @@ class Multilevel:
 
     Example:
         >>> import torch
-        >>> from metalearn.multilevel import Level, Multilevel, Positive
+        >>> from metalearn.multilevel.levels import Level
+        >>> from metalearn.multilevel.problem import Multilevel
+        >>> from metalearn.multilevel.ranges import Positive
         >>> weight, decay = torch.nn.Linear(1, 1, bias=False), Positive(1.0)
         >>> fit = lambda x: (weight(x) - 1).square().mean()
         >>> inner = Level(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamae.config import near
 from metamae.data.dataset import Affine, Dataset, Partition, Task
 from metamae.data.pocket import POCKET, load_pocket, read_card, stands_for
-from metamae.data.prepared import Prepared
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.sources import SOURCES, get_source
-from metamae.errors import DataError
+from metamae.errors import DataError, suggest
 
 __all__ = [
     "POCKET",
@@ -51,7 +50,7 @@ def load_dataset(
         return load_pocket(name, tuple(token_size))
     if name not in SOURCES:
         known = (*POCKET, *SOURCES)
-        raise DataError(f"expected a data set among {', '.join(known)}, {near(name, known)}")
+        raise DataError(f"expected a data set among {', '.join(known)}, {suggest(name, known)}")
     if data_dir is None:
         raise DataError(
             f"expected --data-dir, the folder with the full {name!r} data, got none; "

@@ -15,7 +15,7 @@ from metamae.errors import DataError
 from metamae.inputs import Inputs, LabelledBatch, Tokens
 
 Array = NDArray[Any]
-Part = Literal["pretrain", "train", "test"]
+PartitionName = Literal["pretrain", "train", "test"]
 
 
 class Rows(Protocol):
@@ -209,7 +209,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check that labels are there and that no class is absent from training."""
-        labelled: tuple[Part, Part] = ("train", "test")
+        labelled: tuple[PartitionName, PartitionName] = ("train", "test")
         given = [split for split in labelled if getattr(self, split) is not None]
         for split in given:
             if self.need(split).labels is None:
@@ -223,7 +223,7 @@ class Dataset:
             train, test = self.need("train").labels, self.need("test").labels
             check_classes(train, test, self.task.classes, complete=self.task.complete)
 
-    def need(self, part: Part) -> Partition:
+    def need(self, part: PartitionName) -> Partition:
         """One partition, which must be there.
 
         Raises:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from metamae.config import list_presets, make_config
-from metamae.data import POCKET, pocket, stands_for
-from metamae.experiment import RESULTS, Experiment
-from metamae.report import LABELS
+from metamae.config.presets import list_presets, make_config
+from metamae.data import pocket
+from metamae.data.pocket import POCKET, stands_for
+from metamae.experiments.demo import RESULTS, Experiment
+from metamae.report.wording import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "metamae_dabs.py"

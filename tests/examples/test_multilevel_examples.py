@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn.multilevel import INSTALL_COMMAND
+from metalearn.multilevel.bridge import INSTALL_COMMAND
 from tests.examples.running import numbers_after, run_example
 
 if importlib.util.find_spec("betty") is None:

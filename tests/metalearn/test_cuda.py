@@ -26,11 +26,12 @@ from metalearn import (
     plain_attention,
 )
 from metamae import load_dataset
-from metamae.compiling import CompiledLoss
-from metamae.config import make_config
+from metamae.config.presets import make_config
 from metamae.inputs import Signal
-from metamae.objective import MetaMAE, build_method
-from metamae.training import pretrain
+from metamae.methods.building import build_method
+from metamae.methods.metamae import MetaMAE
+from metamae.training.compiling import CompiledLoss
+from metamae.training.pretraining import pretrain
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(

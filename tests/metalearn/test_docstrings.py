@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import metalearn
-from metalearn.multilevel import INSTALL_COMMAND
+from metalearn.multilevel.bridge import INSTALL_COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 

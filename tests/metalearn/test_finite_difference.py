@@ -30,9 +30,10 @@ from metalearn import (
     UpdateRule,
     plain_attention,
 )
-from metamae.config import make_config
+from metamae.config.presets import make_config
 from metamae.inputs import Signal
-from metamae.objective import MetaMAE, build_method
+from metamae.methods.building import build_method
+from metamae.methods.metamae import MetaMAE
 
 Gradients = dict[str, Tensor]
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.multilevel import (
-    INSTALL_COMMAND,
+from metalearn.multilevel.bridge import INSTALL_COMMAND
+from metalearn.multilevel.hypergradients import (
     ConjugateGradient,
     Darts,
     Hypergradient,
-    Level,
-    Multilevel,
     Neumann,
-    Positive,
     Sama,
 )
+from metalearn.multilevel.levels import Level
+from metalearn.multilevel.problem import Multilevel
+from metalearn.multilevel.ranges import Positive
 from metalearn.randomness import fold, seeded
 
 if importlib.util.find_spec("betty") is None:

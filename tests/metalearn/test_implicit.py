@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn import (
-    Implicit,
-    LatentAdapter,
-    LearnedStepSize,
-    SecondDerivativeError,
-    Unrolled,
-)
+from metalearn import Implicit, LatentAdapter, LearnedStepSize, SecondDerivativeError, Unrolled
 
 
 def random(*shape: int, seed: int = 0, requires_grad: bool = False) -> Tensor:

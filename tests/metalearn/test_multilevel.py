@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from metalearn import MissingBettyError
-from metalearn.multilevel import INSTALL_COMMAND, REQUIRED_VERSION, import_betty
+from metalearn.multilevel.bridge import INSTALL_COMMAND, REQUIRED_VERSION, import_betty
 
 
 def pretend_version(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:

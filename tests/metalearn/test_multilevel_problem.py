@@ -13,25 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from metalearn import (
-    DisconnectedLossError,
-    MissingBettyError,
-    MultilevelError,
-    NonFiniteLossError,
-)
-from metalearn.multilevel import (
-    INSTALL_COMMAND,
-    Bounded,
-    ConjugateGradient,
-    Darts,
-    Level,
-    Multilevel,
-    Neumann,
-    Positive,
-    Sama,
-)
-from metalearn.multilevel.levels import BatchStream
-from metalearn.multilevel.problem import Progress
+from metalearn import DisconnectedLossError, MissingBettyError, MultilevelError, NonFiniteLossError
+from metalearn.multilevel.bridge import INSTALL_COMMAND
+from metalearn.multilevel.hypergradients import ConjugateGradient, Darts, Neumann, Sama
+from metalearn.multilevel.levels import BatchStream, Level
+from metalearn.multilevel.problem import Multilevel, Progress
+from metalearn.multilevel.ranges import Bounded, Positive
 
 if importlib.util.find_spec("betty") is None:
     pytest.skip(f"Betty is not installed; run: {INSTALL_COMMAND}", allow_module_level=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metamae.autoencoder import MaskedAutoencoder
-from metamae.decoder import Decoder
-from metamae.masking import Split
-from metamae.tokenizer import select
-from metamae.transformer import Attention
+from metamae.model.autoencoder import MaskedAutoencoder
+from metamae.model.decoder import Decoder
+from metamae.model.masking import Split
+from metamae.model.tokenizer import select
+from metamae.model.transformer import Attention
 
 
 class StraightDecoder(Decoder):
     """Every block decodes every token; what is asked for is taken from the result."""
 
     def forward(
-        self, latent: Tensor, split: Split, rows: Tensor | slice, *, twice: bool = False
+        self, latent: Tensor, split: Split, rows: Tensor | slice, *, second_order: bool = False
     ) -> Tensor:
         latent = self.embed(latent)
         places = self.places(latent.dtype)
@@ -24,7 +24,7 @@ class StraightDecoder(Decoder):
         query = self.mask_token.to(latent.dtype) + places[split.query_idx]
         hidden = torch.cat([latent[:, :1], support, query], dim=1)
         for block in self.blocks:
-            hidden = block(hidden, twice=twice)
+            hidden = block(hidden, second_order=second_order)
         return select(self.norm(hidden), rows)
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from metamae import load_dataset, make_config
-from metamae.ablation import TABLE_4, ablate
-from metamae.baselines import LinearMAE
-from metamae.config import Config
-from metamae.data import POCKET
+from metamae.config.schema import Config
+from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError
-from metamae.objective import MAE, MetaMAE, build_method
+from metamae.experiments.ablation import TABLE_4, ablate
+from metamae.experiments.plan import read_sweep
+from metamae.methods.baselines.mae_linear import LinearMAE
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
 from metamae.randomness import generator
-from metamae.sweep import read_sweep
 
 
 def row(name: str, dataset: str) -> Config:

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from metamae.allocator import keep_freed_memory
+from metamae.training.allocator import keep_freed_memory
 
 FAULTS = """
 import resource, sys
 import torch
-from metamae.allocator import keep_freed_memory
+from metamae.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for number in range(4):

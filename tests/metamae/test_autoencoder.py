@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae.autoencoder import MaskedAutoencoder, token_loss
-from metamae.config import DecoderConfig, EncoderConfig
-from metamae.decoder import CrossDecoder, Decoder
+from metamae.config.sections import DecoderConfig, EncoderConfig
 from metamae.inputs import Image, Inputs, Tabular, Tokens
-from metamae.masking import Masking, Split
-from metamae.tokenizer import select
+from metamae.model.autoencoder import MaskedAutoencoder, token_loss
+from metamae.model.decoder import CrossDecoder, Decoder
+from metamae.model.masking import Masking, Split
+from metamae.model.tokenizer import select
 
 ROW = Tabular(name="row", columns=6)
 WORDS = Tokens(name="words", length=6, vocabulary=7)

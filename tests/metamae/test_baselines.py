@@ -16,28 +16,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metamae import load_dataset, make_config
-from metamae.baselines import BASELINES, Capri, EMix, LinearMAE, ShED, Supervised, build_baseline
-from metamae.baselines.corruption import Corrupter, Corruption, corrupted_count, zeroed
-from metamae.baselines.emix import Mixing, mixing_loss
-from metamae.baselines.shed import shifted
-from metamae.baselines.supervised import stored_task
-from metamae.config import (
-    METHODS,
-    BaselineConfig,
-    CapriConfig,
-    Config,
-    EMixConfig,
-    EncoderConfig,
-)
-from metamae.data import POCKET, Partition, Task
-from metamae.data.dataset import labelled_batch
+from metamae.config.schema import METHODS, Config
+from metamae.config.sections import BaselineConfig, CapriConfig, EMixConfig, EncoderConfig
+from metamae.data.dataset import Partition, Task, labelled_batch
+from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError, DataError, InputError
-from metamae.features import extract_features
+from metamae.evaluation.features import extract_features
 from metamae.inputs import Image, Inputs, LabelledBatch, Signal, Tabular, Tokens, to_device
-from metamae.method import Method
-from metamae.objective import build_method
-from metamae.run_folder import CHECKPOINT, HISTORY, load_method, read_history
-from metamae.training import pretrain
+from metamae.methods.baselines.capri import Capri
+from metamae.methods.baselines.corruption import Corrupter, Corruption, corrupted_count, zeroed
+from metamae.methods.baselines.emix import EMix, Mixing, mixing_loss
+from metamae.methods.baselines.mae_linear import LinearMAE
+from metamae.methods.baselines.shed import ShED, shifted
+from metamae.methods.baselines.supervised import Supervised, stored_task
+from metamae.methods.building import BASELINES, build_baseline, build_method
+from metamae.methods.method import Method
+from metamae.training.pretraining import pretrain
+from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
 IMAGE = Image(name="image", channels=1, height=4, width=6, patch=(2, 2))

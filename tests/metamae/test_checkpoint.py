@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from metamae import CheckpointError, make_config
-from metamae.checkpoint import FORMAT, Checkpoint, write_json, write_text
+from metamae.files import write_json, write_text
+from metamae.training.checkpoint import FORMAT, Checkpoint
 
 CONFIG = make_config("basic_motions", seed=5, overrides=["token_size=[4]"])
 

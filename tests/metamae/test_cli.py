@@ -15,14 +15,16 @@ import pytest
 import torch
 import yaml
 
-from metamae import cell, cli, load_dataset
-from metamae.checkpoint import Checkpoint
-from metamae.commands import PROBES
-from metamae.evaluation import PROTOCOLS, evaluate
-from metamae.results import read_results
-from metamae.run_folder import CHECKPOINT
-from metamae.sweeping import FAILURES, RESULTS
-from metamae.transfer import run_features
+from metamae import load_dataset
+from metamae.cli import main as cli
+from metamae.cli.probe import PROBES
+from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.protocols import PROTOCOLS, evaluate
+from metamae.experiments import cell
+from metamae.experiments.sweep import FAILURES, RESULTS
+from metamae.report.rows import read_results
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.run_folder import CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -200,7 +202,7 @@ def test_interrupts(
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metamae.training.Run.train", interrupt)
+    monkeypatch.setattr("metamae.training.run.Run.train", interrupt)
     done = command(*arguments)
     assert (done.code, done.err) == (130, hint)
 

@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from metamae import DataError
-from metamae.comparison import Paired, average_over_sets, pair_results, summarise_results
-from metamae.report_figure import draw_report
-from metamae.results import Result, find_results, read_results, write_results
-from metamae.sections import Section, make_report
+from metamae.report.comparison import Paired, average_over_sets, pair_results, summarise_results
+from metamae.report.figure import draw_report
+from metamae.report.rows import Result, find_results, read_results, write_results
+from metamae.report.tables import Section, make_report
 
 
 def result(**values: Any) -> Result:

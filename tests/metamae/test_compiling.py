@@ -17,19 +17,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae import ConfigError, TrainingError, load_dataset, make_config, training
-from metamae import config as config_module
-from metamae.checkpoint import Checkpoint
-from metamae.compiling import CompiledLoss
-from metamae.config import Config
-from metamae.data import Dataset
+from metalearn.randomness import seeded
+from metamae import ConfigError, TrainingError, load_dataset, make_config
+from metamae.config import schema as config_module
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
 from metamae.inputs import Tabular, Tokens
-from metamae.loading import batch_indices
-from metamae.objective import MAE, build_method
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
 from metamae.progress import Reporter
-from metamae.randomness import generator, seeded
-from metamae.run_folder import CHECKPOINT
-from metamae.training import pretrain
+from metamae.randomness import generator
+from metamae.training import pretraining as training
+from metamae.training.batches import batch_indices
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.compiling import CompiledLoss
+from metamae.training.pretraining import pretrain
+from metamae.training.run_folder import CHECKPOINT
 
 CPU = torch.device("cpu")
 TINY = [

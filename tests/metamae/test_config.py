@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from metamae import Config, ConfigError, build_method, load_dataset, make_config
-from metamae.config import COMPARED, METHODS, PRESETS, list_presets, load_preset
-from metamae.data import POCKET, SOURCES, stands_for
+from metamae.config.presets import list_presets, load_preset
+from metamae.config.schema import COMPARED, METHODS, PRESETS
+from metamae.data.pocket import POCKET, stands_for
+from metamae.data.sources import SOURCES
 
 # Table 8 of the paper: step size, contrast weight, decoder depth, dropout, mask ratio, batch; and
 # the batch of the probe.

@@ -15,19 +15,11 @@ import pytest
 import torch
 
 from metamae import ConfigError, DataError, InputError, load_dataset
-from metamae.config import list_presets
-from metamae.data import (
-    POCKET,
-    SOURCES,
-    Affine,
-    Dataset,
-    Partition,
-    Task,
-    pocket,
-    read_card,
-    stands_for,
-)
-from metamae.data.dataset import Array
+from metamae.config.presets import list_presets
+from metamae.data import pocket
+from metamae.data.dataset import Affine, Array, Dataset, Partition, Task
+from metamae.data.pocket import POCKET, read_card, stands_for
+from metamae.data.sources import SOURCES
 from metamae.inputs import Image, Signal, Tabular, Tokens
 
 SPLITS = ("pretrain", "train", "test")

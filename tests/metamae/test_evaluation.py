@@ -12,22 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamae import ConfigError, DataError, InputError, TrainingError, load_dataset
-from metamae import regularised as regularised_module
-from metamae.config import ProbeConfig
-from metamae.data import POCKET, Task
-from metamae.data.dataset import Array
-from metamae.evaluation import (
+from metamae.config.sections import ProbeConfig
+from metamae.data.dataset import Array, Task
+from metamae.data.pocket import POCKET
+from metamae.evaluation import tuned as regularised_module
+from metamae.evaluation.features import Features
+from metamae.evaluation.few_labels import draw_labels
+from metamae.evaluation.neighbours import predict_by_neighbours
+from metamae.evaluation.protocols import (
     PROTOCOLS,
     Evaluation,
     describe_protocol,
     evaluate,
     labels_of,
 )
-from metamae.features import Features
-from metamae.few_labels import draw_labels
-from metamae.holdout import hold_out
-from metamae.neighbours import predict_by_neighbours
-from metamae.regularised import STRENGTHS, fit_regularised, fit_tuned
+from metamae.evaluation.tuned import STRENGTHS, fit_regularised, fit_tuned, hold_out
 
 THREE = Task(kind="classification", metric="accuracy", classes=("a", "b", "c"))
 TWO = Task(kind="binary", metric="accuracy", classes=("no", "yes"))

@@ -14,16 +14,17 @@ import torch
 import yaml
 from matplotlib.image import imread
 
-from metamae import CheckpointError, Config, ConfigError, experiment, load_dataset, make_config
-from metamae.checkpoint import Checkpoint
-from metamae.data import Dataset
-from metamae.experiment import RESULTS, Experiment
-from metamae.features import extract_features
-from metamae.probe import fit_probe
+from metamae import CheckpointError, Config, ConfigError, load_dataset, make_config
+from metamae.data.dataset import Dataset
+from metamae.evaluation.features import extract_features
+from metamae.evaluation.probe import fit_probe
+from metamae.experiments import demo as experiment
+from metamae.experiments.demo import RESULTS, Experiment
 from metamae.progress import Reporter
-from metamae.provenance import revision
-from metamae.results import Result, read_results
-from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
+from metamae.report.rows import Result, read_results
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.provenance import revision
+from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
 
 TINY = (
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metamae.config import Config
+from metamae.config.schema import Config
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
-from metamae.objective import MAE, build_method
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
 from metamae.randomness import generator
 from tests.metamae.straight import straighten
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from metamae import MAE, TrainingError, build_method, load_dataset, make_config
-from metamae.data import POCKET, Partition
-from metamae.features import extract_features
+from metamae.data.dataset import Partition
+from metamae.data.pocket import POCKET
+from metamae.evaluation.features import extract_features
 
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.dropout=0.5"),

@@ -13,12 +13,14 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from metamae import MAE, build_method, load_dataset, make_config
-from metamae.config import METHODS
-from metamae.data import POCKET, Dataset
-from metamae.figures import draw_curves, draw_reconstructions, reconstruct
+from metamae.config.schema import METHODS
+from metamae.data.dataset import Dataset
+from metamae.data.pocket import POCKET
 from metamae.inputs import Tokens
-from metamae.masking import Split
+from metamae.model.masking import Split
 from metamae.randomness import generator
+from metamae.report.curves import draw_curves
+from metamae.report.reconstructions import draw_reconstructions, reconstruct
 
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from metamae import build_method, load_dataset, make_config
-from metamae.features import extract_features
-from metamae.objective import MAE
-from metamae.probe import fit_probe
+from metamae.evaluation.features import extract_features
+from metamae.evaluation.probe import fit_probe
+from metamae.methods.mae import MAE
 from metamae.randomness import generator
-from metamae.training import pretrain
+from metamae.training.pretraining import pretrain
 
 SMALLER = [
     *("encoder.width=64", "encoder.depth=2", "decoder.width=32", "decoder.depth=1"),

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from metamae.loading import Prefetcher
+from metamae.training.batches import Prefetcher
 
 
 def test_the_next_item_is_prepared_in_another_thread_meanwhile() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from metamae.errors import ConfigError
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
-from metamae.masking import Masking, Split, neighbour_table, visible_count
+from metamae.model.masking import Masking, Split, neighbour_table, visible_count
 
 
 def row(tokens: int, name: str = "row") -> Tabular:

@@ -8,8 +8,8 @@ import typing
 import numpy as np
 import pytest
 
-from metamae.data import Task
-from metamae.metrics import METRICS, accuracy, spearman, weighted_f1
+from metamae.data.dataset import Task
+from metamae.evaluation.metrics import METRICS, accuracy, spearman, weighted_f1
 
 TRUTH, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
 

@@ -21,9 +21,9 @@ from metalearn import (
 )
 from metalearn.contrast import nt_xent
 from metamae import load_dataset, make_config
-from metamae.config import (
+from metamae.config.schema import Config
+from metamae.config.sections import (
     AdaptationConfig,
-    Config,
     ContrastConfig,
     DecoderConfig,
     EncoderConfig,
@@ -31,8 +31,11 @@ from metamae.config import (
 )
 from metamae.errors import InputError
 from metamae.inputs import Batch, Image, Inputs, Signal, Tabular, Tokens
-from metamae.masking import Split
-from metamae.objective import MAE, MetaMAE, Method, build_method
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
+from metamae.methods.method import Method
+from metamae.model.masking import Split
 from metamae.randomness import generator
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
@@ -326,7 +329,7 @@ def test_only_what_is_differentiated_twice_uses_plain_attention(
         calls.append(given)
         return plain_attention(*given)
 
-    monkeypatch.setattr("metamae.transformer.plain_attention", counted)
+    monkeypatch.setattr("metalearn.attention.plain_attention", counted)
     method = metamae(step_size=0.5, differentiation=differentiation)
     method(batch_of(), draw(method))
     assert len(calls) == plain * len(method.network.decoder.blocks)
@@ -339,7 +342,7 @@ def test_a_loss_that_was_promised_one_derivative_is_refused_by_name() -> None:
     latent = method.network.encode(method.network.visible_tokens(batch, split))
     with pytest.raises(SecondDerivativeError, match="fused attention"):
         method.meta.adapter(
-            latent, lambda z: method.network.support_loss(z, targets, split, twice=False)
+            latent, lambda z: method.network.support_loss(z, targets, split, second_order=False)
         )
 
 

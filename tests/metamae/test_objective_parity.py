@@ -16,16 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae.config import (
+from metamae.config.schema import Config
+from metamae.config.sections import (
     AdaptationConfig,
-    Config,
     ContrastConfig,
     DecoderConfig,
     EncoderConfig,
     MaskingConfig,
 )
 from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular, Tokens
-from metamae.objective import MAE, MetaMAE, build_method
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
 
 WIDTH, NARROW, HEADS, DEPTH = 16, 8, 2, 1
 TEMPERATURE, WEIGHT, TASKS = 0.5, 0.7, 3

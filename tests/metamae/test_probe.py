@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metamae import DataError, InputError, TrainingError, probe
-from metamae.config import ProbeConfig
-from metamae.data import Task
-from metamae.data.dataset import Array
-from metamae.probe import ProbeResult, fit_probe
+from metamae import DataError, InputError, TrainingError
+from metamae.config.sections import ProbeConfig
+from metamae.data.dataset import Array, Task
+from metamae.evaluation import probe
+from metamae.evaluation.probe import ProbeResult, fit_probe
 
 THREE = Task(kind="classification", metric="accuracy", classes=("a", "b", "c"))
 TWO = Task(kind="binary", metric="accuracy", classes=("no", "yes"))

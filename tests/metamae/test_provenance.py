@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import metamae
-from metamae.provenance import device_name, revision, versions
+from metamae.training.provenance import device_name, revision, versions
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

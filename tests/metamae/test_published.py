@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from metamae.config import METHODS
-from metamae.data import POCKET, SOURCES, stands_for
-from metamae.published import STAND_INS, look_up, published
+from metamae.config.schema import METHODS
+from metamae.data.pocket import POCKET, stands_for
+from metamae.data.sources import SOURCES
+from metamae.report.published import STAND_INS, look_up, published
 
 
 def value(*cell: str) -> float:

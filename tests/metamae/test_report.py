@@ -14,17 +14,13 @@ import pytest
 from rich.console import Console
 
 from metamae import DataError
-from metamae.comparison import summarise_results
-from metamae.config import METHODS
-from metamae.data import POCKET
-from metamae.report import (
-    LABELS,
-    mean_and_spread,
-    summarise,
-    summary_cells,
-)
-from metamae.report_figure import _several_steps
-from metamae.results import Result, read_results, write_results
+from metamae.config.schema import METHODS
+from metamae.data.pocket import POCKET
+from metamae.report.comparison import summarise_results
+from metamae.report.figure import _several_steps
+from metamae.report.rows import Result, read_results, write_results
+from metamae.report.tables import summarise, summary_cells
+from metamae.report.wording import LABELS, mean_and_spread
 
 
 def row(**values: Any) -> Result:

@@ -11,26 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.multilevel import INSTALL_COMMAND
-from metamae import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    build_method,
-    load_dataset,
-    make_config,
-)
-from metamae.bilevel import LEARNED, BilevelRun, cut
-from metamae.checkpoint import Checkpoint
-from metamae.config import LEARNABLE, Config
+from metalearn.multilevel.bridge import INSTALL_COMMAND
+from metamae import CheckpointError, ConfigError, DataError, build_method, load_dataset, make_config
+from metamae.config.schema import Config
+from metamae.config.sections import LEARNABLE
 from metamae.inputs import Tabular, Tokens
+from metamae.methods.learning import LearningMetaMAE
+from metamae.methods.ratios import MaskRatios, MixedRatioSplit, RatioPart
+from metamae.model.transformer import Attention
 from metamae.randomness import generator
-from metamae.ratios import Part, PartedDraw, RatioGrid
-from metamae.run_folder import CHECKPOINT, HISTORY, load_method, read_history
-from metamae.setting_curves import draw_settings
-from metamae.settings import LearningMetaMAE
-from metamae.training import pretrain
-from metamae.transformer import Attention
+from metamae.report.curves import draw_settings
+from metamae.training.bilevel import LEARNED, BilevelRun, cut
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.pretraining import pretrain
+from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
 
 if importlib.util.find_spec("betty") is None:
     pytest.skip(f"Betty is not installed; run: {INSTALL_COMMAND}", allow_module_level=True)
@@ -81,14 +75,16 @@ def test_nothing_changes_for_runs_that_learn_nothing(tmp_path: Path) -> None:
 def test_the_grid_holds_every_ratio_that_masks_other_tokens() -> None:
     """16 tokens: 15 ratios; several inputs need something visible and masked in each."""
     (digits,) = load_dataset("digits").inputs
-    grid = RatioGrid((digits,))
+    grid = MaskRatios((digits,))
     assert torch.allclose(grid.ratios, torch.arange(1, 16) / 16)
     assert grid.nearest(0.52) == 7
-    joint = RatioGrid((Tabular(name="row", columns=2), Tokens(name="text", length=8, vocabulary=3)))
+    joint = MaskRatios(
+        (Tabular(name="row", columns=2), Tokens(name="text", length=8, vocabulary=3))
+    )
     assert float(joint.ratios.min()) >= 1 / 10
     assert all(count > 0 for m in joint.maskings for count in (*m.support_counts, *m.query_counts))
     with pytest.raises(ConfigError, match="at least two mask ratios"):
-        RatioGrid((Tabular(name="row", columns=2),))
+        MaskRatios((Tabular(name="row", columns=2),))
 
 
 def slope(function: Callable[[], Tensor], parameter: Tensor, size: float = 1e-4) -> float:
@@ -117,7 +113,7 @@ def test_continuous_settings_have_their_own_derivative(name: str) -> None:
     assert exact.item() == pytest.approx(measured, rel=1e-5)
 
 
-def gradient(method: LearningMetaMAE, given: dict[str, Tensor], draw: PartedDraw) -> Tensor:
+def gradient(method: LearningMetaMAE, given: dict[str, Tensor], draw: MixedRatioSplit) -> Tensor:
     """Gradient of the training loss in one weight matrix, differentiable."""
     weight = method.network.decoder.embed.weight
     (found,) = torch.autograd.grad(method(given, draw).loss, [weight], create_graph=True)
@@ -137,16 +133,16 @@ def test_the_mask_ratio_estimate_is_unbiased() -> None:
             module.fused = False  # a mixed derivative is taken below
     method.meta.contrast = None  # its own dependence on the ratio is left out of the estimate
     given = {k: v.double() for k, v in batch(config).items()}
-    count = len(method.grid.ratios)
+    count = len(method.mask_ratios.ratios)
     shape = method.network.decoder.embed.weight.shape
     direction = torch.randn(shape, generator=generator(0, "direction"), dtype=torch.float64)
     (parameter,) = method.settings["mask_ratio"].parameters()
     estimates, along = torch.zeros(count, count), torch.zeros(count, count)
     for one in range(count):
         for other in range(count):
-            draw = PartedDraw(
+            draw = MixedRatioSplit(
                 tuple(
-                    Part(rows, k, method.grid.draw(k, 6, 0.3, generator(1, str(rows))))
+                    RatioPart(rows, k, method.mask_ratios.draw(k, 6, 0.3, generator(1, str(rows))))
                     for k, rows in ((one, slice(0, 6)), (other, slice(6, 12)))
                 )
             )
@@ -206,7 +202,7 @@ def test_of_the_settings_the_reference_knows_the_step_size_alone(weight: float) 
     config = tiny(f"learn.reference_contrast={weight}")
     method = learner(config)
     draw = method.draw_reference(12, generator(0, "masks"))
-    assert [round(float(method.grid.ratios[part.ratio]), 2) for part in draw.parts] == [
+    assert [round(float(method.mask_ratios.ratios[part.ratio]), 2) for part in draw.parts] == [
         0.25,
         0.5,
         0.75,

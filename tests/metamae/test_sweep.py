@@ -17,18 +17,20 @@ import pytest
 import torch
 import yaml
 
-from metamae import CheckpointError, ConfigError, InputError, cell, load_dataset, sweeping
-from metamae.config import METHODS, Config
-from metamae.data import POCKET
-from metamae.evaluation import PROTOCOLS, evaluate
-from metamae.features import Features
-from metamae.inputs import Image, Signal, Tabular, Tokens
+from metamae import CheckpointError, ConfigError, InputError, load_dataset
+from metamae.config.schema import METHODS, Config
+from metamae.data.pocket import POCKET
+from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.protocols import PROTOCOLS, evaluate
+from metamae.experiments import cell
+from metamae.experiments import sweep as sweeping
+from metamae.experiments.plan import Sweep, read_sweep, resolve
+from metamae.experiments.sweep import FAILURES, RESULTS, TRACEBACK, SweepRun
+from metamae.inputs import Image, Signal, Tabular, Tokens, check_transfer
 from metamae.progress import Reporter
-from metamae.results import Key, Result, read_results
-from metamae.run_folder import CHECKPOINT, load_method
-from metamae.sweep import Sweep, read_sweep, resolve
-from metamae.sweeping import FAILURES, RESULTS, TRACEBACK, SweepRun
-from metamae.transfer import check_transfer, compute_features, run_features
+from metamae.report.rows import Key, Result, read_results
+from metamae.training.run_folder import CHECKPOINT, load_method
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -105,7 +107,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     again, failures = run.run(SILENT)
     assert (again, failures) == (first, {})
     # A new protocol needs the features, which are there too.
-    monkeypatch.setattr("metamae.transfer.load_method", None)
+    monkeypatch.setattr("metamae.training.run_folder.load_method", None)
     more, failures = make(tmp_path, protocols=["published", "few-1", "knn"]).run(SILENT)
     assert failures == {}
     assert len(more) == 6
@@ -138,7 +140,7 @@ def test_an_interrupt_in_pretraining_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C goes through at once; the same sweep ends with the same bits."""
-    from metamae import training
+    from metamae.training import pretraining as training
 
     expected, _ = make(tmp_path / "whole").run(SILENT)
     real, calls = training.Run.loss, []
@@ -333,7 +335,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_features_are_computed_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset("basic_motions")
     first = run_features(run_dir, data)
-    monkeypatch.setattr("metamae.transfer.load_method", None)
+    monkeypatch.setattr("metamae.training.run_folder.load_method", None)
     again = run_features(run_dir, data)
     assert torch.equal(first.train, again.train)
     assert torch.equal(first.test, again.test)

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metamae.config import Config, DecoderConfig, EncoderConfig
+from metamae.config.schema import Config
+from metamae.config.sections import DecoderConfig, EncoderConfig
 from metamae.errors import InputError
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
-from metamae.objective import MAE, build_method
-from metamae.tokenizer import Tokenizer, sincos_positions
+from metamae.methods.building import build_method
+from metamae.methods.mae import MAE
+from metamae.model.tokenizer import Tokenizer, sincos_positions
 
 SIGNAL = Signal(name="watch", channels=2, length=12, token_length=2)
 IMAGE = Image(name="photo", channels=1, height=4, width=6, patch=(2, 2))

@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from metalearn.randomness import fold
 from metamae import (
     CheckpointError,
     Config,
@@ -27,17 +28,17 @@ from metamae import (
     build_method,
     load_dataset,
     make_config,
-    training,
 )
-from metamae.checkpoint import Checkpoint
-from metamae.data import Dataset
-from metamae.devices import multiplies_bfloat16
-from metamae.features import extract_features
-from metamae.loading import batch_indices
+from metamae.data.dataset import Dataset
+from metamae.evaluation.features import extract_features
 from metamae.progress import Reporter
-from metamae.randomness import fold, generator
-from metamae.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
-from metamae.training import Pretrained, pretrain
+from metamae.randomness import generator
+from metamae.training import pretraining as training
+from metamae.training.batches import batch_indices
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.devices import multiplies_bfloat16
+from metamae.training.pretraining import Pretrained, pretrain
+from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
 
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
@@ -56,8 +57,8 @@ KILLED = """
 import json, os, pathlib, signal, sys
 import torch._dynamo  # the first optimiser does, slowly: once is enough
 from metamae import load_dataset
-from metamae.config import Config
-from metamae.training import pretrain
+from metamae.config.schema import Config
+from metamae.training.pretraining import pretrain
 
 class Killer:
     count = 0
@@ -527,7 +528,7 @@ def test_random_draws_are_functions_of_seed_stream_and_index() -> None:
 def test_bfloat16_without_products_of_it_is_said_to_be_slower(
     known: bool, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metamae.training.multiplies_bfloat16", lambda device: known)
+    monkeypatch.setattr("metamae.training.devices.multiplies_bfloat16", lambda device: known)
     said: list[str] = []
     reporter = Reporter(None)
     reporter.say = said.append  # type: ignore[method-assign]

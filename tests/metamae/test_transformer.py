@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metalearn import SupportEncoder
-from metamae.config import EncoderConfig
-from metamae.transformer import Attention, Block, TransformerEncoder
+from metamae.config.sections import EncoderConfig
+from metamae.model.transformer import Attention, Block, TransformerEncoder
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -39,9 +39,9 @@ def make_encoder() -> TransformerEncoder:
 def test_fused_and_plain_attention_agree(dtype: torch.dtype, tolerance: float) -> None:
     """In value and gradient: the kernel is a choice, not another model."""
     attention, outcomes = Attention(8, 2).to(dtype), []
-    for twice in (False, True):
+    for second_order in (False, True):
         x = random(3, 5, 8).to(dtype).requires_grad_()
-        y = attention(x, twice=twice)
+        y = attention(x, second_order=second_order)
         gradients = torch.autograd.grad(y.square().mean(), [x, *attention.parameters()])
         outcomes.append((y, gradients))
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=tolerance, rtol=tolerance)

@@ -1,16 +1,15 @@
 """The full data sets by name. Modules are imported when a name of theirs is asked for.
 
-A module defines ``SOURCES``, a tuple of :class:`~metamae.data.source.Source`. Importing it must not
-need optional libraries: readers import them when they run.
+A module defines ``SOURCES``, a tuple of :class:`~metamae.data.preparing.source.Source`. Importing
+it must not need optional libraries: readers import them when they run.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from metamae.config import near
-from metamae.data.source import Source
-from metamae.errors import DataError
+from metamae.data.preparing.source import Source
+from metamae.errors import DataError, suggest
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "pamap2": ("pamap2",),
@@ -19,7 +18,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "genomics": ("genomics", "genomics_ood"),
     "proteins": ("pfam", "scop", "secondary_structure", "stability", "fluorescence"),
     "wafermap": ("wafermap",),
-    "speech": (
+    "speech.sets": (
         "librispeech",
         "audiomnist",
         "fluent_location",
@@ -28,9 +27,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "google_speech",
         "voxceleb1",
     ),
-    "imagenet32": ("imagenet32",),
-    "images": ("cifar10", "cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"),
-    "vision_language": ("mscoco", "mismatched_caption", "vqa"),
+    "images.imagenet32": ("imagenet32",),
+    "images.sets": ("cifar10", "cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"),
+    "captioned.sets": ("mscoco", "mismatched_caption", "vqa"),
 }
 """Module in this folder to the names it defines."""
 
@@ -54,4 +53,4 @@ def get_source(name: str) -> Source:
             found = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
             source: Source = next(one for one in found if one.name == name)
             return source
-    raise DataError(f"expected a data set among {', '.join(SOURCES)}, {near(name, SOURCES)}")
+    raise DataError(f"expected a data set among {', '.join(SOURCES)}, {suggest(name, SOURCES)}")

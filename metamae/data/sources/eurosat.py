@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from metamae.data.dataset import Affine, Array, Part, Task
-from metamae.data.frames import read_frame
-from metamae.data.source import Layout, Raw, Source, need_module
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.writer import Writer
+from metamae.data.dataset import Affine, Array, PartitionName, Task
+from metamae.data.formats.libraries import need_module
+from metamae.data.formats.pickles import read_frame
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Image, Inputs
 
@@ -59,7 +61,7 @@ def _prepare(raw: Raw, writer: Writer) -> None:
     train, test = ninety_ten(transfer)
     arrays = {"image": "images"}
     writer.partition("pretrain", arrays, index=ninety_ten(pretrain)[0])
-    labelled: tuple[tuple[Part, Array], ...] = (("train", train), ("test", test))
+    labelled: tuple[tuple[PartitionName, Array], ...] = (("train", train), ("test", test))
     for part, index in labelled:
         writer.partition(part, arrays, labels="labels", index=index)
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from metamae.data.dataset import Array, Task
-from metamae.data.letters import Letters
-from metamae.data.source import Layout, Raw, Source
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.tables import plain_text, table_records
-from metamae.data.writer import Writer
+from metamae.data.formats.letters import Letters
+from metamae.data.formats.tables import plain_text, table_records
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Tokens
 

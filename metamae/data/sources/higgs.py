@@ -11,9 +11,10 @@ from typing import IO
 import numpy as np
 
 from metamae.data.dataset import Array, Task
-from metamae.data.source import Layout, Raw, Source
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.writer import RowWriter, Writer
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Tabular
 

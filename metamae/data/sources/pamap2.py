@@ -12,13 +12,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from metalearn.randomness import fold
 from metamae.data.dataset import Array, Partition, Task
-from metamae.data.prepared import Prepared
-from metamae.data.source import Layout, Option, Raw, Source
-from metamae.data.writer import Writer
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Option, Source, Stored
+from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Signal
-from metamae.randomness import fold
 
 CHANNELS, LENGTH, COLUMNS = 52, 320, 54
 ACTIVITIES = {
@@ -174,7 +174,7 @@ def fill_gaps(table: Array) -> Array:
     return filled
 
 
-def _partitions(prepared: Prepared, inputs: Inputs) -> dict[str, Partition]:
+def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:
     recording = prepared.array("recordings")
     tested = TEST_SUBJECTS[prepared.options["test_subjects"]]
     labels = label_map(prepared.options["labels"])

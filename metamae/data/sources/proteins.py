@@ -10,12 +10,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from metamae.data.dataset import Array, Part, Task
-from metamae.data.letters import Letters
-from metamae.data.source import Layout, Raw, Source
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.tables import json_records, table_records
-from metamae.data.writer import Writer
+from metamae.data.dataset import Array, PartitionName, Task
+from metamae.data.formats.letters import Letters
+from metamae.data.formats.tables import json_records, table_records
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Tokens
 
@@ -123,7 +124,7 @@ def _write_clans(raw: Raw, writer: Writer, clans: list[int], found: Array) -> No
         raw.reporter.say(f"{unknown} rows of clans that pretraining never saw are left out")
     labels = writer.save("labels", np.searchsorted(clans, found).astype(np.int32))
     for part, index in zip(("train", "test"), ninety_ten(order), strict=True):
-        split: Part = "train" if part == "train" else "test"
+        split: PartitionName = "train" if part == "train" else "test"
         writer.partition(
             split, {"protein": "transfer_sequences"}, labels=labels, index=index[known[index]]
         )
@@ -161,7 +162,7 @@ class _Reader:
             writer.partition(part, {"protein": f"{part}_sequences"}, labels=f"{part}_labels")
 
 
-_PARTS: tuple[Part, Part] = ("train", "test")
+_PARTS: tuple[PartitionName, PartitionName] = ("train", "test")
 _FILES = {"train": "train", "test": "valid"}
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from metamae.data.archives import Folder
-from metamae.data.dataset import Affine, Array, Part, Partition, Rows, Task
-from metamae.data.frames import read_frame
-from metamae.data.prepared import Prepared
-from metamae.data.source import Layout, Raw, Source, need_module
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.writer import RowWriter, Writer
+from metamae.data.dataset import Affine, Array, Partition, PartitionName, Rows, Task
+from metamae.data.formats.archives import Folder
+from metamae.data.formats.libraries import need_module
+from metamae.data.formats.pickles import read_frame
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Source, Stored
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
 from metamae.inputs import Image, Inputs
 
@@ -79,7 +80,7 @@ def _write_splits(writer: Writer, unlabelled: RowWriter, images: RowWriter) -> N
     pretraining = ninety_ten(shuffled(unlabelled.rows))[0]
     writer.partition("pretrain", {"image": "unlabelled_images"}, index=pretraining)
     train, test = ninety_ten(shuffled(images.rows))
-    labelled: tuple[tuple[Part, Array], ...] = (("train", train), ("test", test))
+    labelled: tuple[tuple[PartitionName, Array], ...] = (("train", train), ("test", test))
     for part, index in labelled:
         writer.partition(part, {"image": "images"}, labels="labels", index=index)
 
@@ -181,7 +182,7 @@ def picture(wafer: Any) -> Array:
     return np.asarray(whole.resize((SIZE, SIZE), pillow.Resampling.BILINEAR))[np.newaxis]
 
 
-def _partitions(prepared: Prepared, inputs: Inputs) -> dict[str, Partition]:
+def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:
     stored = prepared.stored_partitions(inputs)
     return {
         name: replace(part, arrays={"image": Grey(part.arrays["image"], CHANNELS)})

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metamae.data.prepared import Prepared, prepare
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.sources import get_source
 from tests.metamae.data.packing import pack
 

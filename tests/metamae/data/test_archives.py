@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metamae import DataError
-from metamae.data.archives import intact, matches, open_bundle
+from metamae.data.formats.archives import intact, matches, open_bundle
 from tests.metamae.data.making import put
 
 MEMBERS = {"set/b/2.txt": b"two", "set/a/1.txt": b"one", "set/a/3.dat": b"three"}

@@ -10,8 +10,8 @@ import pytest
 
 from metamae import DataError
 from metamae.data.dataset import Array
-from metamae.data.sources.audio import read_clip
-from metamae.data.sources.mel import SAMPLES
+from metamae.data.formats.audio import read_clip
+from metamae.data.formats.mel import SAMPLES
 from metamae.errors import MissingLibraryError
 
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.sources.captions import coco, swap_captions, vqa
+from metamae.data.sources.captioned.captions import coco, swap_captions, vqa
 
 CATEGORIES = [
     {"id": 90, "name": "toothbrush"},

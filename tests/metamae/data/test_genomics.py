@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from metamae import DataError
+from metamae.data.preparing.splits import shuffled
 from metamae.data.sources.genomics import GENERA
-from metamae.data.splits import shuffled
 from tests.metamae.data.making import made, put
 
 OTHERS = [f"Genus{number:02d}" for number in range(60)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.sources import image_lists as lists
+from metamae.data.sources.images import lists as lists
 
 
 def test_cub_follows_its_three_tables() -> None:

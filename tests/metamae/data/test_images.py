@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from metamae import DataError, load_dataset
-from metamae.data import Dataset
-from metamae.data.prepared import Prepared, prepare
+from metamae.data.dataset import Dataset
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.sources import get_source
 from tests.metamae.data import packing
 from tests.metamae.data.packing import Contents, pack, picture

@@ -16,9 +16,9 @@ from PIL import Image as Picture
 
 from metamae import DataError
 from metamae.data.dataset import Array
-from metamae.data.frames import read_frame
+from metamae.data.formats.pickles import read_frame
+from metamae.data.preparing.splits import shuffled
 from metamae.data.sources import eurosat, wafermap
-from metamae.data.splits import shuffled
 from tests.metamae.data.making import made, put
 
 # Tables with columns waferMap, failureType, dieSize and label, pickled by these versions of pandas.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from metamae.config import list_presets
+from metamae.config.presets import list_presets
 from metamae.data.sources import get_source
 from metamae.inputs import Tokens
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import signal
 
 from metamae.data.dataset import Array
-from metamae.data.sources.mel import SAMPLES, fit_length, log_mel, mel_filters
+from metamae.data.formats.mel import SAMPLES, fit_length, log_mel, mel_filters
 
 
 def hertz_to_mel(hertz: float) -> float:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.archives import open_bundle
-from metamae.data.sources.captions import swap_captions
-from metamae.data.sources.pairs import (
+from metamae.data.formats.archives import open_bundle
+from metamae.data.formats.wordpiece import WordPiece
+from metamae.data.sources.captioned.captions import swap_captions
+from metamae.data.sources.captioned.pairs import (
     captioned_pairs,
     question_pairs,
     read_captions,
     read_names,
     read_questions,
 )
-from metamae.data.sources.wordpiece import WordPiece
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.sources.pickles import read_batch
+from metamae.data.formats.pickles import read_batch
 
 DATA = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
 

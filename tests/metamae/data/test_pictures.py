@@ -10,7 +10,7 @@ from PIL import Image
 
 from metamae import DataError
 from metamae.data.dataset import Array
-from metamae.data.sources.pictures import decode_centre, decode_picture
+from metamae.data.formats.pictures import decode_centre, decode_picture
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:

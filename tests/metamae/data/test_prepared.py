@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 from metamae import ConfigError, DataError, load_dataset
-from metamae.data import commands, prepared
+from metamae.cli import data as commands
 from metamae.data.dataset import Selected
-from metamae.data.source import need_module
+from metamae.data.formats.libraries import need_module
+from metamae.data.preparing import prepared
+from metamae.data.preparing.splits import ninety_ten, shuffled
+from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources import SOURCES, get_source
-from metamae.data.splits import ninety_ten, shuffled
-from metamae.data.writer import RowWriter, Writer
 from metamae.errors import MissingLibraryError
 from metamae.progress import Reporter
 from tests.metamae.data.making import made, put

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from metamae import DataError
+from metamae.data.preparing.splits import shuffled
 from metamae.data.sources import proteins
-from metamae.data.splits import shuffled
-from metamae.probe import fit_probe
+from metamae.evaluation.probe import fit_probe
 from tests.metamae.data.making import as_json, made, put
 
 RESIDUES = "XARNDCQEGHILKMFPSTWYVUOBZJ"
@@ -132,7 +132,7 @@ def test_a_regression_set_runs_through_a_probe(tmp_path: Path) -> None:
     data = made("stability", tmp_path).dataset()
     train = data.need("train")
     features = (train.batch(slice(None))["protein"] == 1).float()
-    from metamae.config import ProbeConfig
+    from metamae.config.sections import ProbeConfig
 
     result = fit_probe(
         features, train.labels, features, data.need("test").labels, data.need_task(),

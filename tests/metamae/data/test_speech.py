@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from metamae import DataError, load_dataset
-from metamae.data.prepared import Prepared, prepare
+from metamae.data.formats.mel import SAMPLES, log_mel
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.sources import get_source
-from metamae.data.sources.mel import SAMPLES, log_mel
-from metamae.data.sources.speech import PRETRAINING, spectrograms
-from metamae.loading import batch_indices
+from metamae.data.sources.speech.sets import PRETRAINING, spectrograms
+from metamae.training.batches import batch_indices
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack, sound
 

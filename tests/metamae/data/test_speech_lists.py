@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.sources import speech_lists as lists
+from metamae.data.sources.speech import lists as lists
 
 
 def test_librispeech_cuts_every_speaker_by_one_generator() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from metamae import DataError
+from metamae.data.formats.tables import json_records, plain_text, table_records
+from metamae.data.preparing.splits import shuffled
 from metamae.data.sources.higgs import COLUMNS, RAW_COLUMNS
-from metamae.data.splits import shuffled
-from metamae.data.tables import json_records, plain_text, table_records
 from tests.metamae.data.making import made, put
 
 
@@ -89,7 +89,7 @@ def test_a_list_of_any_spacing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> No
     records = [{"primary": "MK" * n, "n": [n, -1.5e3], "s": 'a"],['} for n in range(9)]
     for text in (json.dumps(records), json.dumps(records, indent=1), " [ ] "):
         for size in (1, 2, 3, 7, 50, 10**6):
-            monkeypatch.setattr("metamae.data.tables._CHUNK", size)
+            monkeypatch.setattr("metamae.data.formats.tables._CHUNK", size)
             expected = records if "MK" in text else []
             assert list(json_records(io.BytesIO(text.encode()), "x")) == expected
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.archives import open_bundle
 from metamae.data.dataset import Array
-from metamae.data.sources.listing import Halves, Listing
-from metamae.data.sources.views import View, lines, save_halves, store, tables
-from metamae.data.writer import Writer
+from metamae.data.formats.archives import open_bundle
+from metamae.data.preparing.listing import Halves, Listing
+from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.writer import Writer
 from metamae.progress import Reporter
 from tests.metamae.data.packing import pack
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from metamae import DataError, load_dataset, make_config
-from metamae.data.prepared import Prepared, prepare
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.sources import get_source
-from metamae.data.sources.vision_language import VOCABULARY
-from metamae.objective import build_method
+from metamae.data.sources.captioned.sets import VOCABULARY
+from metamae.methods.building import build_method
 from metamae.randomness import generator
 from tests.metamae.data import packing
 from tests.metamae.data.packing import pack

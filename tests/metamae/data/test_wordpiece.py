@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metamae import DataError
-from metamae.data.sources.wordpiece import WORDS, WordPiece
+from metamae.data.formats.wordpiece import WORDS, WordPiece
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PIECES = WordPiece(

@@ -1,0 +1,210 @@
+"""Inner gradients that keep their inputs instead of their graph.
+
+A policy built on this computes the inner gradient without a graph in the forward pass, and decides
+in the backward pass how to pull a cotangent back through it (:class:`GradientRule`). Between the
+two passes only the latent of each step is held, so memory hardly grows with the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from metalearn.checks import refuse_missing_second_derivative
+from metalearn.inner import InnerLoop, Step, loss_gradient
+from metalearn.policies.capture import (
+    Held,
+    RandomAndPrecision,
+    call_and_capture,
+    freeze_closure,
+    substitute,
+)
+from metalearn.policies.policy import Refinement, refuse_transforms, run
+
+
+@dataclass
+class GradientCall:
+    """One evaluation of the inner gradient: everything besides its tensors."""
+
+    rule: GradientRule
+    inner: InnerLoop
+    number: int
+    ambient: RandomAndPrecision
+    captured: int
+
+
+class GradientRule(Protocol):
+    """How a cotangent of the inner gradient becomes one of the latent and of captured tensors."""
+
+    @property
+    def needs_second_derivative(self) -> bool:
+        """Whether exact second derivatives are taken, which can be differentiated again."""
+        ...
+
+    def pull_back(
+        self,
+        call: GradientCall,
+        latent: Sequence[Tensor],
+        captured: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """The vector-Jacobian product, for the latent's leaves and then the captured tensors."""
+        ...
+
+
+def run_recomputed(rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
+    """Run an inner loop whose gradients are differentiated by ``rule``."""
+    inner = replace(inner, support_loss=freeze_closure(inner.support_loss))
+    current, state, records = list(leaves), inner.update.initial_state(leaves), []
+    for number in range(inner.steps):
+        step = _step(rule, inner, current, state, number)
+        current, state = step.leaves, step.state
+        records.append(step.record)
+    return Refinement(current, records, inner)
+
+
+def _step(
+    rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor], state: Any, number: int
+) -> Step:
+    ambient, verify = RandomAndPrecision(inner.device), inner.verify and number == 0
+    with torch.enable_grad(), inner.precision():
+        points = [leaf.detach().requires_grad_() for leaf in leaves]
+        losses, captured = call_and_capture(lambda z: inner.losses(z, number), points)
+        values = loss_gradient(losses.sum(), points, create_graph=verify)
+    if verify:
+        refuse_missing_second_derivative(values)
+    call = GradientCall(rule, inner, number, ambient, len(captured))
+    values = [value.detach() for value in values]
+    function = _Gradient if rule.needs_second_derivative else _GradientOnce
+    gradients = list(function.apply(call, values, *leaves, *captured))
+    return inner.move(leaves, gradients, losses.detach(), state, number)
+
+
+class _Gradient(torch.autograd.Function):
+    """The inner gradient as a function of latent and captured tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, call: GradientCall, values: list[Tensor], *tensors: Tensor) -> Any:
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        return _pull_back(ctx, cotangents)
+
+
+class _GradientOnce(_Gradient):
+    """The same for rules whose result cannot be differentiated again."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        return _pull_back(ctx, cotangents)
+
+
+def _pull_back(ctx: Any, cotangents: Sequence[Tensor]) -> tuple[Any, ...]:
+    call: GradientCall = ctx.call
+    tensors = ctx.saved_tensors
+    split = len(tensors) - call.captured
+    pulled = call.rule.pull_back(call, tensors[:split], tensors[split:], cotangents)
+    return (None, None, *pulled)
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """Exact, like :class:`Unrolled`, with memory that hardly grows with the number of steps.
+
+    Only the latent (and the update rule's state) before each step is kept. The outer backward pass
+    walks the steps in reverse: it evaluates the support loss of one step again, now with the graph
+    of its gradient, differentiates that and frees it (Chen et al. 2016). The peak is one step's
+    graph, for one more evaluation of each step. Dropout and other random draws inside the support
+    loss are replayed. Differentiable any number of times.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import Checkpointed, LatentAdapter
+        >>> adapter = LatentAdapter(0.25, steps=2, differentiation=Checkpointed())
+        >>> z = torch.ones(1, 1, requires_grad=True)
+        >>> adapter(z, lambda z: z.square().sum(1)).latent.sum().backward()
+        >>> z.grad
+        tensor([[0.2500]])
+    """
+
+    needs_second_derivative = True
+
+    def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
+        """See :class:`~metalearn.policies.policy.GradientPolicy`."""
+        refuse_transforms(self)
+        if not torch.is_grad_enabled():
+            return run(inner, leaves, exact=[False] * inner.steps)
+        return run_recomputed(self, inner, leaves)
+
+    def pull_back(
+        self,
+        call: GradientCall,
+        latent: Sequence[Tensor],
+        captured: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """Differentiate the gradient, evaluated again with its graph."""
+        again = torch.is_grad_enabled()  # inside a backward pass with create_graph=True
+        pull = _pull_back_differentiably if again else _pull_back_once
+        with torch.enable_grad(), call.ambient.replayed(), call.inner.precision():
+            return pull(call, latent, captured, cotangents)
+
+
+def _pull_back_once(
+    call: GradientCall,
+    latent: Sequence[Tensor],
+    captured: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Every tensor is a variable of its own, cut off from the graph it came from."""
+    held = Held(captured)
+    points = [leaf.detach().requires_grad_() for leaf in latent]
+    with held.substituted():
+        losses = call.inner.losses(points, call.number)
+    gradients = loss_gradient(losses.sum(), points, create_graph=True)
+    # Edges, not tensors: the gradient's values are not needed and would be held.
+    curved = [
+        (get_gradient_edge(g), v)
+        for g, v in zip(gradients, cotangents, strict=True)
+        if g.requires_grad
+    ]
+    del gradients, losses
+    if not curved:  # a loss linear in the latent
+        return [None] * (len(latent) + len(captured))
+    found = torch.autograd.grad(
+        [edge for edge, _ in curved],
+        [*points, *held.variables],
+        grad_outputs=[cotangent for _, cotangent in curved],
+        allow_unused=True,
+    )
+    return [*found[: len(points)], *held.merge(found[len(points) :])]
+
+
+def _pull_back_differentiably(
+    call: GradientCall,
+    latent: Sequence[Tensor],
+    captured: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """The same by ``torch.func``, whose result remembers what it depends on."""
+
+    def gradient(points: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
+        def total(points: list[Tensor]) -> Tensor:
+            with substitute(captured, taken):
+                return call.inner.losses(points, call.number).sum()
+
+        found: list[Tensor] = torch.func.grad(total)(points)
+        return found
+
+    pull = torch.func.vjp(gradient, list(latent), list(captured))[1]
+    of_latent, of_captured = pull(list(cotangents))
+    return [*of_latent, *of_captured]

@@ -1,0 +1,226 @@
+"""`Implicit`: the derivative of an inner optimum, by the implicit function theorem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.checks import refuse_missing_second_derivative
+from metalearn.inner import InnerLoop, loss_gradient, per_task
+from metalearn.policies.capture import Held, RandomAndPrecision, call_and_capture, freeze_closure
+from metalearn.policies.policy import Refinement, refuse_transforms, run
+from metalearn.pytrees import Latent, flat_tasks, flatten
+
+Product = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Implicit:
+    r"""Differentiates the inner optimum instead of the steps that led to it; constant memory.
+
+    Where :math:`\nabla_z L(z^*; \theta) = 0`, the implicit function theorem gives
+
+    .. math::
+        \frac{dz^*}{d\theta} = -H^{-1} \nabla^2_{z\theta} L, \qquad H = \nabla^2_{zz} L(z^*) ,
+
+    so the outer gradient with cotangent :math:`v` is :math:`-\nabla_\theta (g \cdot w)` with
+    :math:`H w = v`. That system is solved for every task on its own by Hessian-vector products:
+
+    * ``"cg"``: conjugate gradients, for positive definite :math:`H` (add ``damping`` otherwise);
+    * ``"neumann"``: :math:`w = \eta \sum_{k \le K} (I - \eta H)^k v`, which equals unrolling the
+      last :math:`K` steps of gradient descent with step size :math:`\eta`.
+
+    The result is as good as the inner loop is converged. An optimum does not depend on where the
+    search began: the initial latent gets no gradient, unless ``proximal`` :math:`= \mu > 0` adds
+    :math:`\frac{\mu}{2} \lVert z - z_0 \rVert^2` to every support loss (iMAML, Rajeswaran et al.
+    2019), which also makes :math:`H` better conditioned. Step sizes get no gradient either.
+
+    Args:
+        solver: ``"cg"`` or ``"neumann"``.
+        iterations: Most Hessian-vector products.
+        tolerance: CG stops when every task's residual is this much smaller than :math:`v`.
+        damping: Added to the diagonal of :math:`H`; not negative.
+        proximal: :math:`\mu`; not negative.
+        scale: :math:`\eta` of the Neumann series; below :math:`2 / \lambda_{max}(H)`.
+
+    Raises:
+        ValueError: a setting out of range.
+        SecondDerivativeError: in the backward pass, if the support loss has no second derivative.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import Implicit, LatentAdapter
+        >>> adapter = LatentAdapter(0.25, steps=40, differentiation=Implicit())
+        >>> centre = torch.tensor([[3.0]], requires_grad=True)
+        >>> z = adapter(torch.zeros(1, 1), lambda z: (z - 2 * centre).square().sum(1)).latent
+        >>> z.sum().backward()  # the optimum is 2 * centre
+        >>> centre.grad
+        tensor([[2.]])
+    """
+
+    solver: Literal["cg", "neumann"] = "cg"
+    iterations: int = 20
+    tolerance: float = 1e-6
+    damping: float = 0.0
+    proximal: float = 0.0
+    scale: float | None = None
+    needs_second_derivative = False  # none in the forward graph
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.solver not in ("cg", "neumann"):
+            raise ValueError(f"expected solver 'cg' or 'neumann', got {self.solver!r}")
+        if self.iterations < 1:
+            raise ValueError(f"expected at least 1 iteration, got {self.iterations}")
+        if not all(0 <= x < float("inf") for x in (self.tolerance, self.damping, self.proximal)):
+            raise ValueError("expected tolerance, damping and proximal >= 0")
+        if self.solver == "neumann" and (self.scale is None or not self.scale > 0):
+            raise ValueError(
+                f"expected a positive scale for the Neumann series, got {self.scale}; "
+                "the inner step size is a good choice: Implicit('neumann', scale=...)"
+            )
+
+    def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
+        """See :class:`~metalearn.policies.policy.GradientPolicy`."""
+        refuse_transforms(self)
+        if self.proximal > 0:
+            inner = replace(
+                inner, support_loss=_proximal(inner.support_loss, leaves, self.proximal)
+            )
+        inner = replace(inner, support_loss=freeze_closure(inner.support_loss))
+        ambient = RandomAndPrecision(inner.device)
+        found = run(inner, leaves, exact=[False] * inner.steps)
+        if not torch.is_grad_enabled():
+            return found
+        optimum = [leaf.detach() for leaf in found.leaves]
+        with torch.enable_grad(), ambient.replayed():
+            points = [leaf.clone().requires_grad_() for leaf in optimum]
+            _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
+        call = _Call(self, inner, ambient, optimum)
+        return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
+
+    def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
+        """Solve ``(H + damping) w = v`` for every task."""
+
+        def damped(p: list[Tensor]) -> list[Tensor]:
+            return [h + self.damping * x for h, x in zip(product(p), p, strict=True)]
+
+        if self.solver == "neumann":
+            assert self.scale is not None
+            return _neumann(damped, v, self.scale, self.iterations)
+        return _conjugate_gradient(damped, v, self.iterations, self.tolerance)
+
+
+def _proximal(
+    support_loss: Callable[[Latent], Tensor], start: Sequence[Tensor], weight: float
+) -> Callable[[Latent], Tensor]:
+    def loss(latent: Latent) -> Tensor:
+        leaves, _ = flatten(latent)
+        pull = [(z - z0) for z, z0 in zip(leaves, start, strict=True)]
+        return support_loss(latent) + 0.5 * weight * _dot(pull, pull)
+
+    return loss
+
+
+@dataclass
+class _Call:
+    policy: Implicit
+    inner: InnerLoop
+    ambient: RandomAndPrecision
+    optimum: list[Tensor]
+
+
+class _Optimum(torch.autograd.Function):
+    """The optimum as a function of the tensors that the support loss captured."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *captured: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.save_for_backward(*captured)
+        return tuple(leaf.clone() for leaf in call.optimum)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        call: _Call = ctx.call
+        captured = ctx.saved_tensors
+        inner = call.inner
+        held = Held(captured)
+        with torch.enable_grad(), call.ambient.replayed(), inner.precision():
+            points = [leaf.clone().requires_grad_() for leaf in call.optimum]
+            with held.substituted():
+                losses = inner.losses(points, inner.steps)
+            gradient = loss_gradient(losses.sum(), points, create_graph=True)
+        refuse_missing_second_derivative(gradient)
+        curved = [g for g in gradient if g.requires_grad]
+
+        def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
+            return torch.autograd.grad(
+                curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+            )
+
+        def product(p: list[Tensor]) -> list[Tensor]:
+            rows = derivative(p, points) if curved else [None]
+            if all(row is None for row in rows):  # a loss linear in z has no optimum
+                raise ValueError(
+                    "expected a curved support loss, got one that is linear in the latent"
+                )
+            return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
+
+        with inner.precision():
+            solution = call.policy.solve(product, list(cotangents))
+            found = derivative([-w for w in solution], held.variables)
+            return (None, *held.merge(found))
+
+
+def _conjugate_gradient(
+    product: Product, v: list[Tensor], iterations: int, tolerance: float
+) -> list[Tensor]:
+    """Conjugate gradients, every task with its own coefficients.
+
+    A task whose curvature along the search direction is not positive stops where it is.
+    """
+    solution = [torch.zeros_like(x) for x in v]
+    residual, direction = list(v), list(v)
+    square = _dot(residual, residual)
+    target = tolerance**2 * square
+    active = square > 0
+    for _ in range(iterations):
+        if not bool(active.any()):
+            break
+        image = product(direction)
+        curvature = _dot(direction, image)
+        active = active & (curvature > 0)
+        step = torch.where(active, square / curvature.where(active, 1.0), 0.0)
+        solution = _axpy(step, direction, solution)
+        residual = _axpy(-step, image, residual)
+        following = _dot(residual, residual)
+        active = active & (following > target)
+        ratio = torch.where(active, following / square.where(square > 0, 1.0), 0.0)
+        direction = _axpy(ratio, direction, residual)
+        square = following
+    return solution
+
+
+def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -> list[Tensor]:
+    term, total = list(v), list(v)
+    for _ in range(iterations):
+        term = [t - scale * h for t, h in zip(term, product(term), strict=True)]
+        total = [a + t for a, t in zip(total, term, strict=True)]
+    return [scale * a for a in total]
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Inner product of each task over all leaves, ``(B,)``."""
+    parts = [flat_tasks(a * b).sum(1) for a, b in zip(first, second, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _axpy(factor: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+    """``factor_b x_b + y_b``."""
+    return [per_task(factor, a) * a + b for a, b in zip(x, y, strict=True)]

@@ -1,0 +1,23 @@
+"""How far and in which direction an inner step goes."""
+
+from metalearn.steps.rules import (
+    ClipGradient,
+    GradientDescent,
+    Momentum,
+    NormaliseGradient,
+    UpdateRule,
+)
+from metalearn.steps.sizes import FixedStepSize, LearnedStepSize, StepSize
+from metalearn.steps.torch_optimisers import TorchOptimiser
+
+__all__ = [
+    "ClipGradient",
+    "FixedStepSize",
+    "GradientDescent",
+    "LearnedStepSize",
+    "Momentum",
+    "NormaliseGradient",
+    "StepSize",
+    "TorchOptimiser",
+    "UpdateRule",
+]

@@ -1,0 +1,37 @@
+"""The ``metamae`` command: pretrain, probe, sweep, report, data."""
+
+from __future__ import annotations
+
+import argparse
+
+from metamae.cli import data as data_commands
+from metamae.cli.pretrain import add_pretrain
+from metamae.cli.probe import add_probe
+from metamae.cli.report import add_report
+from metamae.cli.sweep import add_sweep
+from metamae.cli.terminal import RESUME_HINT, guarded, make_console
+from metamae.training.allocator import keep_freed_memory
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; every command sets ``run``, a function of the parsed options."""
+    parser = argparse.ArgumentParser(
+        prog="metamae", description="Self-supervised learning for any modality: MetaMAE and DABS."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_pretrain(commands)
+    add_probe(commands)
+    add_sweep(commands)
+    add_report(commands)
+    data_commands.add_parser(commands).set_defaults(
+        run=lambda options: data_commands.run(options, make_console())
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    keep_freed_memory()
+    hint = getattr(options, "interrupted", RESUME_HINT)
+    return guarded(lambda: int(options.run(options)), interrupted=hint)

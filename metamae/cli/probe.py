@@ -1,0 +1,124 @@
+"""``metamae probe``: evaluate the encoder of a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from metamae.cli.options import add_places
+from metamae.cli.terminal import make_console
+from metamae.config.presets import override
+from metamae.data import load_dataset
+from metamae.errors import ConfigError
+from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.protocols import PROTOCOLS, labels_of
+from metamae.experiments.evaluate_run import probe_row
+from metamae.inputs import check_transfer
+from metamae.progress import Reporter
+from metamae.report.rows import DEFAULT, Result, read_results, write_results
+from metamae.report.wording import mean_and_spread
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.devices import choose_device
+from metamae.training.run_folder import CHECKPOINT
+
+PROBES = "probes.json"
+
+
+def add_probe(commands: Any) -> None:
+    """Add ``metamae probe``."""
+    parser = commands.add_parser(
+        "probe",
+        help="evaluate a pretrained encoder",
+        description="Evaluate the frozen encoder of a run folder; rows are added to probes.json "
+        "in it, and features are kept beside the checkpoint.",
+        epilog=f"protocols: {', '.join(PROTOCOLS)}, and few-N for any N",
+    )
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of metamae pretrain, or of a sweep")
+    add("--on", metavar="DATASET", help="data set to probe on (default: the pretraining one)")
+    add(
+        "--protocol",
+        nargs="+",
+        default=["published"],
+        metavar="P",
+        help="evaluation protocols, or all (default: published)",
+    )
+    add("--seeds", type=int, default=1, help="probe seeds, counted from the run's own (default: 1)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of the published probe, e.g. --set probe.epochs=50 (repeatable)",
+    )
+    add_places(parser)
+    parser.set_defaults(run=run_probe)
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    """Run ``metamae probe``."""
+    protocols = list(PROTOCOLS) if options.protocol == ["all"] else options.protocol
+    for protocol in protocols:
+        labels_of(protocol)
+    for setting in options.set:
+        if not setting.startswith("probe."):
+            raise ConfigError(
+                f"expected settings of the probe, such as probe.epochs=50, got {setting}"
+            )
+    if options.seeds < 1:
+        raise ConfigError(f"expected at least 1 seed, got {options.seeds}")
+    trained = Checkpoint.load(options.run_dir / CHECKPOINT)
+    config = trained.config
+    changed = override(config, options.set)
+    name = options.on or config.dataset
+    dataset = load_dataset(name, data_dir=options.data_dir, token_size=config.token_size)
+    dataset.need_task()
+    if name != config.dataset:
+        source = load_dataset(
+            config.dataset, data_dir=options.data_dir, token_size=config.token_size
+        )
+        check_transfer(source.inputs, dataset.inputs, names=(source.name, name))
+    device = choose_device(options.device)
+    reporter = Reporter(make_console())
+    features = run_features(options.run_dir, dataset, device=device)
+    path = options.run_dir / PROBES
+    rows = {row.key: row for row in read_results(path)}
+    for protocol in protocols:
+        made = [
+            probe_row(
+                trained,
+                features,
+                protocol,
+                transfer=name,
+                variant=DEFAULT,
+                device=device,
+                probe=changed.probe,
+                probe_seed=config.seed + number,
+                reporter=reporter,
+            )
+            for number in range(options.seeds)
+        ]
+        rows |= {row.key: row for row in made}
+        write_results(path, rows.values())
+        reporter.say(describe(made))
+    return 0
+
+
+def describe(rows: list[Result]) -> str:
+    """One line on the results of a protocol, over probe seeds.
+
+    A single result of several draws shows their spread.
+    """
+    first, values = rows[0], [row.value for row in rows]
+    if len(rows) == 1 and first.draws > 1:
+        shown = f"{100 * first.value:.1f} ± {100 * first.spread:.1f} over {first.draws} draws"
+    else:
+        shown = mean_and_spread(values)
+    where = (
+        first.transfer
+        if first.transfer == first.dataset
+        else (f"{first.dataset} -> {first.transfer}")
+    )
+    metric = first.metric.replace("_", " ")
+    return f"{where}, {first.method}, {first.protocol} ({first.settings}): {metric} {shown}"

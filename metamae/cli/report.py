@@ -1,0 +1,61 @@
+"""``metamae report``: result rows beside the paper's numbers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from metamae.cli.terminal import make_console
+from metamae.config.schema import METHODS
+from metamae.errors import ConfigError, suggest
+from metamae.files import write_text
+from metamae.report.figure import draw_report
+from metamae.report.rows import find_results, write_results
+from metamae.report.tables import make_report
+
+
+def add_report(commands: Any) -> None:
+    """Add ``metamae report``."""
+    parser = commands.add_parser(
+        "report",
+        help="print results beside the paper's numbers",
+        description="Print the results of sweeps, probes and the demo beside the paper's numbers: "
+        "mean and deviation over seeds, and paired differences of two methods.",
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="RUNS", help="folders with results, or result files")
+    add("--method", default="metamae", metavar="M", help="method of the paired differences")
+    add("--against", default="mae", metavar="M", help="what it is compared with (default: mae)")
+    add("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
+    add("--rows", type=Path, metavar="FILE", help="also gather all rows in one file (JSON)")
+    add("--figure", type=Path, metavar="FILE", help="also draw it, e.g. report.png")
+    parser.set_defaults(run=run_report, interrupted="stopped")
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Run ``metamae report``."""
+    for name in (options.method, options.against):
+        if name not in METHODS:
+            raise ConfigError(
+                f"expected a method among {', '.join(METHODS)}, {suggest(name, METHODS)}"
+            )
+    _check_picture(options.figure)
+    rows = find_results(options.paths)
+    sections = make_report(rows, method=options.method, against=options.against)
+    console = make_console()
+    for section in sections:
+        section.print(console)
+    if options.markdown is not None:
+        write_text(options.markdown, "\n".join(section.markdown() for section in sections))
+    if options.rows is not None:
+        write_results(options.rows, rows)
+    if options.figure is not None:
+        draw_report(rows, options.figure)
+    return 0
+
+
+def _check_picture(path: Path | None) -> None:
+    kinds = (".png", ".svg", ".pdf")
+    if path is not None and path.suffix not in kinds:
+        raise ConfigError(f"expected a picture ending in {', '.join(kinds)}, got {path.name!r}")

@@ -1,0 +1,129 @@
+"""Configuration: frozen dataclasses, filled from YAML presets and ``key=value`` overrides.
+
+Unknown keys and wrong types are errors that name the nearest key. The resolved configuration is
+written into every run folder and checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from metamae.config.reading import build, plain
+from metamae.config.sections import (
+    AdaptationConfig,
+    BaselineConfig,
+    ContrastConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LearnConfig,
+    MaskingConfig,
+    ProbeConfig,
+    TrainingConfig,
+    require,
+)
+from metamae.errors import ConfigError, suggest
+
+METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
+"""Known methods, in the order of a report."""
+
+PRESETS = ("pocket", "paper", "shared")
+"""Kinds of presets: small; Table 8 of the paper; Table 9, three settings shared."""
+
+COMPARED = ("random", "mae", "metamae")
+"""The methods that are compared when none are named."""
+
+TRACED = ("unrolled", "first_order")
+"""Gradient policies that ``torch.compile`` can trace."""
+
+COMPILE_FROM = 10_000
+"""Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that determines a run, apart from the data themselves.
+
+    ``token_size`` overrides the data set's own: steps per token, or patch height and width.
+    """
+
+    dataset: str
+    method: str = "metamae"
+    preset: Literal["pocket", "paper", "shared"] = "pocket"
+    seed: int = 0
+    token_size: tuple[int, ...] = ()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        """Check the method's name, the seed, and what does not go together."""
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"expected a method among {', '.join(METHODS)}, {suggest(self.method, METHODS)}"
+            )
+        require(self.seed >= 0, "seed >= 0", self.seed)
+        told = "on" in (self.training.compile, self.training.cuda_graphs)
+        policy = self.adaptation.differentiation
+        expected = (
+            "adaptation.differentiation unrolled or first_order where training.compile=on or "
+            "training.cuda_graphs=on"
+        )
+        require(policy in TRACED or not told, expected, policy)
+        expected = (
+            "training.cuda_graphs=off and training.compile=off or auto where learn.settings names "
+            "some"
+        )
+        given = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
+        require(not (told and self.learn.settings), expected, given)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether pretraining is to be compiled.
+
+        ``training.compile=auto`` decides by the configuration alone, so that a resumed run does as
+        the first one did: MAE and MetaMAE from :data:`COMPILE_FROM` steps on, where the gradient
+        policy can be traced and no settings are learned; and whatever asks for CUDA graphs, which
+        record what was compiled.
+
+        Example:
+            >>> from metamae import make_config
+            >>> make_config("pamap2", preset="paper").compiles, make_config("sensors").compiles
+            (True, False)
+        """
+        if "on" in (self.training.compile, self.training.cuda_graphs):
+            return True
+        if self.training.compile == "off":
+            return False
+        can = self.adaptation.differentiation in TRACED and not self.learn.settings
+        return can and self.method in ("mae", "metamae") and self.training.steps >= COMPILE_FROM
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, fit for YAML, JSON and checkpoints."""
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        return values
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML text."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return text
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Build and check a configuration.
+
+        Raises:
+            ConfigError: on unknown keys, wrong types or impossible values.
+        """
+        config: Config = build(cls, values, "")
+        return config

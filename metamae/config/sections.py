@@ -1,0 +1,278 @@
+"""The sections of a configuration: frozen dataclasses whose defaults are the paper's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metamae.errors import ConfigError, suggest
+
+LEARNABLE = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio", "temperature")
+"""Settings that ``learn.settings`` may name."""
+
+
+def positive(value: float) -> bool:
+    """Whether it is above 0 and finite."""
+    return 0 < value < float("inf")
+
+
+def require(condition: bool, expected: str, got: object) -> None:
+    """Raise ``ConfigError`` unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Transformer encoder; the defaults are the paper's (section 3.1)."""
+
+    width: int = 256
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        _check_transformer("encoder", self.width, self.heads, self.depth, self.mlp_ratio)
+        require(0 <= self.dropout < 1, "encoder.dropout in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Transformer decoder; the paper chooses the depth per data set (Table 8).
+
+    ``attention`` is ``self`` (the paper's) or ``cross``: mask tokens read from the latents only.
+    """
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 2.0
+    attention: Literal["self", "cross"] = "self"
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
+
+
+def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
+    require(width > 0 and width % 4 == 0, f"{name}.width to be a positive multiple of 4", width)
+    require(heads > 0 and width % heads == 0, f"{name}.heads to divide {name}.width", heads)
+    require(depth >= 0, f"{name}.depth >= 0", depth)
+    require(positive(mlp_ratio), f"{name}.mlp_ratio > 0", mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """Shares of masked tokens, and of nearby tokens drawn into the support (section 2.2)."""
+
+    mask_ratio: float = 0.5
+    nearby_ratio: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig:
+    """Latent refinement: ``z' = z - step_size * gradient`` (Eq. 2).
+
+    ``learned`` is ``none`` for a fixed step size, or the axes that get their own learned one.
+    ``chunk_size`` refines that many examples at a time, 0 the whole batch; with ``checkpointed`` it
+    bounds memory.
+    ``support_mean`` is explained at :class:`metamae.model.autoencoder.MaskedAutoencoder`.
+    """
+
+    step_size: float = 0.5
+    steps: int = 1
+    differentiation: Literal["unrolled", "first_order", "checkpointed", "finite_difference"] = (
+        "unrolled"
+    )
+    chunk_size: int = 0
+    learned: Literal["none", "scalar", "channel", "step", "channel_step"] = "none"
+    support_mean: Literal["task", "batch"] = "task"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        finite = 0 <= self.step_size < float("inf")
+        require(finite, "a finite adaptation.step_size >= 0", self.step_size)
+        learnable = self.step_size > 0 or self.learned == "none"
+        require(learnable, "adaptation.step_size > 0 where it is learned", self.step_size)
+        require(self.steps >= 1, "adaptation.steps >= 1", self.steps)
+        require(self.chunk_size >= 0, "adaptation.chunk_size >= 0", self.chunk_size)
+        whole = self.chunk_size == 0 or self.support_mean == "task"
+        require(whole, "adaptation.chunk_size=0 with support_mean=batch", self.chunk_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """Task-contrastive loss (Eq. 3-4): its weight, temperature and projector.
+
+    It needs an inner step: with ``adaptation.step_size=0`` both views of an example are equal, and
+    what is left only pushes the examples of a batch apart.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.5
+    hidden: int = 1024
+    out: int = 128
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.weight >= 0, "contrast.weight >= 0", self.weight)
+        require(positive(self.temperature), "contrast.temperature > 0", self.temperature)
+        require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
+        require(self.out >= 1, "contrast.out >= 1", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMixConfig:
+    """e-Mix: shares of a mixture are Beta(alpha, alpha); similarities of ``out``-wide vectors.
+
+    ``weighting`` is ``per_example``, or ``as_published``: batch means of shares times batch means
+    of losses, to which the published code's broadcasting amounts.
+    """
+
+    alpha: float = 1.0
+    temperature: float = 0.2
+    out: int = 128
+    weighting: Literal["per_example", "as_published"] = "per_example"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(positive(self.alpha), "baseline.emix.alpha > 0", self.alpha)
+        require(positive(self.temperature), "baseline.emix.temperature > 0", self.temperature)
+        require(self.out >= 1, "baseline.emix.out >= 1", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapriConfig:
+    """Capri: which positions predict and compete, and how they are scored.
+
+    ``positions`` is ``all``, as in the published code, or ``masked``, as it is described.
+    """
+
+    temperature: float = 0.07
+    positions: Literal["all", "masked"] = "all"
+    normalise: bool = False
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(positive(self.temperature), "baseline.capri.temperature > 0", self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The baselines of DABS.
+
+    ``corruption`` is the share of tokens that ShED moves, and that Capri and the linear MAE zero;
+    the default is DABS's, for no rate per data set was published. ``reconstruction`` is the linear
+    MAE's loss of one real token: the L2 ``norm`` of its error, as published, or the mean
+    ``squared`` error, as of the MAE with a deep decoder.
+    """
+
+    corruption: float = 0.15
+    reconstruction: Literal["norm", "squared"] = "norm"
+    emix: EMixConfig = field(default_factory=EMixConfig)
+    capri: CapriConfig = field(default_factory=CapriConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(0 < self.corruption < 1, "baseline.corruption in (0, 1)", self.corruption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Pretraining: AdamW at a constant rate, as published.
+
+    ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
+    faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``). ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    autocast: Literal["off", "bfloat16"] = "off"
+    compile: Literal["off", "on", "auto"] = "auto"
+    cuda_graphs: Literal["off", "on"] = "off"
+    log_every: int = 10
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.steps >= 0, "training.steps >= 0", self.steps)
+        for name in ("batch_size", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
+        require(positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
+        require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
+        traced = self.compile != "off" or self.cuda_graphs == "off"
+        require(traced, "training.compile=on or auto where training.cuda_graphs=on", self.compile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Linear probe on frozen features: Adam with L2 decay; the last epoch is reported.
+
+    The defaults are the published protocol. ``standardise`` scales features by the mean and
+    deviation of the training rows first (not published; an aid for short budgets).
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.epochs >= 1, "probe.epochs >= 1", self.epochs)
+        require(self.batch_size >= 1, "probe.batch_size >= 1", self.batch_size)
+        require(positive(self.learning_rate), "probe.learning_rate > 0", self.learning_rate)
+        require(self.weight_decay >= 0, "probe.weight_decay >= 0", self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """Settings of MetaMAE that an outer level learns on held-out unlabelled data.
+
+    ``settings`` names them, among :data:`LEARNABLE`; they start at their configured values. Every
+    ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them at ``learning_rate`` along a
+    hypergradient of the reference loss: on ``held_out`` of the pretraining examples, the query loss
+    at ``reference_ratios`` and ``reference_nearby``, plus ``reference_contrast`` times the contrast
+    (where the method has one). The mask ratio of a training step is drawn around its learned mean
+    with deviation ``mask_spread``. See docs/multilevel.md.
+    """
+
+    settings: tuple[str, ...] = ()
+    hypergradient: Literal["darts", "sama"] = "sama"
+    learning_rate: float = 0.05
+    unroll_steps: int = 4
+    warmup_steps: int = 20
+    held_out: float = 0.1
+    reference_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    reference_nearby: float = 0.1
+    reference_contrast: float = 0.2
+    mask_spread: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        for name in self.settings:
+            if name not in LEARNABLE:
+                raise ConfigError(
+                    f"expected settings to learn among {', '.join(LEARNABLE)}, "
+                    f"{suggest(name, LEARNABLE)}"
+                )
+        distinct = len(set(self.settings)) == len(self.settings)
+        require(distinct, "learn.settings without repetition", self.settings)
+        require(positive(self.learning_rate), "learn.learning_rate > 0", self.learning_rate)
+        require(self.unroll_steps >= 1, "learn.unroll_steps >= 1", self.unroll_steps)
+        require(self.warmup_steps >= 0, "learn.warmup_steps >= 0", self.warmup_steps)
+        require(0 < self.held_out < 1, "learn.held_out between 0 and 1", self.held_out)
+        inside = all(0 < ratio < 1 for ratio in self.reference_ratios)
+        fit = bool(self.reference_ratios) and inside
+        require(fit, "learn.reference_ratios between 0 and 1", self.reference_ratios)
+        nearby = 0 <= self.reference_nearby <= 1
+        require(nearby, "learn.reference_nearby in [0, 1]", self.reference_nearby)
+        weight = self.reference_contrast
+        require(0 <= weight < float("inf"), "learn.reference_contrast >= 0", weight)
+        require(positive(self.mask_spread), "learn.mask_spread > 0", self.mask_spread)

@@ -1,0 +1,12 @@
+"""From raw files to prepared arrays: what a full data set is, and how it is read once.
+
+To add one, see :mod:`metamae.data.sources`.
+"""
+
+from metamae.data.preparing.prepare import prepare
+from metamae.data.preparing.prepared import Prepared
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Option, Source, Stored
+from metamae.data.preparing.writer import Writer
+
+__all__ = ["Layout", "Option", "Prepared", "Raw", "Source", "Stored", "Writer", "prepare"]

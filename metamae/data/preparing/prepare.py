@@ -1,0 +1,148 @@
+"""Preparation: raw files to arrays and a manifest, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metamae.data.formats.archives import intact
+from metamae.data.preparing.prepared import FORMAT, MANIFEST, Prepared, folder_of, sha256
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Source
+from metamae.data.preparing.writer import Writer
+from metamae.errors import ConfigError
+from metamae.files import write_json
+from metamae.progress import Reporter, Stage
+from metamae.version import __version__
+
+
+def prepare(
+    source: Source,
+    data_dir: Path,
+    *,
+    options: Mapping[str, str] | None = None,
+    on_error: str = "fail",
+    again: bool = False,
+    reporter: Reporter | None = None,
+) -> Prepared:
+    """Read the raw files of a set and leave its prepared form, unless it is there already.
+
+    Args:
+        source: Which set.
+        data_dir: Folder with the raw files; the prepared form goes to ``prepared/`` in it.
+        options: Options of the set; defaults for the others.
+        on_error: ``fail`` stops at the first unreadable file; ``skip`` leaves such files out, and
+            names them in the manifest.
+        again: Prepare anew even if it is there.
+        reporter: Shows progress; silent by default.
+
+    Raises:
+        DataError: missing or damaged raw files; the message says which.
+        ConfigError: unknown options, or a set that was prepared with others.
+        MissingLibraryError: an optional library is needed.
+    """
+    reporter = reporter or Reporter(None)
+    resolved = source.resolve(options or {})
+    folder = folder_of(source, data_dir)
+    if folder.is_dir() and not again:
+        return _keep(Prepared.open(source, data_dir), resolved)
+    layout, paths = source.locate(data_dir)
+    _clear_leftovers(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
+    writer = Writer(temporary, on_error=on_error, reporter=reporter)
+    try:
+        raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
+        with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
+            with intact(", ".join(str(path) for path in paths.values())):
+                source.prepare(raw, writer)
+            facts = writer.close()
+        manifest = {
+            "format": FORMAT,
+            "name": source.name,
+            "metamae": __version__,
+            "layout": layout.name,
+            "options": resolved,
+            "on_error": on_error,
+            "sources": _describe_sources(paths, reporter),
+            "skipped": writer.skipped,
+            "partitions": writer.partitions,
+            "arrays": _describe_arrays(writer, reporter),
+            "facts": facts,
+        }
+        write_json(temporary / MANIFEST, manifest)
+        os.chmod(temporary, 0o755)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        writer.abandon()
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Prepared.open(source, data_dir)
+
+
+def _keep(found: Prepared, options: Mapping[str, str]) -> Prepared:
+    if found.options == options:
+        return found
+    asked = ", ".join(f"{name}={value}" for name, value in options.items())
+    made = ", ".join(f"{name}={value}" for name, value in found.options.items())
+    raise ConfigError(
+        f"expected {found.source.name!r} to be prepared with {asked}, it was made with {made}; "
+        "add --again to make it anew"
+    )
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a killed preparation of the same set left behind."""
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _describe_arrays(writer: Writer, reporter: Reporter) -> dict[str, dict[str, Any]]:
+    told = {}
+    with reporter.stage("checksums", total=len(writer.arrays), unit="files") as stage:
+        for name, array in writer.arrays.items():
+            told[name] = {
+                "shape": [array.rows, *array.shape],
+                "dtype": str(array.dtype),
+                "bytes": array.path.stat().st_size,
+                "sha256": sha256(array.path),
+            }
+            stage.advance()
+    return told
+
+
+def _describe_sources(paths: Mapping[str, Path], reporter: Reporter) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each raw file; of a folder, over its files' names and contents."""
+    files = {role: _files(path) for role, path in paths.items()}
+    total = sum(len(found) for found in files.values())
+    told = {}
+    with reporter.stage("checksums of raw files", total=total, unit="files") as stage:
+        for role, path in paths.items():
+            told[role] = {
+                "path": str(path),
+                "files": len(files[role]),
+                "bytes": sum(file.stat().st_size for file in files[role]),
+                "sha256": _digest(path, files[role], stage),
+            }
+    return told
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def _digest(path: Path, files: Sequence[Path], stage: Stage) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        digest = sha256(file)
+        stage.advance()
+        if file == path:
+            return digest
+        whole.update(f"{file.relative_to(path).as_posix()}\0{digest}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,77 @@
+"""The raw files of a preparation, as a reader sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from metamae.data.formats.archives import Bundle, intact, open_bundle
+from metamae.errors import DataError
+from metamae.progress import Reporter, Stage
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """The raw files of one preparation, as a reader sees them."""
+
+    layout: str
+    paths: Mapping[str, Path]
+    options: Mapping[str, str]
+    reporter: Reporter
+
+    def bundle(self, role: str) -> Bundle:
+        """Open the folder, archive or file of a role."""
+        return open_bundle(self.paths[role])
+
+    @contextmanager
+    def open(self, role: str, pattern: str = "*") -> Iterator[IO[bytes]]:
+        """The first member of a role that matches, behind a progress bar.
+
+        Raises:
+            DataError: none matches, or the archive is damaged.
+        """
+        members = self.walk(role, pattern)
+        found = next(members, None)
+        if found is None:
+            self.bundle(role).one(pattern)  # raises: the file is not there
+            raise DataError(f"expected {pattern} in {self.paths[role]}, found none")
+        try:
+            yield found[1]
+        finally:
+            members.close()
+
+    def walk(self, role: str, pattern: str) -> Generator[tuple[str, IO[bytes]], None, None]:
+        """Matching members of a role with their content, behind a progress bar.
+
+        Archives are read in their own order, folders by name.
+        """
+        path = self.paths[role]
+        title = f"reading {path.name}"
+        if path.is_dir():
+            bundle = open_bundle(path)
+            total = max(len(bundle.match(pattern)), 1)
+            with self.reporter.stage(title, total=total, unit="files") as stage:
+                for member in bundle.walk(pattern):
+                    yield member
+                    stage.advance()
+            return
+        total = max(path.stat().st_size // _MIB, 1)
+        with self.reporter.stage(title, total=total, unit="MiB") as stage, intact(path):
+            yield from open_bundle(path, _Meter(stage, total)).walk(pattern)
+
+
+class _Meter:
+    """Advances a bar by one for every MiB of an archive that was passed."""
+
+    def __init__(self, stage: Stage, total: int) -> None:
+        self.stage, self.total, self.done = stage, total, 0
+
+    def __call__(self, position: int) -> None:
+        while self.done < min(position // _MIB, self.total):
+            self.stage.advance()
+            self.done += 1

@@ -1,0 +1,169 @@
+"""Files of an archive under the names by which tables list them, decoded into rows of an array."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from metamae.data.dataset import Array, PartitionName
+from metamae.data.formats.archives import Bundle, Tar
+from metamae.data.preparing.listing import Halves, Listing
+from metamae.data.preparing.writer import RowWriter, Writer
+from metamae.errors import DataError
+
+
+@dataclass(frozen=True)
+class View:
+    """Some files by short names; what is above them in a path differs between archives.
+
+    Attributes:
+        members: Short name to the bundle that holds the file, and its name there.
+    """
+
+    members: Mapping[str, tuple[Bundle, str]]
+
+    @classmethod
+    def tails(cls, pattern: str, *bundles: Bundle) -> View:
+        """Files whose path ends like a pattern, called by that end.
+
+        Args:
+            pattern: Regular expression of the last parts of a path, in any case of letters.
+            bundles: Folders or archives.
+
+        Raises:
+            DataError: no such file in a bundle, or two with one end.
+        """
+        fits = re.compile(pattern, re.IGNORECASE)
+        parts = re.sub(r"\[.*?\]", "", pattern).count("/") + 1  # a slash in [^/] separates nothing
+        members: dict[str, tuple[Bundle, str]] = {}
+        for bundle in bundles:
+            before = len(members)
+            for name in bundle.names():
+                tail = "/".join(name.split("/")[-parts:])
+                if not fits.fullmatch(tail):
+                    continue
+                if tail in members:
+                    raise DataError(
+                        f"expected one file {tail}, got {members[tail][1]} in "
+                        f"{members[tail][0].path} and {name} in {bundle.path}; leave one copy"
+                    )
+                members[tail] = (bundle, name)
+            if len(members) == before:
+                raise DataError(f"expected files like {pattern} in {bundle.path}, found none")
+        return cls(members)
+
+    @classmethod
+    def around(cls, marker: str, bundle: Bundle) -> View:
+        """All files of the folder that holds a marker file.
+
+        Raises:
+            DataError: no such file, or several.
+        """
+        prefix = bundle.one(marker).removesuffix(marker)
+        inside = (name for name in bundle.names() if name.startswith(prefix))
+        return cls({name.removeprefix(prefix): (bundle, name) for name in inside})
+
+    def walk(self, names: Iterable[str]) -> Iterator[tuple[str, IO[bytes]]]:
+        """Files and their content, in the order that is cheap to read.
+
+        A compressed archive has no index: it is read once from front to back.
+        """
+        wanted: dict[Bundle, dict[str, str]] = {}
+        for name in names:
+            bundle, member = self.members[name]
+            wanted.setdefault(bundle, {})[member] = name
+        for bundle, members in wanted.items():
+            if isinstance(bundle, Tar):
+                for member, file in bundle.walk("*"):
+                    if member in members:
+                        yield members[member], file
+                continue
+            for member, name in members.items():
+                with bundle.open(member) as file:
+                    yield name, file
+
+
+def tables(bundle: Bundle, *names: str) -> list[bytes]:
+    """Contents of the files with these names, wherever in the bundle they are.
+
+    Raises:
+        DataError: a file is missing, or there are several.
+    """
+    view = View({name: (bundle, bundle.one(name)) for name in names})
+    found = {name: file.read() for name, file in view.walk(names)}
+    return [found[name] for name in names]
+
+
+def lines(content: bytes) -> list[str]:
+    """Lines of a text that are not empty, without what ends them."""
+    text = content.decode("utf-8", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def store(
+    writer: Writer,
+    array: RowWriter,
+    view: View,
+    names: Sequence[str],
+    decode: Callable[[bytes, str], Array],
+) -> dict[str, tuple[int, int]]:
+    """Decode files into rows of an array.
+
+    Args:
+        writer: Stops at a file that cannot be read, or skips and counts it.
+        array: Where rows go, in the order that is cheap to read.
+        view: Where the files are.
+        names: Which of them; each is read once, however often it is named.
+        decode: Content and name of a file to its rows ``(n, ...)``.
+
+    Returns:
+        First and last row of every file that was read.
+    """
+    rows: dict[str, tuple[int, int]] = {}
+    once = dict.fromkeys(names)
+    for name in once:
+        if name not in view.members:
+            with writer.reading(name):
+                raise DataError("it is listed, but not there")
+    there = [name for name in once if name in view.members]
+    stage = writer.reporter.stage(array.path.stem, total=len(there), unit="files")
+    with stage as bar:
+        for name, file in view.walk(there):
+            with writer.reading(name):
+                first = array.rows
+                array.extend(decode(file.read(), name))
+                rows[name] = (first, array.rows - 1)
+            bar.advance()
+    return rows
+
+
+def save_halves(
+    writer: Writer, halves: Halves, rows: Mapping[str, tuple[int, int]], array: RowWriter, name: str
+) -> None:
+    """Write labels and both labelled partitions; rows were made by :func:`store`.
+
+    Args:
+        writer: Where they go.
+        halves: Files and labels of both.
+        rows: Rows of the files that could be read; the others are left out.
+        array: The array they are rows of.
+        name: Name of the input.
+    """
+    labels = np.zeros(array.rows, np.int64)
+    parts: tuple[tuple[PartitionName, Listing], ...] = (
+        ("train", halves.train),
+        ("test", halves.test),
+    )
+    for _, half in parts:
+        for file, label in zip(half.files, half.labels, strict=True):
+            if file in rows:
+                labels[rows[file][0]] = label
+    writer.save("label", labels)
+    for part, half in parts:
+        index = np.array([rows[file][0] for file in half.files if file in rows], np.int64)
+        writer.partition(part, {name: array.path.stem}, labels="label", index=index)
+    writer.note(classes=list(halves.classes))

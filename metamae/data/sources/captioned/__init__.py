@@ -1,0 +1,1 @@
+"""Images with text: captions that match or do not, and questions with answers."""

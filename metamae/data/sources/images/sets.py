@@ -1,0 +1,214 @@
+"""RGB images: six labelled sets, to which an encoder pretrained on ImageNet32 is transferred."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from metamae.data.dataset import Affine, Array, Task
+from metamae.data.formats.pictures import decode_picture
+from metamae.data.preparing.listing import Halves
+from metamae.data.preparing.raw import Raw
+from metamae.data.preparing.source import Layout, Option, Source
+from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.writer import Writer
+from metamae.data.sources.images import lists as lists
+from metamae.data.sources.images.imagenet32 import (
+    image_array,
+    image_inputs,
+    read_member,
+    small_picture,
+)
+from metamae.errors import DataError
+
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+"""Classes of CIFAR-10, in the order of its ``batches.meta``."""
+
+
+def _save(
+    writer: Writer,
+    halves: Halves,
+    view: View,
+    decode: Callable[[bytes, str], Array] = small_picture,
+) -> None:
+    """Decode all listed pictures of a set; as they are, unless told otherwise."""
+    array = image_array(writer)
+    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
+    save_halves(writer, halves, rows, array, "image")
+
+
+def _prepare_cub(raw: Raw, writer: Writer) -> None:
+    """CUB-200-2011, by its three tables; no crop to the birds."""
+    bundle = raw.bundle("images")
+    names = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+    halves = lists.cub(*map(lines, tables(bundle, *names)))
+    _save(writer, halves, View.tails(r"[^/]+/[^/]+\.jpg", bundle))
+
+
+def _prepare_vgg_flowers(raw: Raw, writer: Writer) -> None:
+    """VGG Flowers, by ``imagelabels.mat``."""
+    bundle = raw.bundle("images")
+    (content,) = tables(
+        raw.bundle("labels") if "labels" in raw.paths else bundle, "imagelabels.mat"
+    )
+    try:
+        labels = loadmat(io.BytesIO(content))["labels"]
+    except (MatReadError, ValueError, KeyError, TypeError, NotImplementedError) as fault:
+        raise DataError(f"expected an array labels in imagelabels.mat: {fault}") from fault
+    _save(writer, lists.vgg_flowers(labels), View.tails(r"image_\d{5}\.jpg", bundle))
+
+
+def _prepare_dtd(raw: Raw, writer: Writer) -> None:
+    """Describable Textures, the first of its ten partitions."""
+    bundle = raw.bundle("images")
+    names = (f"labels/{part}1.txt" for part in ("train", "val", "test"))
+    halves = lists.dtd(*map(lines, tables(bundle, *names)))
+    _save(writer, halves, View.tails(r"[^/]+/[^/]+\.jpg", bundle))
+
+
+def _prepare_traffic_sign(raw: Raw, writer: Writer) -> None:
+    """German Traffic Signs: the training images alone, no crop to the signs."""
+    view = View.tails(r"\d{5}/\d{5}_\d{5}\.ppm", raw.bundle("images"))
+    by_track = raw.options["split"] == "tracks"
+    _save(writer, lists.traffic_sign(view.members, by_track=by_track), view)
+
+
+def _prepare_aircraft(raw: Raw, writer: Writer) -> None:
+    """FGVC Aircraft: variants, cropped to the published boxes."""
+    bundle = raw.bundle("images")
+    names = ("images_variant_trainval.txt", "images_variant_test.txt", "images_box.txt")
+    halves, boxes = lists.aircraft(*map(lines, tables(bundle, *names)))
+
+    def decode(content: bytes, name: str) -> Array:
+        return decode_picture(content, name, box=boxes[name])[np.newaxis]
+
+    _save(writer, halves, View.tails(r"\d+\.jpg", bundle), decode)
+
+
+def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
+    """CIFAR-10: five batches to train on, one to test."""
+    array = image_array(writer)
+    labels: list[Array] = []
+    view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("images"))
+    starts = {}
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        starts[name] = array.rows
+        with writer.reading(name):
+            images, found = read_member(view, name)
+            array.extend(images)
+            labels.append(found)
+    writer.save("label", np.concatenate(labels) if labels else np.zeros(0, np.int64))
+    arrays, cut = {"image": "image"}, starts["test_batch"]
+    writer.partition("train", arrays, labels="label", index=np.arange(cut))
+    writer.partition("test", arrays, labels="label", index=np.arange(cut, array.rows))
+
+
+def _source(
+    name: str,
+    prepare: Callable[[Raw, Writer], None],
+    origin: str,
+    split: str,
+    *,
+    published: Mapping[str, str],
+    folders: tuple[str, str, str],
+    classes: tuple[str, ...] = (),
+    options: Mapping[str, Option] | None = None,
+) -> Source:
+    """One set; ``folders`` are the unpacked archive's, the DABS downloader's, and MetaMAE's."""
+    kinds = zip(("unpacked", "dabs", "metamae"), folders, strict=True)
+    return Source(
+        name=name,
+        modality="RGB images",
+        origin=origin,
+        inputs=image_inputs,
+        token_size=(4, 4),
+        layouts=(
+            Layout("published", published),
+            *(Layout(kind, {"images": folder}) for kind, folder in kinds),
+        ),
+        prepare=prepare,
+        task=Task(kind="classification", metric="accuracy", classes=classes),
+        pretrained_on="imagenet32",
+        split=split,
+        scaling={"image": Affine.divide(255)},
+        options=options or {},
+    )
+
+
+SOURCES = (
+    _source(
+        "cifar10",
+        _prepare_cifar10,
+        "cifar-10-python.tar.gz from the CIFAR page of the University of Toronto",
+        "the official 50,000 and 10,000 images.",
+        published={"images": "cifar-10-python.tar.gz"},
+        folders=("cifar-10-batches-py", "natural_images/cifar10", "cifar-10-batches-py"),
+        classes=CIFAR10,
+    ),
+    _source(
+        "cub",
+        _prepare_cub,
+        "CUB_200_2011.tgz from Caltech",
+        "the official one, by train_test_split.txt.",
+        published={"images": "CUB_200_2011.tgz"},
+        folders=("CUB_200_2011", "natural_images/cu_birds/CUB_200_2011", "CUB_200_2011"),
+    ),
+    _source(
+        "vgg_flowers",
+        _prepare_vgg_flowers,
+        "102flowers.tgz and imagelabels.mat from the Visual Geometry Group, Oxford",
+        "80/20 per class with one RandomState(42), classes in order of first appearance; the "
+        "official split is not used.",
+        published={"images": "102flowers.tgz", "labels": "imagelabels.mat"},
+        folders=("flowers-102", "natural_images/flowers", "flowers102"),
+    ),
+    _source(
+        "dtd",
+        _prepare_dtd,
+        "dtd-r1.0.1.tar.gz from the Visual Geometry Group, Oxford",
+        "train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
+        published={"images": "dtd-r1.0.1.tar.gz"},
+        folders=("dtd", "natural_images/dtd/dtd", "imagenet/dtd"),
+    ),
+    _source(
+        "traffic_sign",
+        _prepare_traffic_sign,
+        "GTSRB_Final_Training_Images.zip of the German Traffic Sign Recognition Benchmark",
+        "training images only, 80/20 per class with one RandomState(42) over sorted names; the "
+        "published order is that of a file system. Frames of one sign fall on both sides unless "
+        "split=tracks.",
+        published={"images": "GTSRB_Final_Training_Images.zip"},
+        folders=(
+            "GTSRB/Final_Training",
+            "natural_images/traffic_sign/GTSRB",
+            "imagenet/traffic_sign/GTSRB",
+        ),
+        options={
+            "split": Option(
+                ("frames", "tracks"),
+                "frames: as published, images of one physical sign are on both sides; tracks: "
+                "all images of a sign stay on one side",
+            )
+        },
+    ),
+    _source(
+        "aircraft",
+        _prepare_aircraft,
+        "fgvc-aircraft-2013b.tar.gz from the Visual Geometry Group, Oxford",
+        "trainval against test; cropped to the published boxes. As many classes as the lists "
+        "name, 100; published heads have 102, two of them unused.",
+        published={"images": "fgvc-aircraft-2013b.tar.gz"},
+        folders=(
+            "fgvc-aircraft-2013b",
+            "natural_images/aircraft/fgvc-aircraft-2013b",
+            "imagenet/fgvc-aircraft-2013b",
+        ),
+    ),
+)

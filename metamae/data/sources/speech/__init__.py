@@ -1,0 +1,1 @@
+"""Speech as log-mel pictures: LibriSpeech, and the sets that its encoder is probed on."""

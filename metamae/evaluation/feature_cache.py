@@ -1,0 +1,72 @@
+"""Encoders on other data: which inputs they take, and their features, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamae.data.dataset import Dataset
+from metamae.errors import CheckpointError
+from metamae.evaluation.features import Features, compute_features
+from metamae.files import replacing
+from metamae.training.checkpoint import read_intact
+from metamae.training.run_folder import CHECKPOINT, load_method
+
+
+def run_features(
+    run_dir: Path, dataset: Dataset, *, device: torch.device | str = "cpu"
+) -> Features:
+    """Features of a run's checkpoint on a data set, kept in a file beside the checkpoint.
+
+    The file is valid for the digests of checkpoint and data it was made from, and is made again
+    when either differs or when it cannot be read.
+
+    Args:
+        run_dir: Folder of a pretraining run.
+        dataset: The data set to compute features of; its own scaling is used.
+        device: Where to compute.
+
+    Raises:
+        CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
+    """
+    checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}.pt"
+    key = _cache_key(checkpoint, dataset)
+    parts = _read_cache(path, key)
+    if parts is None:
+        method = load_method(checkpoint, dataset.inputs, device)
+        train, test = compute_features(method, dataset, device=str(device))
+        parts = {"train": train, "test": test}
+        with replacing(path) as temporary:
+            torch.save({"key": key, **parts}, temporary)
+    return Features.of(dataset, parts["train"], parts["test"])
+
+
+def _cache_key(checkpoint: Path, dataset: Dataset) -> dict[str, Any]:
+    if not checkpoint.is_file():
+        raise CheckpointError(
+            f"expected a checkpoint at {checkpoint}, found none; check the path, or pretrain first"
+        )
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": digest,
+        "dataset": dataset.name,
+        "data": hashlib.sha256(repr(sorted(dataset.card.items())).encode()).hexdigest(),
+        "rows": [len(dataset.need("train")), len(dataset.need("test"))],
+        "inputs": repr(dataset.inputs),
+        "task": dataset.need_task().kind,
+    }
+
+
+def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = read_intact(path, "cpu")
+    except CheckpointError:  # a damaged cache is no loss
+        return None
+    fits = isinstance(found, dict) and found.pop("key", None) == key
+    return found if fits and found.keys() == {"train", "test"} else None

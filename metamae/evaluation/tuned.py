@@ -1,0 +1,197 @@
+"""The tuned linear probe: an exact fit whose L2 strength is chosen on a validation cut."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from metalearn.randomness import fold
+from metamae.data.dataset import Array, Task
+from metamae.errors import DataError, TrainingError
+from metamae.evaluation.probe import score
+
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+"""Strengths to choose from, strongest first: an equal score is won by the stronger one."""
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Scales features by the mean and deviation of the rows it was made from."""
+
+    mean: Array
+    scale: Array
+
+    @classmethod
+    def of(cls, features: Array) -> Scaler:
+        """The scaler of some rows; a constant feature becomes zero."""
+        scale = features.std(0)
+        return cls(features.mean(0), np.where(scale > 1e-8, scale, np.inf))
+
+    def __call__(self, features: Array) -> Array:
+        """Scaled features."""
+        scaled: Array = (features - self.mean) / self.scale
+        return scaled
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    r"""A fitted linear map on scaled features.
+
+    Classes by multinomial logistic regression, numbers by ridge regression: the minimum of
+
+    .. math:: \frac{1}{N} \sum_i \ell(y_i, W x_i + b) + \frac{\gamma}{2} \|W\|^2
+
+    with cross-entropy or half the squared error. The mean makes one strength :math:`\gamma` mean
+    the same for any number of rows.
+
+    Attributes:
+        scaler: Scales features.
+        model: The scikit-learn model.
+        strength: :math:`\gamma`.
+    """
+
+    scaler: Scaler
+    model: Any
+    strength: float
+
+    def predict(self, features: Array) -> Array:
+        """Labels or numbers, ``(N,)``."""
+        predictions: Array = self.model.predict(self.scaler(features))
+        return predictions
+
+
+def fit_regularised(
+    features: Array, labels: Array, task: Task, strength: float, *, scaler: Scaler | None = None
+) -> LinearProbe:
+    """Fit one strength.
+
+    Args:
+        features: ``(N, D)``.
+        labels: ``(N,)``.
+        task: What to predict.
+        strength: Of the L2 term.
+        scaler: Of the features; made from these rows when absent.
+
+    Raises:
+        TrainingError: the solver did not converge.
+    """
+    features = features.astype(np.float64)
+    scaler = scaler or Scaler.of(features)
+    return _fit(scaler, scaler(features), labels, strength, _model(task))
+
+
+def fit_tuned(
+    features: Array, labels: Array, task: Task, *, groups: Array | None = None, seed: int = 0
+) -> LinearProbe:
+    """Choose the strength on a validation cut of the given rows, then fit all of them with it.
+
+    Test rows have no part in it. The cut keeps groups whole (:func:`hold_out`).
+
+    Args:
+        features: ``(N, D)``.
+        labels: ``(N,)``.
+        task: What to predict.
+        groups: ``(N,)`` group of each row.
+        seed: Seed of the cut.
+
+    Raises:
+        DataError: no rows can be held out.
+        TrainingError: the solver did not converge.
+
+    Example:
+        >>> import numpy as np
+        >>> from metamae.data.dataset import Task
+        >>> from metamae.evaluation.tuned import fit_tuned
+        >>> x, y = np.linspace(-1, 1, 40)[:, None], np.repeat([0, 1], 20)
+        >>> task = Task(kind="binary", metric="accuracy", classes=("low", "high"))
+        >>> fit_tuned(x, y, task).predict(np.array([[-0.5], [0.5]]))
+        array([0, 1])
+    """
+    features = features.astype(np.float64)
+    fit, held = hold_out(labels, groups, classes=task.kind != "regression", seed=seed)
+    scaler = Scaler.of(features[fit])
+    train, validation = scaler(features[fit]), scaler(features[held])
+    model, scores = _model(task), {}
+    for strength in STRENGTHS:  # each starts from the solution of the stronger one before
+        probe = _fit(scaler, train, labels[fit], strength, model)
+        scores[strength] = score(task, labels[held], probe.model.predict(validation))
+    strength = max(scores, key=lambda one: scores[one])  # the first of equals
+    return fit_regularised(features, labels, task, strength)
+
+
+def _model(task: Task) -> Any:
+    if task.kind == "regression":
+        return Ridge()
+    return LogisticRegression(max_iter=5000, warm_start=True)
+
+
+def _fit(scaler: Scaler, scaled: Array, labels: Array, strength: float, model: Any) -> LinearProbe:
+    rows = len(scaled)
+    if isinstance(model, Ridge):
+        model.set_params(alpha=strength * rows)
+    else:
+        model.set_params(C=1 / (strength * rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model.fit(scaled, labels)
+        except ConvergenceWarning as fault:
+            raise TrainingError(
+                f"expected the regularised probe to converge at strength {strength:g}, it did not "
+                f"({str(fault).splitlines()[0]}); look at the features, or use another protocol"
+            ) from fault
+    return LinearProbe(scaler, model, strength)
+
+
+SHARE = 0.25
+"""Share of the rows held out."""
+
+
+def hold_out(
+    labels: Array, groups: Array | None = None, *, classes: bool = True, seed: int = 0
+) -> tuple[Array, Array]:
+    """Indices of rows to fit on and of rows to validate on.
+
+    Whole groups (subjects, clusters, places) are drawn in random order until a quarter of the rows
+    is held out; a group without which a class would have no row to fit on is passed over.
+
+    Args:
+        labels: ``(N,)`` class indices, or numbers.
+        groups: ``(N,)`` group of each row; rows are their own groups when absent.
+        classes: Whether the labels are classes.
+        seed: Seed of the order; the cut is a function of it and of the rows.
+
+    Raises:
+        DataError: nothing can be held out.
+
+    Example:
+        >>> import numpy as np
+        >>> from metamae.evaluation.tuned import hold_out
+        >>> fit, validation = hold_out(np.tile([0, 1], 8), np.repeat([0, 1, 2, 3], 4))
+        >>> len(fit), len(validation), len(set(validation // 4))
+        (12, 4, 1)
+    """
+    names, group = np.unique(
+        np.arange(len(labels)) if groups is None else groups, return_inverse=True
+    )
+    _, label = np.unique(labels, return_inverse=True) if classes else (None, np.zeros_like(group))
+    table = np.zeros((len(names), label.max(initial=0) + 1), dtype=np.int64)
+    np.add.at(table, (group, label), 1)
+    left, held = table.sum(0), np.zeros(len(names), dtype=bool)
+    rows = 0
+    for number in np.random.default_rng(fold(seed, "validation cut")).permutation(len(names)):
+        if rows >= SHARE * len(labels):
+            break
+        if ((left - table[number]) > 0).all():
+            held[number], left, rows = True, left - table[number], rows + table[number].sum()
+    if rows == 0:
+        raise DataError(
+            f"expected rows to hold out for validation, got {len(labels)} rows in {len(names)} "
+            "groups of which no class can spare one; use more labelled rows, or another protocol"
+        )
+    return np.flatnonzero(~held[group]), np.flatnonzero(held[group])

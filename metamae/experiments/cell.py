@@ -1,0 +1,118 @@
+"""One cell of a sweep: pretrain, compute features once, evaluate under every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
+from metamae.errors import CheckpointError
+from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.protocols import describe_protocol
+from metamae.experiments.evaluate_run import probe_row
+from metamae.experiments.plan import Cell
+from metamae.inputs import check_transfer
+from metamae.progress import Reporter
+from metamae.report.rows import Key, Result
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.pretraining import pretrain
+from metamae.training.run_folder import CHECKPOINT, CONFIG
+
+Load = Callable[[str, tuple[int, ...]], Dataset]
+"""Loads a data set by name and token size."""
+
+
+def run_cell(
+    cell: Cell,
+    run_dir: Path,
+    load: Load,
+    *,
+    device: torch.device,
+    wanted: Collection[Key],
+    reporter: Reporter | None = None,
+) -> list[Result]:
+    """Rows of a cell that are wanted; pretraining goes on from its last checkpoint.
+
+    Everything is computed from the checkpoint file, never from the method still in memory, so that
+    a row made now and one made later from the same file are equal.
+
+    Args:
+        cell: The cell.
+        run_dir: Its folder.
+        load: Loads a data set.
+        device: Where to train and compute features.
+        wanted: Keys of the rows to make.
+        reporter: Shows progress; silent by default.
+    """
+    config, reporter = cell.config, reporter or Reporter(None)
+    source = load(config.dataset, config.token_size)
+    targets = [name for name in cell.targets if any(key.transfer == name for key in wanted)]
+    loaded = {
+        name: source if name == config.dataset else load(name, config.token_size)
+        for name in targets
+    }
+    for name, dataset in loaded.items():
+        dataset.need_task()
+        check_transfer(source.inputs, dataset.inputs, names=(source.name, name))
+    if not is_finished(config, run_dir):
+        pretrain(config, source, run_dir, device=device, resume=True, reporter=reporter)
+    trained = Checkpoint.load(run_dir / CHECKPOINT)
+    rows = []
+    for name, dataset in loaded.items():
+        features = run_features(run_dir, dataset, device=device)
+        for protocol in cell.protocols:
+            if cell.key(name, protocol) in wanted:
+                rows.append(
+                    probe_row(
+                        trained,
+                        features,
+                        protocol,
+                        transfer=name,
+                        variant=cell.variant,
+                        device=device,
+                        probe=config.probe,
+                        reporter=reporter,
+                    )
+                )
+    return rows
+
+
+def is_finished(config: Config, run_dir: Path) -> bool:
+    """Whether the folder holds the finished pretraining of this configuration.
+
+    Raises:
+        CheckpointError: it holds another configuration's, or a damaged checkpoint.
+    """
+    if not (run_dir / CHECKPOINT).is_file():
+        return False
+    found = Checkpoint.load(run_dir / CHECKPOINT)
+    check_same(found.config, config, run_dir)
+    return found.step == config.training.steps
+
+
+def check_same(found: Config, asked: Config, run_dir: Path) -> None:
+    """Raise ``CheckpointError`` unless two configurations pretrain alike."""
+    if replace(found, probe=asked.probe) != asked:
+        raise CheckpointError(
+            f"expected {run_dir} to hold a run with these settings, it was made with others; "
+            "choose another output folder, or delete this one to run it again"
+        )
+
+
+def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
+    """Whether a finished row was made with the settings asked for, and its run is still there.
+
+    Raises:
+        CheckpointError: the run was made with other settings.
+    """
+    try:
+        found = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
+    except OSError:
+        return False  # its folder was deleted, as errors advise: run it again
+    check_same(found, cell.config, run_dir)
+    return row.settings == describe_protocol(row.protocol, cell.config.probe)

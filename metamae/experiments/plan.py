@@ -1,0 +1,273 @@
+"""Experiments as data: a YAML file lists cells, one per (data set, variant, method, seed)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamae.config.presets import list_presets, make_config
+from metamae.config.schema import METHODS, PRESETS, Config
+from metamae.data.pocket import POCKET, stands_for
+from metamae.data.sources import SOURCES
+from metamae.errors import ConfigError, suggest
+from metamae.evaluation.protocols import PROTOCOLS, labels_of
+from metamae.experiments.ablation import TABLE_4, ablate
+from metamae.report.rows import DEFAULT, Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A named set of overrides.
+
+    Attributes:
+        overrides: Strings such as ``"decoder.depth=0"``.
+        methods: Methods it applies to; all of the sweep's when empty.
+        datasets: Data sets it applies to; all of the sweep's when empty.
+        ablation: A row of :data:`~metamae.experiments.ablation.TABLE_4`, with a method of its own.
+    """
+
+    overrides: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    ablation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set to pretrain on.
+
+    Attributes:
+        probe: Data sets to probe on; itself when empty.
+        overrides: Overrides for this data set.
+    """
+
+    probe: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One pretraining run and its evaluations.
+
+    Attributes:
+        config: The resolved configuration.
+        variant: Name of the variant.
+        targets: Data sets to probe on.
+        protocols: Protocols to evaluate.
+    """
+
+    config: Config
+    variant: str
+    targets: tuple[str, ...]
+    protocols: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its folder below the output folder."""
+        config = self.config
+        return f"{config.dataset}/{self.variant}/{config.method}/seed-{config.seed}"
+
+    def key(self, target: str, protocol: str) -> Key:
+        """Key of one of its rows."""
+        config = self.config
+        seed = config.seed
+        return Key(config.dataset, target, config.method, self.variant, seed, protocol, seed)
+
+    @property
+    def keys(self) -> list[Key]:
+        """Keys of all its rows."""
+        return [self.key(t, p) for t in self.targets for p in self.protocols]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep file says.
+
+    Attributes:
+        datasets: Data sets to pretrain on.
+        methods: Methods.
+        seeds: Seeds.
+        protocols: Evaluation protocols.
+        variants: Named sets of overrides; by default only one, without any.
+        overrides: Overrides of all cells.
+        preset: ``pocket`` or ``paper``.
+    """
+
+    datasets: dict[str, Source]
+    methods: tuple[str, ...] = METHODS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    protocols: tuple[str, ...] = PROTOCOLS
+    variants: dict[str, Variant] = field(default_factory=lambda: {DEFAULT: Variant()})
+    overrides: tuple[str, ...] = ()
+    preset: str = "pocket"
+
+    def __post_init__(self) -> None:
+        """Check all names."""
+        for what in ("datasets", "methods", "seeds", "protocols", "variants"):
+            if not getattr(self, what):
+                raise ConfigError(f"expected one or more {what} in a sweep, got none")
+        for protocol in self.protocols:
+            labels_of(protocol)
+        _check_names("methods", self.methods, METHODS)
+        for name, variant in self.variants.items():
+            _check_names(f"the methods of variant {name!r}", variant.methods, METHODS)
+            if variant.ablation:
+                _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
+            if variant.ablation and variant.methods:
+                raise ConfigError(
+                    f"expected no methods in variant {name!r}, whose ablation has its own, got "
+                    f"{', '.join(variant.methods)}"
+                )
+            _check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
+            if not name or set(name) & set("/\\") or name.startswith("."):
+                raise ConfigError(f"expected a variant's name fit for a folder, got {name!r}")
+
+    def cells(self) -> list[Cell]:
+        """All cells: seeds outermost, so that a sweep that is stopped has whole comparisons.
+
+        Raises:
+            ConfigError: overrides that are impossible for a data set.
+        """
+        return [cell for seed in self.seeds for cell in self._cells(seed)]
+
+    def _cells(self, seed: int) -> Iterator[Cell]:
+        for dataset, source in self.datasets.items():
+            for name, variant in self.variants.items():
+                if variant.datasets and dataset not in variant.datasets:
+                    continue
+                overrides = (*self.overrides, *source.overrides, *variant.overrides)
+                methods = variant.methods or self.methods
+                if variant.ablation:
+                    full = resolve(dataset, self.preset, "metamae", seed, overrides)
+                    method, changes = ablate(variant.ablation, full)
+                    methods, overrides = (method,), (*overrides, *changes)
+                for method in methods:
+                    yield Cell(
+                        config=resolve(dataset, self.preset, method, seed, overrides),
+                        variant=name,
+                        targets=source.probe or (dataset,),
+                        protocols=self.protocols,
+                    )
+
+
+def resolve(
+    dataset: str, preset: str, method: str, seed: int, overrides: tuple[str, ...] | list[str] = ()
+) -> Config:
+    """Configuration of one run; an untrained encoder takes no steps.
+
+    Raises:
+        ConfigError: unknown names, or impossible values.
+
+    Example:
+        >>> from metamae.experiments.plan import resolve
+        >>> resolve("sensors", "pocket", "random", 3).training.steps
+        0
+    """
+    for override in overrides:
+        if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
+            raise ConfigError(f"expected a setting of its own instead of the override {override}")
+    preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
+    config = make_config(
+        dataset,
+        preset=preset,
+        preset_name=preset_name,
+        overrides=overrides,
+        method=method,
+        seed=seed,
+    )
+    if method == "random":
+        config = replace(config, training=replace(config.training, steps=0))
+    return config
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file.
+
+    Data sets, methods, seeds, protocols, variants and overrides are those of :class:`Sweep`;
+    ``seeds`` may be a number, ``datasets`` a list of names.
+
+    Raises:
+        ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as fault:
+        raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        reason = " ".join(str(fault).split())
+        raise ConfigError(f"expected YAML in {path}: {reason}") from fault
+    known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
+    values = _section(values, known, str(path))
+    if "datasets" not in values:
+        raise ConfigError(f"expected a key 'datasets' in {path}, got {', '.join(values) or 'none'}")
+    given: dict[str, Any] = {"datasets": _datasets(values["datasets"])}
+    for key in ("methods", "protocols", "overrides"):
+        if key in values:
+            given[key] = _texts(values[key], key)
+    if "variants" in values:
+        given["variants"] = _variants(values["variants"])
+    if "seeds" in values:
+        given["seeds"] = _seeds(values["seeds"])
+    if "preset" in values:
+        _check_names("preset", [values["preset"]], PRESETS)
+        given["preset"] = values["preset"]
+    return Sweep(**given)
+
+
+def _datasets(values: Any) -> dict[str, Source]:
+    if isinstance(values, list):
+        values = {str(name): None for name in values}
+    names = [*POCKET, *list_presets("paper")]
+    sources = {}
+    for name, value in _section(values, None, "datasets").items():
+        _check_names("datasets", [name], names)
+        inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
+        given = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
+        _check_names(f"datasets.{name}.probe", given.get("probe", ()), (*POCKET, *SOURCES))
+        sources[name] = Source(**given)
+    return sources
+
+
+def _variants(values: Any) -> dict[str, Variant]:
+    variants = {}
+    for name, value in _section(values, None, "variants").items():
+        known = ("overrides", "methods", "datasets", "ablation")
+        inner = dict(_section(value or {}, known, f"variants.{name}"))
+        ablation = str(inner.pop("ablation", ""))
+        given = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
+        variants[str(name)] = Variant(ablation=ablation, **given)
+    return variants
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = list(range(value)) if isinstance(value, int) else value
+    whole = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    if not whole or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"expected seeds as a number or a list of numbers >= 0, got {value!r}")
+    return tuple(seeds)
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"expected a list of texts for {where}, got {value!r}")
+    return tuple(items)
+
+
+def _section(value: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected keys and values in {where}, got {value!r}")
+    _check_names(where, value, known or value)
+    return value
+
+
+def _check_names(what: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"expected names among {', '.join(known)} in {what}, {suggest(str(name), known)}"
+            )

@@ -1,0 +1,179 @@
+"""From a configuration to a method, with weights that depend on its seed alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from metalearn import (
+    Checkpointed,
+    FiniteDifference,
+    FirstOrder,
+    FixedStepSize,
+    GradientPolicy,
+    LatentAdapter,
+    LearnedStepSize,
+    MeanPool,
+    Projector,
+    StepSize,
+    TaskContrastiveLoss,
+    Unrolled,
+)
+from metalearn.randomness import seeded
+from metamae.config.schema import Config
+from metamae.config.sections import AdaptationConfig
+from metamae.data.dataset import Task
+from metamae.errors import ConfigError
+from metamae.inputs import Inputs
+from metamae.methods.baselines.capri import Capri
+from metamae.methods.baselines.emix import EMix
+from metamae.methods.baselines.mae_linear import LinearMAE
+from metamae.methods.baselines.shed import ShED
+from metamae.methods.baselines.supervised import Supervised
+from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
+from metamae.methods.method import Method
+from metamae.model.autoencoder import MaskedAutoencoder
+from metamae.model.backbone import Backbone
+from metamae.model.masking import Masking
+
+POLICIES: dict[str, GradientPolicy] = {
+    "unrolled": Unrolled(),
+    "checkpointed": Checkpointed(),
+    "first_order": FirstOrder(),
+    "finite_difference": FiniteDifference(),
+}
+"""Gradient policies by the name that a configuration uses."""
+
+
+def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Method[Any]:
+    """Build a method with weights that depend on ``config.seed`` alone.
+
+    Methods that share a seed and sizes share the initial weights of the encoder, and of the
+    decoder where they have one. The global random state is left as it was.
+
+    Args:
+        config: The resolved configuration.
+        inputs: Specifications of the inputs.
+        task: What labels mean; only the supervised method needs it.
+
+    Raises:
+        ConfigError: settings that do not fit the method or the inputs.
+
+    Example:
+        >>> from metamae.config.presets import make_config
+        >>> from metamae.inputs import Signal
+        >>> from metamae.methods.building import build_method
+        >>> spec = Signal(name="signal", channels=6, length=128, token_length=4)
+        >>> build_method(make_config("sensors"), (spec,)).network.encoder.norm.normalized_shape
+        (128,)
+    """
+    if config.method in BASELINES:
+        with seeded(config.seed):
+            return build_baseline(config, inputs, task)
+    _refuse_blind_decoder(config)
+    masking = Masking(inputs, config.masking.mask_ratio, config.masking.nearby_ratio)
+    with seeded(config.seed):
+        network = MaskedAutoencoder(
+            inputs,
+            config.encoder,
+            config.decoder,
+            masking,
+            support_mean=config.adaptation.support_mean,
+        )
+        if config.method != "metamae":
+            return MAE(network)
+        if config.learn.settings:
+            return _build_learning(config, network)
+        return MetaMAE(
+            network,
+            build_adapter(config.adaptation, config.encoder.width),
+            _build_contrast(config),
+            contrast_weight=config.contrast.weight,
+        )
+
+
+def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
+    from metamae.methods.learning import build_learning  # it builds on this module
+
+    adaptation = config.adaptation
+    if "step_size" in config.learn.settings:
+        adaptation = replace(adaptation, learned="scalar")
+    adapter = build_adapter(adaptation, config.encoder.width)
+    return build_learning(config, network, adapter, _build_contrast(config))
+
+
+def _refuse_blind_decoder(config: Config) -> None:
+    """Without a block, predictions of masked tokens do not depend on the latent at all."""
+    contrasted = config.method == "metamae" and config.contrast.weight > 0
+    if config.decoder.depth == 0 and config.method != "random" and not contrasted:
+        raise ConfigError(
+            f"expected decoder.depth >= 1 for {config.method} without a contrast, got 0: masked "
+            "tokens would never see the latent, and the encoder would not be trained; for a "
+            "masked autoencoder without a deep decoder use method mae_linear"
+        )
+
+
+def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
+    """The latent adapter that a configuration describes, for latents ``width`` wide."""
+    step_size: StepSize = FixedStepSize(config.step_size)
+    if config.learned != "none":
+        step_size = LearnedStepSize(
+            config.step_size,
+            channels=width if "channel" in config.learned else None,
+            steps=config.steps if "step" in config.learned else None,
+        )
+    return LatentAdapter(
+        step_size,
+        steps=config.steps,
+        differentiation=POLICIES[config.differentiation],
+        chunk_size=config.chunk_size or None,
+    )
+
+
+def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
+    if config.contrast.weight == 0:
+        return None
+    if config.training.batch_size < 2:
+        raise ConfigError(
+            "expected training.batch_size >= 2 for a contrast, which needs other examples, got 1; "
+            "use a larger batch, or contrast.weight=0"
+        )
+    projector = Projector(config.encoder.width, config.contrast.hidden, config.contrast.out)
+    return TaskContrastiveLoss(
+        projector, temperature=config.contrast.temperature, pool=MeanPool(skip=1)
+    )
+
+
+BASELINES = ("emix", "shed", "capri", "mae_linear", "supervised")
+"""Methods without a decoder, by the name that a configuration uses."""
+
+
+def build_baseline(config: Config, inputs: Inputs, task: Task | None = None) -> Method[Any]:
+    """Build one of :data:`BASELINES`; the weights come from torch's global generator.
+
+    Raises:
+        ConfigError: a task is needed and missing, or settings that do not fit the inputs.
+    """
+    network, width = Backbone(inputs, config.encoder), config.encoder.width
+    baseline = config.baseline
+    match config.method:
+        case "emix":
+            return EMix(network, width, baseline.emix)
+        case "shed":
+            return ShED(network, width, baseline.corruption)
+        case "capri":
+            return Capri(network, width, baseline.corruption, baseline.capri)
+        case "mae_linear":
+            return LinearMAE(
+                network, width, baseline.corruption, reconstruction=baseline.reconstruction
+            )
+        case "supervised":
+            if task is None:
+                raise ConfigError(
+                    "expected a task for method supervised, whose head it shapes, got none; "
+                    "pass the data set's task"
+                )
+            return Supervised(network, width, task)
+        case other:
+            raise ConfigError(f"expected a baseline among {', '.join(BASELINES)}, got {other!r}")

@@ -1,0 +1,96 @@
+"""MetaMAE: the latent is refined on the support before it predicts the query (Eq. 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from metalearn import LatentAdapter, MetaObjective, TaskContrastiveLoss
+from metamae.inputs import Batch
+from metamae.methods.mae import MAE
+from metamae.methods.method import PretextLoss
+from metamae.model.autoencoder import MaskedAutoencoder
+from metamae.model.masking import Split
+
+
+class MetaMAE(MAE):
+    r"""Meta-learned masked autoencoder (paper, section 2.2, Eq. 2-4).
+
+    .. math::
+        z = e(S), \quad z' = z - \alpha \nabla_z L_{S \cup N(S)}(z), \quad
+        L = \frac{1}{B} \sum_b L_{query}(z'_b) + \lambda\, L_{contrast}(z, z')
+
+    with :math:`N(S)` the drawn nearby tokens. One instance of :class:`metalearn.MetaObjective`.
+
+    Args:
+        network: The masked autoencoder.
+        adapter: Refines the latent, class token included.
+        contrast: Aligns both latents, pooled over tokens without the class token; or ``None``.
+        contrast_weight: :math:`\lambda`.
+    """
+
+    def __init__(
+        self,
+        network: MaskedAutoencoder,
+        adapter: LatentAdapter,
+        contrast: TaskContrastiveLoss | None,
+        *,
+        contrast_weight: float = 1.0,
+    ) -> None:
+        """See the class."""
+        super().__init__(network)
+        # The bound method, not the module: its weights must not be registered a second time.
+        self.meta = MetaObjective(
+            network.encode, adapter, contrast, contrast_weight=contrast_weight
+        )
+
+    def forward(self, batch: Batch, split: Split) -> PretextLoss:
+        """Loss of a batch."""
+        self.check(batch, len(split.support_idx))
+        targets = self.network.tokenizer.targets(batch)
+        result = self.meta(
+            self.network.visible_tokens(batch, split),
+            support_loss=support_loss(self.network, self.meta.adapter, targets, split),
+            query_loss=lambda latent: self.network.query_loss(latent, targets, split),
+        )
+        terms = {"query": result.query.detach()}
+        if result.contrast is not None:
+            terms["contrast"] = result.contrast.detach()
+        return PretextLoss(result.loss, terms, result.adaptation.losses)
+
+    @torch.no_grad()
+    def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
+        """Mean support loss before and after refinement."""
+        targets = self.network.tokenizer.targets(batch)
+        latent = self.network.encode(self.network.visible_tokens(batch, split))
+        inner = support_loss(self.network, self.meta.adapter, targets, split)
+        adaptation = self.meta.adapter(latent, inner, final_loss=True)
+        means = adaptation.losses.mean(dim=1)
+        return {"support_before": means[0].item(), "support_after": means[-1].item()}
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+        """Amortised and refined latent."""
+        targets = self.network.tokenizer.targets(batch)
+        latent = self.network.encode(self.network.visible_tokens(batch, split))
+        refined = self.meta.adapter(
+            latent, support_loss(self.network, self.meta.adapter, targets, split)
+        ).latent
+        return latent, refined
+
+
+def support_loss(
+    network: MaskedAutoencoder, adapter: LatentAdapter, targets: Mapping[str, Tensor], split: Split
+) -> Callable[..., Tensor]:
+    """What the adapter descends: losses of all examples, or of those in a chunk of the batch."""
+    second_order = adapter.differentiation.needs_second_derivative
+
+    def loss(latent: Tensor, tasks: slice | None = None) -> Tensor:
+        if tasks is None:
+            return network.support_loss(latent, targets, split, second_order=second_order)
+        given = {name: target[tasks] for name, target in targets.items()}
+        return network.support_loss(latent, given, split[tasks], second_order=second_order)
+
+    return loss

@@ -1,0 +1,196 @@
+"""The masked autoencoder: tokenizer, encoder of visible tokens, deep decoder, losses.
+
+One network serves MAE and MetaMAE; the two differ in their objective only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamae.config.sections import DecoderConfig, EncoderConfig
+from metamae.inputs import Batch, Inputs, Tokens
+from metamae.model.backbone import Backbone
+from metamae.model.decoder import build_decoder
+from metamae.model.masking import Masking, Split
+from metamae.model.tokenizer import select, xavier_linear
+
+
+class MaskedAutoencoder(Backbone):
+    r"""Encoder, decoder and per-example losses (paper, section 2.1, Eq. 1).
+
+    The loss of one token is the mean squared error over its values, or the cross-entropy of its
+    symbol; logits are products with the tokenizer's own embedding table. Losses of an example are
+    (weighted) means over its tokens.
+
+    Several inputs form one sequence under one class token. Each keeps its own embedding, positions,
+    type vector, mask ratio, neighbourhoods and head, and losses are the mean over inputs, so that
+    no input counts more for having more tokens. The paper leaves this open; ``docs/media.md`` gives
+    the reasons.
+
+    Args:
+        inputs: Specifications of the inputs.
+        encoder: Encoder configuration.
+        decoder: Decoder configuration.
+        masking: How splits are drawn; its counts cut token axes by input.
+        support_mean: ``"task"`` divides an example's support loss by its own number of support
+            tokens; ``"batch"`` by the mean number over the batch, as in the published method.
+            They differ only through the random number of nearby tokens.
+
+    Shape:
+        ``visible_tokens`` is ``(B, S, D)``, a latent ``(B, 1 + S, D)``, both losses ``(B,)``,
+        ``features`` ``(B, D)`` and ``token_features`` ``(B, L, D)``.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        encoder: EncoderConfig,
+        decoder: DecoderConfig,
+        masking: Masking,
+        *,
+        support_mean: str = "task",
+    ) -> None:
+        """See the class."""
+        super().__init__(inputs, encoder)
+        self.masking, self.support_mean = masking, support_mean
+        self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
+        self.decoder = build_decoder(decoder, inputs, encoder.width)
+        self.heads = nn.ModuleList(
+            xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
+            for spec in inputs
+        )
+
+    def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
+        """Embedded tokens of the support."""
+        visible = split.support_idx.split(self.masking.support_counts, 1)
+        embedded: Tensor = self.tokenizer(batch, visible)
+        return embedded
+
+    def encode(self, support: Tensor) -> Tensor:
+        """Amortise: embedded support tokens to a latent."""
+        latent: Tensor = self.encoder(support)
+        return latent
+
+    def predict(self, latent: Tensor, split: Split) -> dict[str, tuple[Tensor, Tensor]]:
+        """Predictions for the support and the query tokens of every input.
+
+        Per input ``(B, S_i, values)`` and ``(B, Q_i, values)``; logits over the vocabulary for
+        symbols.
+        """
+        hidden = self.decoder(latent, split, slice(1, None))
+        counts = (*self.masking.support_counts, *self.masking.query_counts)
+        parts = hidden.split(counts, 1)
+        number = range(len(self.inputs))
+        return {
+            self.inputs[n].name: (
+                self._head(n, parts[n]),
+                self._head(n, parts[len(self.inputs) + n]),
+            )
+            for n in number
+        }
+
+    def support_loss(
+        self,
+        latent: Tensor,
+        targets: Mapping[str, Tensor],
+        split: Split,
+        *,
+        second_order: bool = True,
+    ) -> Tensor:
+        """Loss on visible and drawn nearby tokens, ``(B,)``: what refinement descends.
+
+        Differentiable twice, unless ``second_order=False`` allows a faster kernel.
+        """
+        places, weights, rows = self._nearby_slots(split)
+        hidden = self.decoder(latent, split, rows, second_order=second_order)
+        support_counts = self.masking.support_counts
+        parts = hidden.split((*support_counts, *(place.shape[1] for place in places)), 1)
+        support_idx = split.support_idx.split(support_counts, 1)
+        query_idx = split.query_idx.split(self.masking.query_counts, 1)
+        losses = []
+        for n in range(len(self.inputs)):
+            slots = query_idx[n].gather(1, places[n])
+            # Together: a large vocabulary's gradients are formed half as often.
+            both = torch.cat([parts[n], parts[len(self.inputs) + n]], dim=1)
+            index = torch.cat([support_idx[n], slots], dim=1)
+            token_losses = self._token_losses(n, both, targets, index)
+            visible, nearby = token_losses.split((support_counts[n], slots.shape[1]), dim=1)
+            weight = weights[n].to(nearby.dtype) * self.nearby_scale
+            total = visible.sum(1) + (weight * nearby).sum(1)
+            count = support_counts[n] + weight.sum(1)
+            losses.append(total / (count.mean() if self.support_mean == "batch" else count))
+        return torch.stack(losses).mean(0)
+
+    def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
+        """Loss on masked tokens, ``(B,)``; differentiable once."""
+        hidden = self.decoder(latent, split, slice(1 + split.support_idx.shape[1], None))
+        counts = self.masking.query_counts
+        parts, query_idx = hidden.split(counts, 1), split.query_idx.split(counts, 1)
+        losses = [
+            self._token_losses(n, parts[n], targets, query_idx[n]).mean(1)
+            for n in range(len(self.inputs))
+        ]
+        return torch.stack(losses).mean(0)
+
+    def _head(self, number: int, hidden: Tensor) -> Tensor:
+        spec = self.inputs[number]
+        # As one matrix: a compiled inner step would expand the weight for every example of a part
+        # of the hidden states, and sum as many gradients.
+        output: Tensor = self.heads[number](hidden.reshape(-1, hidden.shape[-1]))
+        output = output.view(*hidden.shape[:-1], -1)
+        if isinstance(spec, Tokens):
+            output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
+        return output
+
+    def _nearby_slots(self, split: Split) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Where the drawn nearby tokens are, in as many slots as the fullest example needs.
+
+        Returns, per input, places among its query tokens and which slots are filled, both
+        ``(B, N_i)``; and the decoder rows of the support and of all slots, ``(B, S + sum N_i)``.
+        """
+        slots = split.slots or self.masking.count_slots(split.nearby)
+        first = 1 + split.support_idx.shape[1]
+        support = torch.arange(1, first, device=split.nearby.device)
+        places, weights, rows = [], [], [support.expand(len(split.nearby), -1)]
+        shares = split.nearby.split(self.masking.query_counts, 1)
+        for nearby, count in zip(shares, slots, strict=True):
+            place = nearby.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+            places.append(place)
+            weights.append(nearby.gather(1, place))
+            rows.append(place + first)
+            first += nearby.shape[1]
+        return places, weights, torch.cat(rows, dim=1)
+
+    def _token_losses(
+        self, number: int, hidden: Tensor, targets: Mapping[str, Tensor], index: Tensor
+    ) -> Tensor:
+        """Losses ``(B, N)`` of the tokens of one input at joint indices ``index`` (B, N)."""
+        offset = sum(spec.tokens for spec in self.inputs[:number])
+        target = select(targets[self.inputs[number].name], index - offset)
+        return token_loss(self._head(number, hidden), target)
+
+
+def token_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Loss of every token, ``(B, N)``, in float32 at least.
+
+    ``target`` is ``(B, N)`` indices (cross-entropy) or ``(B, N, values)`` reals (mean squared
+    error over the values).
+
+    Example:
+        >>> import torch
+        >>> from metamae.model.autoencoder import token_loss
+        >>> token_loss(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]]))
+        tensor([[5.]])
+        >>> token_loss(torch.zeros(1, 1, 2), torch.tensor([[1]]))
+        tensor([[0.6931]])
+    """
+    if prediction.dtype in (torch.float16, torch.bfloat16):
+        prediction = prediction.float()
+    if target.ndim == 2:
+        logits = prediction.flatten(0, 1)  # classes last: much faster than in the middle
+        return F.cross_entropy(logits, target.flatten(), reduction="none").view(target.shape)
+    return (prediction - target).square().mean(dim=-1)

@@ -1,0 +1,173 @@
+"""Pictures: reconstructions drawn as befits the modality, and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metamae.data.dataset import Partition
+from metamae.inputs import Image, InputSpec, Tabular, Tokens
+from metamae.methods.mae import MAE
+from metamae.model.masking import Split
+from metamae.randomness import generator
+from metamae.report.curves import COLOURS
+
+Array = NDArray[Any]
+MASKED = "#e8e8e8"
+
+
+def draw_reconstructions(
+    method: MAE, data: Partition, path: Path, *, examples: int = 4, seed: int = 0
+) -> None:
+    """Draw original, masked input and the predictions from both latents for a few examples.
+
+    The first examples of ``data`` are taken as they come, masked at the training ratio. Visible
+    tokens are copied, so that a prediction is judged where it was made. Real values are in the
+    units in which the method sees them.
+
+    Args:
+        method: MAE (both predictions are equal) or MetaMAE.
+        data: Where the examples come from.
+        path: PNG file to write.
+        examples: Number of examples, spread evenly over ``data``.
+        seed: Seed of the masks.
+    """
+    rows = torch.linspace(0, len(data) - 1, min(examples, len(data))).long()
+    batch = data.batch(rows)
+    device = next(method.parameters()).device
+    split = method.draw(len(rows), generator(seed, "figure")).to(device)
+    on_device = {name: x.to(device) for name, x in batch.items()}
+    targets = method.network.tokenizer.targets(on_device)
+    latent, refined = method.latents(on_device, split)
+    with torch.no_grad():
+        views = [reconstruct(method, z, targets, split) for z in (latent, refined)]
+    masked = _masked_tokens(method, split)
+    specs = method.network.inputs
+    figure = Figure(figsize=(13, 1.9 * len(rows) * len(specs) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows) * len(specs), 4, squeeze=False)
+    titles = ("original", "masked input", "prediction from z", "prediction from z'")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    for line in range(len(rows) * len(specs)):
+        example, number = divmod(line, len(specs))
+        spec = specs[number]
+        truth = targets[spec.name].cpu()[example]
+        hidden = masked[spec.name][example]
+        drawings = (truth, None, *(view[spec.name][example] for view in views))
+        for axis, tokens in zip(axes[line], drawings, strict=True):
+            shade = torch.zeros_like(hidden) if axis is axes[line][0] else hidden
+            _draw(axis, spec, truth, tokens, shade.numpy())
+    figure.savefig(path, dpi=110)
+
+
+def reconstruct(
+    method: MAE, latent: Tensor, targets: Mapping[str, Tensor], split: Split
+) -> dict[str, Tensor]:
+    """All tokens of every input, predicted where masked and copied where visible, on the CPU."""
+    network = method.network
+    counts = network.masking.query_counts
+    predictions = network.predict(latent, split)
+    result, offset = {}, 0
+    for spec, index in zip(network.inputs, split.query_idx.split(counts, 1), strict=True):
+        _, query = predictions[spec.name]
+        tokens = targets[spec.name].clone()
+        if isinstance(spec, Tokens):
+            tokens.scatter_(1, index - offset, query.argmax(-1))
+        else:
+            places = (index - offset).unsqueeze(-1).expand_as(query)
+            tokens.scatter_(1, places, query.to(tokens.dtype))
+        result[spec.name] = tokens.cpu()
+        offset += spec.tokens
+    return result
+
+
+def _masked_tokens(method: MAE, split: Split) -> dict[str, Tensor]:
+    """Per input a boolean ``(B, L_i)``: which tokens are masked."""
+    specs = method.network.inputs
+    masked = torch.zeros(len(split.query_idx), sum(s.tokens for s in specs), dtype=torch.bool)
+    masked.scatter_(1, split.query_idx.cpu(), True)
+    return dict(
+        zip([s.name for s in specs], masked.split([s.tokens for s in specs], 1), strict=True)
+    )
+
+
+def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if isinstance(spec, Tokens):
+        _draw_letters(axis, spec, truth.numpy(), None if tokens is None else tokens.numpy(), hidden)
+    elif isinstance(spec, Image):
+        _draw_image(axis, spec, truth, tokens, hidden)
+    else:
+        _draw_lines(axis, spec, truth, tokens, hidden)
+
+
+def _draw_lines(
+    axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array
+) -> None:
+    assert not isinstance(spec, Tokens | Image)
+    shown = spec.unpatchify((truth if tokens is None else tokens).unsqueeze(0))[0].numpy()
+    limits = spec.unpatchify(truth.unsqueeze(0))[0].numpy()
+    series, width = (shown[None], 1) if isinstance(spec, Tabular) else (shown, spec.token_length)
+    mask = np.repeat(hidden, width)
+    for start in np.flatnonzero(hidden):
+        axis.axvspan(start * width - 0.5, (start + 1) * width - 0.5, color=MASKED, lw=0)
+    marker = "o" if isinstance(spec, Tabular) else None
+    for number, values in enumerate(series):
+        drawn = np.where(mask, np.nan, values) if tokens is None else values
+        axis.plot(drawn, color=COLOURS[number % len(COLOURS)], lw=1, marker=marker, ms=4)
+    margin = 0.1 * float(np.ptp(limits)) + 1e-3
+    axis.set_ylim(float(limits.min()) - margin, float(limits.max()) + margin)
+    axis.set_xlim(-0.5, series.shape[-1] - 0.5)
+
+
+def _draw_image(
+    axis: Axes, spec: Image, truth: Tensor, tokens: Tensor | None, hidden: Array
+) -> None:
+    original = spec.unpatchify(truth.unsqueeze(0))[0]
+    shown = original if tokens is None else spec.unpatchify(tokens.unsqueeze(0))[0]
+    low, high = original.amin((1, 2), keepdim=True), original.amax((1, 2), keepdim=True)
+    picture = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).numpy()
+    # False colour for more than three channels: the longest wavelengths first.
+    picture = picture[[0, 0, 0]] if len(picture) < 3 else picture[[-1, len(picture) // 2, 0]]
+    if tokens is None:
+        mask = np.kron(hidden.reshape(spec.grid), np.ones(spec.patch)).astype(bool)
+        picture = np.where(mask, 0.5, picture)
+    axis.imshow(picture.transpose(1, 2, 0), interpolation="nearest")
+
+
+def _draw_letters(
+    axis: Axes, spec: Tokens, truth: Array, tokens: Array | None, hidden: Array
+) -> None:
+    """Visible letters black, right predictions green, wrong ones red, masked ones a dot."""
+    names = spec.alphabet or tuple(map(str, range(spec.vocabulary)))
+    words = max(len(name) for name in names if not name.startswith("<")) > 1
+    columns = 2 if words else 26
+    count = len(truth) if words else min(len(truth), 4 * columns)
+    lines = -(-count // columns)
+    for place in range(count):
+        symbol = names[(truth if tokens is None else tokens)[place]]
+        colour = "black"
+        if hidden[place]:
+            right = tokens is not None and tokens[place] == truth[place]
+            symbol = "·" if tokens is None else symbol
+            colour = "#999999" if tokens is None else ("#1b9e77" if right else "#d62728")
+        line, column = divmod(place, columns)
+        axis.text(
+            (column + 0.5) / columns,
+            1 - (line + 0.5) / lines,
+            "-" if symbol.startswith("<") else symbol,
+            color=colour,
+            ha="center",
+            va="center",
+            family="monospace",
+            fontsize=8,
+        )

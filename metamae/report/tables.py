@@ -1,0 +1,287 @@
+"""A report as sections: tables with a title and notes, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from metamae.config.schema import METHODS
+from metamae.evaluation.protocols import PROTOCOLS
+from metamae.report.comparison import (
+    Paired,
+    Summary,
+    average_over_sets,
+    count_signs,
+    pair_results,
+    rank,
+    summarise_results,
+)
+from metamae.report.published import STAND_INS, Published, look_up
+from metamae.report.rows import DEFAULT, Result
+from metamae.report.wording import (
+    LABELS,
+    label,
+    mean_and_spread,
+    number,
+    show,
+    show_published,
+    with_spread,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One table of a report.
+
+    Attributes:
+        title: Its heading.
+        header: Names of the columns.
+        lines: Cells as text.
+        notes: Sentences below it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+    notes: list[str] = field(default_factory=list)
+
+    def print(self, console: Console) -> None:
+        """Print it as a table."""
+        table = Table(
+            title=f"\n{self.title}", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+        )
+        for place, name in enumerate(self.header):
+            numbers = all(re.match(r"[-+\d]", line[place]) for line in self.lines)
+            table.add_column(
+                name,
+                overflow="fold",
+                no_wrap=numbers or place == 0,
+                justify="right" if numbers else "left",
+            )
+        for line in self.lines:
+            table.add_row(*line)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, highlight=False, markup=False)
+
+    def markdown(self) -> str:
+        """It as Markdown."""
+        rows = [self.header, ("---",) * len(self.header), *self.lines]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        notes = "".join(f"\n{note}\n" for note in self.notes)
+        return f"## {self.title}\n\n{table}\n{notes}"
+
+
+def make_report(
+    rows: Sequence[Result], *, method: str = "metamae", against: str = "mae"
+) -> list[Section]:
+    """All sections: one per (data set, transfer), the paired differences, and where it all ran.
+
+    Args:
+        rows: The results.
+        method: Method whose differences are shown,
+        against: to this one.
+    """
+    lines = summarise_results(rows)
+    places = dict.fromkeys((line.dataset, line.transfer) for line in lines)
+    sections = [
+        _place(*place, [x for x in lines if (x.dataset, x.transfer) == place]) for place in places
+    ]
+    sections += _overall(rows)
+    pairs = pair_results(rows, method, against)
+    if pairs:
+        sections += [_pairs(pairs, method, against), _verdicts(pairs, method, against)]
+    return [*sections, _protocols(rows), _machines(rows)]
+
+
+def _place(dataset: str, transfer: str, lines: Sequence[Summary]) -> Section:
+    """Methods down, protocols across, the paper's number last."""
+    protocols = sorted({line.protocol for line in lines}, key=lambda name: rank(PROTOCOLS, name))
+    groups: dict[tuple[str, str, int], dict[str, Summary]] = {}
+    for line in lines:
+        groups.setdefault((line.method, line.variant, line.steps), {})[line.protocol] = line
+    paper = {group: look_up(dataset, transfer, *group[:2]) for group in groups}
+    stand_in = (dataset, transfer) in STAND_INS
+    column = "paper, full data" if stand_in else "paper"
+    title = dataset if dataset == transfer else f"{dataset} -> {transfer}"
+    metric = lines[0].metric.replace("_", " ")
+    return Section(
+        title=f"{title}: {metric}" + ("" if metric == "spearman" else ", %"),
+        header=("method", *protocols, "seeds", "steps", "seconds", column),
+        lines=[
+            (
+                label(method, variant),
+                *(show(found[name]) if name in found else "-" for name in protocols),
+                str(max(line.seeds for line in found.values())),
+                str(steps),
+                f"{next(iter(found.values())).seconds:.1f}" if steps else "-",
+                show_published(paper[method, variant, steps]),
+            )
+            for (method, variant, steps), found in groups.items()
+        ],
+        notes=_paper_notes(dataset, transfer, [x for found in paper.values() for x in found]),
+    )
+
+
+def _paper_notes(dataset: str, transfer: str, numbers: Sequence[Published]) -> list[str]:
+    if not numbers:
+        return []
+    full = " -> ".join(dict.fromkeys((numbers[0].dataset, numbers[0].transfer)))
+    note = f"Paper: published linear probe on {full}, 100,000 steps; no spread is given."
+    if (dataset, transfer) in STAND_INS:
+        note += f" {transfer} is small other data of its kind, so the two are not comparable."
+    return [note + _marks_note(numbers)]
+
+
+def _marks_note(numbers: Sequence[Published]) -> str:
+    texts = {"*": " * is copied from DABS 1.0.", "+": " + is copied from DABS 2.0."}
+    return "".join(texts[mark] for mark in texts if any(one.mark == mark for one in numbers))
+
+
+def _overall(rows: Sequence[Result]) -> list[Section]:
+    """Every method over the data sets that all of them were run on."""
+    averages, names = average_over_sets(rows)
+    if len(names) < 2:
+        return []
+    protocols = sorted({one.protocol for one in averages}, key=lambda name: rank(PROTOCOLS, name))
+    methods = sorted({one.method for one in averages}, key=lambda name: rank(METHODS, name))
+    shown = {
+        (one.method, one.protocol): with_spread(one.mean, one.spread, "accuracy")
+        for one in averages
+    }
+    return [
+        Section(
+            title=f"Mean over {len(names)} data sets, %",
+            header=("method", *protocols),
+            lines=[
+                (label(name, DEFAULT), *(shown[name, protocol] for protocol in protocols))
+                for name in methods
+            ],
+            notes=[f"Over {', '.join(names)}: what every method was run on, with equal seeds."],
+        )
+    ]
+
+
+def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:
+    return Section(
+        title=f"{label(method, DEFAULT)} minus {label(against, DEFAULT)}, seed by seed",
+        header=("data", "variant", "protocol", "mean ± error", "wins", "ties", "losses", "verdict"),
+        lines=[
+            (
+                pair.dataset
+                if pair.dataset == pair.transfer
+                else f"{pair.dataset} -> {pair.transfer}",
+                pair.variant,
+                pair.protocol,
+                _difference(pair),
+                *map(str, pair.counts),
+                pair.verdict,
+            )
+            for pair in pairs
+        ],
+        notes=["Verdict: a mean difference above one standard error over seeds, else a tie."],
+    )
+
+
+def _difference(pair: Paired) -> str:
+    return with_spread(pair.mean, pair.error, pair.metric, sign=True)
+
+
+def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:
+    """Per variant and protocol over all places."""
+    groups: dict[tuple[str, str], list[Paired]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.variant, pair.protocol), []).append(pair)
+    lines = []
+    for (variant, protocol), group in groups.items():
+        percent = [pair.mean for pair in group if pair.metric != "spearman"]
+        verdicts = [pair.verdict for pair in group]
+        seeds = [value for pair in group for value in pair.differences]
+        by_seed = count_signs(seeds, [0.0] * len(seeds))
+        mean = number(sum(percent) / len(percent), "accuracy", sign=True) if percent else "-"
+        lines.append(
+            (
+                variant,
+                protocol,
+                mean,
+                *(str(verdicts.count(one)) for one in ("win", "tie", "loss")),
+                "/".join(map(str, by_seed)),
+            )
+        )
+    return Section(
+        title=f"{label(method, DEFAULT)} against {label(against, DEFAULT)}, over data sets",
+        header=("variant", "protocol", "mean", "wins", "ties", "losses", "seeds w/t/l"),
+        lines=lines,
+    )
+
+
+def _protocols(rows: Sequence[Result]) -> Section:
+    pairs = dict.fromkeys((row.protocol, row.settings) for row in rows)
+    lines = sorted(pairs, key=lambda pair: (rank(PROTOCOLS, pair[0]), pair[1]))
+    return Section(
+        title="Protocols",
+        header=("protocol", "settings"),
+        lines=lines,
+        notes=[
+            "± is the sample deviation over seeds; in brackets, over draws of labels where there "
+            "is one seed. Published: the last epoch, never the best on test rows."
+        ],
+    )
+
+
+def _machines(rows: Sequence[Result]) -> Section:
+    machines = dict.fromkeys((row.hardware, row.torch, row.revision) for row in rows)
+    return Section(title="Where", header=("hardware", "torch", "revision"), lines=list(machines))
+
+
+def summarise(rows: Sequence[Result]) -> Table:
+    """Table of mean and spread over seeds per data set and method.
+
+    The overhead is the ratio of pretraining times to MAE's on the same seeds: the median over
+    seeds, which one disturbed run does not move.
+    """
+    table = Table(title="Linear probe on frozen features, test rows", title_justify="left")
+    for name in ("data set", "method", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("mean ± std", "seeds", "steps", "pretrain s", "× MAE"):
+        table.add_column(name, justify="right", overflow="fold")
+    for cells in summary_cells(rows):
+        table.add_row(*cells)
+    return table
+
+
+def summary_cells(rows: Sequence[Result]) -> list[tuple[str, ...]]:
+    """The table's cells as text, one tuple per (data set, method)."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        groups.setdefault((row.dataset, row.method), []).append(row)
+    cells: list[tuple[str, ...]] = []
+    for (dataset, method), group in groups.items():
+        seconds = statistics.mean(row.pretrain_seconds for row in group)
+        cells.append(
+            (
+                dataset,
+                LABELS[method],
+                group[0].metric.replace("_", " "),
+                mean_and_spread([row.value for row in group]),
+                str(len(group)),
+                str(group[0].steps),
+                f"{seconds:.1f}" if group[0].steps else "-",
+                _overhead(group, groups.get((dataset, "mae"), [])),
+            )
+        )
+    return cells
+
+
+def _overhead(group: Sequence[Result], mae: Sequence[Result]) -> str:
+    base = {row.seed: row.pretrain_seconds for row in mae if row.steps}
+    ratios = [row.pretrain_seconds / base[row.seed] for row in group if base.get(row.seed)]
+    if not ratios or not group[0].steps:
+        return "-"
+    return f"{statistics.median(ratios):.2f}"

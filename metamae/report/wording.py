@@ -1,0 +1,79 @@
+"""Names, numbers and their spread as text, the same in every table and line."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from metamae.report.comparison import Summary
+from metamae.report.published import Published
+from metamae.report.rows import DEFAULT
+
+LABELS = {
+    "random": "random init",
+    "emix": "e-Mix",
+    "shed": "ShED",
+    "capri": "Capri",
+    "mae_linear": "MAE (linear)",
+    "mae": "MAE (deep)",
+    "metamae": "MetaMAE",
+    "supervised": "supervised",
+}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and sample deviation in percent; no deviation is claimed from one value.
+
+    Example:
+        >>> from metamae.report.wording import mean_and_spread
+        >>> mean_and_spread([0.5, 0.6]), mean_and_spread([0.5])
+        ('55.0 ± 7.1', '50.0')
+    """
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def label(method: str, variant: str) -> str:
+    """Name of a method and its variant in a table."""
+    name = LABELS.get(method, method)
+    return name if variant == DEFAULT else f"{name}, {variant}"
+
+
+def show(line: Summary) -> str:
+    """Mean and spread over seeds; in percent, but for a correlation.
+
+    From one seed only the deviation over draws of labels can be shown, in brackets.
+    """
+    mean = with_spread(line.mean, line.spread, line.metric)
+    alone = line.spread is None and line.draws
+    return f"{mean} ({number(line.draws, line.metric)})" if alone else mean
+
+
+def with_spread(mean: float, spread: float | None, metric: str, *, sign: bool = False) -> str:
+    """A mean and what it may be off by, where that is known."""
+    text = number(mean, metric, sign=sign)
+    return text if spread is None else f"{text} ± {number(spread, metric)}"
+
+
+def number(value: float, metric: str, *, sign: bool = False) -> str:
+    """A value of a metric as text.
+
+    Example:
+        >>> from metamae.report.wording import number
+        >>> (
+        ...     number(0.8766, "accuracy"),
+        ...     number(0.531, "spearman"),
+        ...     number(0.01, "accuracy", sign=True),
+        ... )
+        ('87.7', '0.53', '+1.0')
+    """
+    plus = "+" if sign else ""
+    return f"{value:{plus}.2f}" if metric == "spearman" else f"{100 * value:{plus}.1f}"
+
+
+def show_published(numbers: Sequence[Published]) -> str:
+    """The paper's number with its mark; where tables disagree, all of them with their table."""
+    texts = {f"{number(one.value, one.metric)}{one.mark}": one.table for one in reversed(numbers)}
+    if len({text.rstrip("*+") for text in texts}) > 1:
+        return ", ".join(f"{text} ({table})" for text, table in reversed(texts.items()))
+    return next(reversed(texts), "-")

@@ -1,0 +1,119 @@
+"""Pretraining: a short loop over pure functions of (seed, step)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset
+from metamae.files import write_json, write_text
+from metamae.methods.method import Method
+from metamae.progress import Reporter
+from metamae.training.devices import multiplies_bfloat16
+from metamae.training.run import Run
+from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, History
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A finished pretraining run.
+
+    Attributes:
+        method: The trained method, on its device, in eval mode.
+        history: Logged numbers.
+        steps: Optimisation steps taken.
+        seconds: Time spent in them (data, loss, gradients, update), without compiling, logging and
+            saving.
+        compiling: Time that ``training.compile`` took in this call, 0 without it.
+        cpu_seconds: Processor time of all threads in the steps of this call; unlike ``seconds``
+            without those before a resume. Other processes disturb it less.
+    """
+
+    method: Method[Any]
+    history: History
+    steps: int
+    seconds: float
+    compiling: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def pretrain(
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Pretrained:
+    """Pretrain a method and leave config, checkpoint and history in ``run_dir``.
+
+    Data order, masks and dropout are functions of the seed and the step number, so a run that was
+    killed and resumed from its last checkpoint ends with the same bits as one that was not (on the
+    same machine and torch version).
+
+    Args:
+        config: The resolved configuration.
+        dataset: Where the examples come from: the unlabelled ones, or the labelled training rows
+            for a method that needs labels.
+        run_dir: Folder of this run; made if missing.
+        device: Where to train.
+        resume: Continue from the checkpoint in ``run_dir``, if there is one.
+        reporter: Shows progress; silent by default.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one of another configuration.
+        ConfigError: settings that do not fit the method, such as steps for ``random``.
+        DataError: fewer examples than one batch, or unusable examples.
+        TrainingError: a loss that is not finite; the last checkpoint stays as it was.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from metamae import load_dataset, make_config
+        >>> from metamae.training.pretraining import pretrain
+        >>> config = make_config("basic_motions", overrides=["training.steps=2"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pretrain(config, load_dataset("basic_motions"), pathlib.Path(folder)).steps
+        2
+    """
+    reporter = reporter or Reporter(None)
+    device = torch.device(device)
+    run = _run_kind(config)(config, dataset, run_dir, device)
+    if resume and (run_dir / CHECKPOINT).is_file():
+        run.restore()
+    write_text(run_dir / CONFIG, config.to_yaml())
+    if config.training.steps > 0:
+        title = f"{dataset.name} {config.method} #{config.seed}: pretrain"
+        if config.training.autocast == "bfloat16" and not multiplies_bfloat16(device):
+            reporter.say(
+                f"{title}: this {device.type} device has no bfloat16 products, which makes "
+                "training.autocast=bfloat16 slower than off"
+            )
+        if config.compiles and run.step < config.training.steps:
+            run.compile(title, reporter)
+        with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
+            for loss in run.train():
+                stage.advance(loss=loss)
+    run.save()
+    write_json(run_dir / HISTORY, run.history.series)
+    return Pretrained(
+        method=run.method.eval(),
+        history=run.history,
+        steps=run.step,
+        seconds=run.seconds,
+        compiling=run.compiled.seconds if run.compiled else 0.0,
+        cpu_seconds=run.cpu_seconds,
+    )
+
+
+def _run_kind(config: Config) -> type[Run]:
+    """Plain training, or training with an outer level, which needs Betty."""
+    if config.method != "metamae" or not config.learn.settings:
+        return Run
+    from metamae.training.bilevel import BilevelRun  # it builds on this module
+
+    return BilevelRun

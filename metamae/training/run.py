@@ -1,0 +1,207 @@
+"""The state of one pretraining run, and its steps."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from metalearn import NonFiniteLossError
+from metalearn.checks import refuse_non_finite
+from metalearn.randomness import fold, seeded
+from metamae.config.schema import Config
+from metamae.data.dataset import Dataset, labelled_batch
+from metamae.errors import CheckpointError, ConfigError, TrainingError
+from metamae.inputs import Batch, to_device
+from metamae.methods.building import build_method
+from metamae.methods.method import Draw, PretextLoss
+from metamae.progress import Reporter
+from metamae.randomness import generator
+from metamae.training.batches import Prefetcher, batch_indices, check_enough, pin_batch, pin_draw
+from metamae.training.checkpoint import Checkpoint
+from metamae.training.compiling import CompiledLoss
+from metamae.training.devices import autocast
+from metamae.training.provenance import versions
+from metamae.training.run_folder import CHECKPOINT, History, check_same_run
+
+Loaded: TypeAlias = tuple[Batch, Draw]
+
+
+class Run:
+    """State of one pretraining run: method, optimiser, step, history, time."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
+    ) -> None:
+        if config.method == "random" and config.training.steps > 0:
+            raise ConfigError(
+                f"expected training.steps=0 for method random, which is not trained, got "
+                f"{config.training.steps}"
+            )
+        self.config, self.run_dir, self.device = config, run_dir, device
+        self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
+        self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
+        check_enough(self.data, config.training.batch_size, dataset.name)
+        self.optimiser = torch.optim.AdamW(
+            self.method.parameters(),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+            fused=True,
+        )
+        self.step, self.seconds, self.history = 0, 0.0, History()
+        self.cpu_seconds = 0.0
+        self.compiled: CompiledLoss | None = None
+
+    def compile(self, title: str, reporter: Reporter) -> None:
+        """Trace the loss on the next batch, and say what came of it."""
+        settings = self.config.training
+        reporter.say(f"{title}: compiling, which can take minutes (training.compile=off: none)")
+        self.compiled = CompiledLoss(
+            self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
+        )
+        batch, draw = self.put(self.prepare(self.step))
+        with self.step_context():
+            self.compiled.prepare(batch, draw)
+        seconds = self.compiled.seconds
+        if self.compiled.failure:
+            text = f"{title}: not compiled, slower: {self.compiled.failure} (after {seconds:.1f} s)"
+            if reporter.console is None:
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+            reporter.say(text)
+            return
+        self.history.add(self.step + 1, compile_seconds=round(seconds, 3))
+        reporter.say(f"{title}: compiled in {seconds:.1f} s")
+
+    def train(self) -> Iterator[float]:
+        """Run the remaining steps, yielding the loss of each."""
+        settings = self.config.training
+        with Prefetcher(self.prepare, settings.steps) as ahead:
+            while self.step < settings.steps:
+                start = time.perf_counter(), time.process_time()
+                batch, draw = self.put(ahead.take(self.step))
+                self.optimiser.zero_grad(set_to_none=True)
+                with self.compiled.repeatable() if self.compiled else nullcontext():
+                    result = self.loss(batch, draw)
+                    result.loss.backward()
+                # Here the host waits for the device, once a step; the weights have not moved.
+                value = self.finite_loss(result)
+                self.optimiser.step()
+                self.seconds += time.perf_counter() - start[0]
+                self.cpu_seconds += time.process_time() - start[1]
+                self.log(value, result, batch, draw)
+                self.step += 1
+                yield value
+                if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
+                    self.save()
+
+    def prepare(self, step: int) -> Loaded:
+        """Batch and draw of one step, on the CPU, ready for the device to fetch."""
+        settings, seed = self.config.training, self.config.seed
+        index = batch_indices(len(self.data), settings.batch_size, seed, step)
+        labelled = self.method.needs_labels
+        batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
+        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        if self.device.type == "cuda":
+            return pin_batch(batch), pin_draw(draw)
+        return batch, draw
+
+    def put(self, loaded: Loaded) -> Loaded:
+        """The same on the device."""
+        batch, draw = loaded
+        return to_device(batch, self.device), draw.to(self.device)
+
+    def loss(self, batch: Batch, draw: Draw) -> PretextLoss:
+        """Loss of one step, with this step's dropout."""
+        method = self.compiled or self.method
+        with self.step_context():
+            result: PretextLoss = method(batch, draw)
+        return result
+
+    @contextmanager
+    def step_context(self) -> Iterator[None]:
+        """Dropout and precision of a step."""
+        seed = fold(self.config.seed, "dropout", self.step)
+        unmoved = self.naming_step("nothing was updated")
+        with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
+            yield
+
+    @contextmanager
+    def naming_step(self, consequence: str) -> Iterator[None]:
+        """Add the step to an error of the adapter."""
+        try:
+            yield
+        except NonFiniteLossError as fault:
+            raise TrainingError(
+                f"{fault} (at step {self.step + 1} of training; {consequence})"
+            ) from fault
+
+    def log(self, value: float, result: PretextLoss, batch: Batch, draw: Draw) -> None:
+        """Add the numbers of a step to the history, where it is one to log."""
+        last = self.step == self.config.training.steps - 1
+        if self.step % self.config.training.log_every and not last:
+            return
+        terms = {name: term.item() for name, term in result.terms.items()}
+        self.method.eval()
+        with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
+            terms |= self.method.monitor(batch, draw)
+        self.method.train()
+        self.history.add(self.step + 1, loss=value, **terms)
+
+    def finite_loss(self, result: PretextLoss) -> float:
+        """The loss; an error if it, or a support loss on the way to it, is not finite."""
+        support = result.loss.new_zeros(()) if result.support is None else result.support.sum()
+        value, inner = torch.stack([result.loss.detach(), support.to(result.loss)]).tolist()
+        if math.isfinite(value) and math.isfinite(inner):
+            return float(value)
+        if result.support is not None:
+            with self.naming_step("nothing was updated"):
+                for number, losses in enumerate(result.support):
+                    refuse_non_finite(losses, number)
+        if math.isfinite(value):
+            return float(value)  # finite support losses whose sum overflows
+        terms = {name: term.item() for name, term in result.terms.items()}
+        shown = ", ".join(f"{name} {number}" for name, number in terms.items())
+        raise TrainingError(
+            f"expected a finite loss, got {value} at step {self.step + 1} ({shown}); nothing was "
+            "updated. Lower training.learning_rate or adaptation.step_size, or look at the data"
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        Checkpoint(
+            config=self.config,
+            step=self.step,
+            model=self.method.state_dict(),
+            optimiser=self.optimiser_state(),
+            history=self.history.series,
+            seconds=self.seconds,
+            provenance=versions(),
+        ).save(self.run_dir / CHECKPOINT)
+
+    def optimiser_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the optimiser."""
+        return self.optimiser.state_dict()
+
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.optimiser.load_state_dict(state)
+
+    def restore(self) -> None:
+        """Continue from the checkpoint in the run folder."""
+        found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+        check_same_run(found.config, self.config, self.run_dir)
+        if found.step > self.config.training.steps:
+            raise CheckpointError(
+                f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
+                f"checkpoint after {found.step}; ask for more steps or use another folder"
+            )
+        self.method.load_state_dict(found.model)
+        self.load_optimiser_state(found.optimiser)
+        self.step, self.seconds = found.step, found.seconds
+        self.history = History(found.history)

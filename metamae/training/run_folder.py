@@ -1,0 +1,110 @@
+"""What a run leaves in its folder: configuration, checkpoint and history, and how to read them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamae.config.schema import Config
+from metamae.data.dataset import Task
+from metamae.errors import CheckpointError
+from metamae.inputs import Inputs
+from metamae.methods.baselines.supervised import stored_task
+from metamae.methods.building import build_method
+from metamae.methods.method import Method
+from metamae.training.checkpoint import Checkpoint
+
+CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.yaml"
+HISTORY = "history.json"
+
+
+@dataclass(frozen=True)
+class History:
+    """Logged numbers: name to a list of ``[step, value]`` pairs."""
+
+    series: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def add(self, step: int, **values: float) -> None:
+        """Append one value to each named series."""
+        for name, value in values.items():
+            self.series.setdefault(name, []).append([step, value])
+
+
+def read_history(path: Path) -> dict[str, list[list[float]]]:
+    """Logged series of a finished run.
+
+    Raises:
+        CheckpointError: a missing or damaged file.
+    """
+    try:
+        series = json.loads(path.read_text())
+        series["loss"]
+        return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise CheckpointError(
+            f"expected the history of a run in {path}, which is missing or damaged; "
+            "delete its folder and run again"
+        ) from fault
+
+
+def check_same_run(found: Config, asked: Config, run_dir: Path) -> None:
+    """A run may be resumed with more steps or other logging, and with nothing else changed."""
+    same = replace(
+        asked,
+        training=replace(
+            asked.training,
+            steps=found.training.steps,
+            log_every=found.training.log_every,
+            checkpoint_every=found.training.checkpoint_every,
+        ),
+        probe=found.probe,
+    )
+    if same == found:
+        return
+    old, new = _flatten(found.to_dict()), _flatten(same.to_dict())
+    changed = [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    raise CheckpointError(
+        f"expected the configuration that {run_dir} was started with, got changes in "
+        f"{'; '.join(changed)}; resume with the same settings or use another folder"
+    )
+
+
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}  # type: ignore[arg-type]
+    return flat
+
+
+def load_method(
+    path: Path, inputs: Inputs, device: torch.device | str = "cpu", *, task: Task | None = None
+) -> Method[Any]:
+    """Rebuild a trained method from its checkpoint alone.
+
+    Args:
+        path: The checkpoint file.
+        inputs: Input specifications of the data set it was trained on.
+        device: Where to put it.
+        task: Task of a supervised method; by default the one its weights were trained for.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
+    """
+    found = Checkpoint.load(path, device)
+    if task is None and found.config.method == "supervised":
+        task = stored_task(found.model)
+    method = build_method(found.config, inputs, task).to(device)
+    try:
+        method.load_state_dict(found.model)
+    except RuntimeError as fault:
+        reason = " ".join(str(fault).split())
+        raise CheckpointError(
+            f"expected weights for inputs {[spec.name for spec in inputs]} in {path}: {reason}"
+        ) from fault
+    return method.eval()
