@@ -1,9 +1,9 @@
 """The network: tokens, masks, transformer, decoder, and the masked autoencoder they make.
 
 One file per stage: :mod:`~metamae.model.tokenizer` (sample to tokens),
-:mod:`~metamae.model.masking` (support/query split), :mod:`~metamae.model.transformer` (latent), :mod:`~metamae.model.decoder`,
-:mod:`~metamae.model.autoencoder` (predictions and losses), :mod:`~metamae.model.backbone` (what is
-kept after pretraining).
+:mod:`~metamae.model.masking` (support/query split), :mod:`~metamae.model.transformer` (latent),
+:mod:`~metamae.model.decoder`, :mod:`~metamae.model.autoencoder` (predictions and losses),
+:mod:`~metamae.model.backbone` (what is kept after pretraining).
 """
 
 from metamae.model.autoencoder import MaskedAutoencoder

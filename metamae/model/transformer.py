@@ -17,7 +17,8 @@ class Attention(nn.Module):
 
     Torch's fused kernel is fast, keeps no scores and has no second derivative. Where one will be
     taken, as of the loss that :class:`metalearn.LatentAdapter` descends, a call says
-    ``second_order``: it uses :func:`metalearn.plain_attention`, the same function, differentiable any number of times.
+    ``second_order``: it uses :func:`metalearn.plain_attention`, the same function, differentiable
+    any number of times.
     ``fused=False`` uses that one always.
     """
 
