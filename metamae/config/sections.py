@@ -185,7 +185,8 @@ class TrainingConfig:
     """Pretraining: AdamW at a constant rate, as published.
 
     ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
-    faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``). ``cuda_graphs``
+    faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``).
+    ``cuda_graphs``
     replays it as recorded graphs where the device is CUDA.
     """
 

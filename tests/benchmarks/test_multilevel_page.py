@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 ARMS = ("shared", "tuned", "learned", "learned_seconds")
 
 

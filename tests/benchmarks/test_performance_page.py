@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 MODES = ("eager", "compiled")
 COLUMNS = ("mae", "unrolled", "checkpointed", "chunked")
 

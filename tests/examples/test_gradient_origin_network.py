@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 def test_a_short_run_lowers_the_test_loss_and_draws_it(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from metamae.data import pocket
 from metamae.data.pocket import POCKET, stands_for
 from metamae.experiments.demo import RESULTS, Experiment
 from metamae.report.wording import LABELS
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "metamae_dabs.py"
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),

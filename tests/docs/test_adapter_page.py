@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 GUIDE = (ROOT / "docs" / "adapter.md").read_text()
 MEASURED = (ROOT / "benchmarks" / "results" / "adapter-cpu.md").read_text()
 

@@ -23,8 +23,8 @@ from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources import SOURCES, get_source
 from metamae.errors import MissingLibraryError
 from metamae.progress import Reporter
+from tests.metamae.data.formats.test_tables import higgs_line
 from tests.metamae.data.making import made, put
-from tests.metamae.data.test_tables import higgs_line
 
 
 def higgs(data_dir: Path, rows: int = 200) -> Path:
@@ -146,7 +146,7 @@ def test_other_options_ask_for_again(tmp_path: Path) -> None:
 
 
 def made_pamap(data_dir: Path) -> Path:
-    from tests.metamae.data.test_pamap2 import archive
+    from tests.metamae.data.sources.test_pamap2 import archive
 
     archive(data_dir / "PAMAP2_Dataset.zip")
     return made("pamap2", data_dir).folder

@@ -31,8 +31,8 @@ from metamae.inputs import Image, Signal, Tabular, Tokens, check_transfer
 from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
 from metamae.training.run_folder import CHECKPOINT, load_method
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
     *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),

@@ -13,8 +13,7 @@ import torch
 
 import metalearn
 from metalearn.multilevel.bridge import INSTALL_COMMAND
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 def modules_of(package: str) -> list[str]:

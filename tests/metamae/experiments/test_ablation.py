@@ -18,6 +18,7 @@ from metamae.methods.building import build_method
 from metamae.methods.mae import MAE
 from metamae.methods.metamae import MetaMAE
 from metamae.randomness import generator
+from tests import ROOT
 
 
 def row(name: str, dataset: str) -> Config:
@@ -92,7 +93,7 @@ def test_a_row_without_its_component_is_refused() -> None:
 
 def test_the_sweep_of_table_4_has_its_rows(tmp_path: Path) -> None:
     """Six data sets for the paper's six, each row with its own method and settings."""
-    file = Path(__file__).parents[2] / "benchmarks" / "sweeps" / "table4.yaml"
+    file = ROOT / "benchmarks" / "sweeps" / "table4.yaml"
     cells = read_sweep(file).cells()
     first = [cell for cell in cells if cell.config.seed == 0]
     assert len(cells) == 3 * len(first) == 3 * 6 * 4

@@ -16,7 +16,7 @@ from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
 from metamae.methods.building import build_method
 from metamae.methods.mae import MAE
 from metamae.randomness import generator
-from tests.metamae.straight import straighten
+from tests.metamae.model.straight import straighten
 
 SHAPES: list[Inputs] = [
     (Signal(name="signal", channels=2, length=20, token_length=2),),

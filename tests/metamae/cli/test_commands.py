@@ -25,8 +25,8 @@ from metamae.experiments.sweep import FAILURES, RESULTS
 from metamae.report.rows import read_results
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.run_folder import CHECKPOINT
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
     *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),

@@ -21,6 +21,7 @@ from metamae.report.figure import _several_steps
 from metamae.report.rows import Result, read_results, write_results
 from metamae.report.tables import summarise, summary_cells
 from metamae.report.wording import LABELS, mean_and_spread
+from tests import ROOT
 
 
 def row(**values: Any) -> Result:
@@ -172,7 +173,7 @@ def test_the_table_shows_every_cell_in_full(width: int) -> None:
 
 def test_steps_are_named_only_where_one_place_has_several() -> None:
     """Data sets trained for different numbers of steps share a colour for each method."""
-    rows = read_results(Path(__file__).parents[2] / "benchmarks/results/pocket.json")
+    rows = read_results(ROOT / "benchmarks/results/pocket.json")
     assert len({row.steps for row in rows if row.method == "metamae"}) > 1
     assert not _several_steps(summarise_results(rows))
     longer = [*rows, replace(rows[-1], steps=rows[-1].steps + 1)]
