@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 
-import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
-
-# isort: split
 import pytest
 import torch
 

@@ -25,9 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
-
-# isort: split
 import numpy as np
 import torch
 from matplotlib.axes import Axes

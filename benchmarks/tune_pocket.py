@@ -17,9 +17,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
-
-# isort: split
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -28,7 +25,7 @@ from metamae import load_dataset, make_config
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.pocket import POCKET
-from metamae.evaluation.features import extract_features
+from metamae.evaluation.features import Features, extract_features
 from metamae.evaluation.probe import fit_probe, standardise
 from metamae.files import write_json
 from metamae.training.pretraining import pretrain
@@ -83,9 +80,14 @@ def score(config: Config, dataset: Dataset) -> dict[str, object]:
         seconds = time.perf_counter() - start
     features, labels = extract_features(done.method, dataset.train), dataset.train.labels
     fit, judge = cut(config.dataset, labels)
-    probe = fit_probe(
-        features[fit], labels[fit], features[judge], labels[judge], dataset.task, config.probe
+    rows = Features(
+        task=dataset.need_task(),
+        train=features[fit],
+        train_labels=labels[fit],
+        test=features[judge],
+        test_labels=labels[judge],
     )
+    probe = fit_probe(rows, config.probe)
     return {
         "dataset": config.dataset,
         "method": config.method,

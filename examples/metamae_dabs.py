@@ -21,18 +21,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import metamae  # noqa: F401  # before torch is loaded: it says how threads wait
-
-# isort: split
-from metalearn.multilevel.bridge import import_betty
-from metamae import ConfigError, load_dataset, make_config
+from metalearn.multilevel import import_betty
+from metamae import ConfigError, load_dataset
 from metamae.cli.terminal import guarded, make_console
-from metamae.config.schema import COMPARED, METHODS, PRESETS, Config
-from metamae.config.sections import LEARNABLE
-from metamae.data.pocket import POCKET, stands_for
-from metamae.experiments.demo import RESULTS, Experiment
+from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS
+from metamae.data import POCKET
+from metamae.experiments.demo import RESULTS, Demo
+from metamae.experiments.plan import Source, Sweep
 from metamae.progress import Reporter
-from metamae.report.tables import summarise
+from metamae.report import summarise
 from metamae.training.allocator import keep_freed_memory
 from metamae.training.devices import choose_device
 from metamae.training.provenance import device_name
@@ -79,8 +76,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
-    """One configuration per data set, from its preset and the flags."""
+def make_sweep(options: argparse.Namespace) -> Sweep:
+    """What to run, from the flags."""
     overrides = list(options.set)
     if options.steps is not None:
         overrides.append(f"training.steps={options.steps}")
@@ -89,21 +86,17 @@ def resolve_configs(options: argparse.Namespace) -> dict[str, Config]:
         import_betty()  # now, not after the other methods were trained
     if options.compile:
         overrides.append("training.compile=on")
-    for override in overrides:
-        if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
-            raise ConfigError(f"expected a flag of its own instead of --set {override}; see --help")
     names = POCKET if options.dataset == "all" else (options.dataset,)
-    configs = {}
     for name in names:
-        load_name = name
         if name not in POCKET:
             load_dataset(name, data_dir=options.data_dir)  # explains what is known and what is not
-        elif options.preset != "pocket":
-            load_name = stands_for(name)
-        configs[name] = make_config(
-            name, preset=options.preset, preset_name=load_name, overrides=overrides
-        )
-    return configs
+    return Sweep(
+        datasets={name: Source() for name in names},
+        methods=tuple(options.methods),
+        protocols=("published",),
+        overrides=tuple(overrides),
+        preset=options.preset,
+    )
 
 
 def choose_folder(options: argparse.Namespace) -> Path:
@@ -129,22 +122,17 @@ def choose_folder(options: argparse.Namespace) -> Path:
 def compare(options: argparse.Namespace) -> int:
     """Run the comparison and print its table."""
     console = make_console()
-    experiment = Experiment(
-        config=resolve_configs(options),
-        load=lambda config: load_dataset(
-            config.dataset, data_dir=options.data_dir, token_size=config.token_size
-        ),
-        methods=options.methods,
-        seeds=options.seeds,
-        device=choose_device(options.device),
+    demo = Demo(
+        sweep=make_sweep(options),
         out=choose_folder(options),
-        resume=options.resume,
+        device=choose_device(options.device),
+        data_dir=options.data_dir,
+        seeds=options.seeds,
     )
     reporter = Reporter(console)
-    reporter.say(f"{experiment.out} on {device_name(experiment.device)}")
-    rows = experiment.run(reporter)
-    console.print(summarise(rows))
-    reporter.say(f"results and pictures: {experiment.out}")
+    reporter.say(f"{demo.out} on {device_name(demo.device)}")
+    summarise(demo.run(reporter)).print(console)
+    reporter.say(f"results and pictures: {demo.out}")
     return 0
 
 

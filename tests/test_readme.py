@@ -8,7 +8,7 @@ import re
 import torch
 
 from metamae.report.rows import read_results
-from metamae.report.tables import make_report, summary_cells
+from metamae.report.tables import make_report, summarise
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,7 @@ def test_files_that_are_linked_exist() -> None:
 def test_the_table_holds_the_committed_results() -> None:
     rows = read_results(ROOT / "benchmarks" / "results" / "demo-sensors.json")
     assert {row.seed for row in rows} == {0, 1, 2}
-    for cells in summary_cells(rows):
+    for cells in summarise(rows).lines:
         _, method, _, value, seeds, steps, seconds, ratio = cells
         line = f"| {method} | {value} | {seeds} | {steps} | {seconds} | {ratio} |"
         assert line in README

@@ -17,7 +17,7 @@ from metamae.experiments.evaluate_run import probe_row
 from metamae.inputs import check_transfer
 from metamae.progress import Reporter
 from metamae.report.rows import DEFAULT, Result, read_results, write_results
-from metamae.report.wording import mean_and_spread
+from metamae.report.wording import describe_place, mean_and_spread, with_spread
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import choose_device
 from metamae.training.run_folder import CHECKPOINT
@@ -110,15 +110,11 @@ def describe(rows: list[Result]) -> str:
 
     A single result of several draws shows their spread.
     """
-    first, values = rows[0], [row.value for row in rows]
+    first = rows[0]
     if len(rows) == 1 and first.draws > 1:
-        shown = f"{100 * first.value:.1f} ± {100 * first.spread:.1f} over {first.draws} draws"
+        shown = with_spread(first.value, first.spread, first.metric) + f" over {first.draws} draws"
     else:
-        shown = mean_and_spread(values)
-    where = (
-        first.transfer
-        if first.transfer == first.dataset
-        else (f"{first.dataset} -> {first.transfer}")
-    )
+        shown = mean_and_spread([row.value for row in rows], first.metric)
+    where = describe_place(first.dataset, first.transfer)
     metric = first.metric.replace("_", " ")
     return f"{where}, {first.method}, {first.protocol} ({first.settings}): {metric} {shown}"

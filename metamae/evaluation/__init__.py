@@ -7,11 +7,13 @@ from metamae.evaluation.metrics import METRICS
 from metamae.evaluation.neighbours import predict_by_neighbours
 from metamae.evaluation.probe import fit_probe
 from metamae.evaluation.protocols import PROTOCOLS, describe_protocol, evaluate, labels_of
+from metamae.evaluation.result import Evaluation
 from metamae.evaluation.tuned import fit_tuned, hold_out
 
 __all__ = [
     "METRICS",
     "PROTOCOLS",
+    "Evaluation",
     "Features",
     "compute_features",
     "describe_protocol",

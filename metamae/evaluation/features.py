@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from metamae.data.dataset import Array, Dataset, Partition, Task
-from metamae.errors import TrainingError
+from metamae.data.dataset import Array, Dataset, Partition, Task, check_classes
+from metamae.errors import InputError, TrainingError
 from metamae.methods.method import Method
 
 
@@ -48,6 +49,43 @@ class Features:
             test_labels=test_rows.labels,
             groups=train_rows.groups,
         )
+
+
+def check_features(features: Features) -> None:
+    """Refuse features and labels that no probe can use.
+
+    Raises:
+        InputError: shapes that do not fit each other, or values that are not finite.
+        DataError: labels that are no class, or a tested class without training rows.
+    """
+    task = features.task
+    axes = ("N", "L") if task.kind == "token_classification" else ("N",)
+    for name, rows, labels in (
+        ("train", features.train, features.train_labels),
+        ("test", features.test, features.test_labels),
+    ):
+        fits = rows.ndim == len(axes) + 1 and labels.shape == rows.shape[:-1]
+        if not fits or labels.size == 0:
+            comma = "," if len(axes) == 1 else ""
+            raise InputError(
+                f"expected {name} features ({', '.join(axes)}, D) and labels "
+                f"({', '.join(axes)}{comma}), got {tuple(rows.shape)} and {labels.shape}"
+            )
+        if not bool(torch.isfinite(rows).all()) or not bool(np.isfinite(labels).all()):
+            raise InputError(f"expected finite {name} features and labels, got NaN or infinity")
+    if features.train.shape[1:] != features.test.shape[1:]:
+        raise InputError(
+            f"expected equal feature sizes, got {_size(features.train)} for training and "
+            f"{_size(features.test)} for testing"
+        )
+    if task.kind != "regression":
+        check_classes(
+            features.train_labels, features.test_labels, task.classes, complete=task.complete
+        )
+
+
+def _size(features: Tensor) -> str:
+    return " x ".join(map(str, features.shape[1:]))
 
 
 @torch.no_grad()

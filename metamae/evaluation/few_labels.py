@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 
 from metalearn.randomness import fold
-from metamae.data.dataset import Array, Task
+from metamae.data.dataset import Array
 from metamae.errors import DataError
-from metamae.evaluation.probe import score
+from metamae.evaluation.features import Features
+from metamae.evaluation.metrics import score
+from metamae.evaluation.result import Evaluation
 from metamae.evaluation.tuned import Scaler, fit_regularised
 
 DRAWS = 10
@@ -52,35 +56,43 @@ def draw_labels(labels: Array, per_class: int, *, classes: int, seed: int, draw:
     return np.concatenate(picked)
 
 
-def probe_few_labels(
-    train_features: Array,
-    train_labels: Array,
-    test_features: Array,
-    test_labels: Array,
-    task: Task,
-    per_class: int,
-    *,
-    seed: int = 0,
-) -> tuple[list[float], list[float]]:
-    """Test and training metric of every draw.
+def describe_few_labels(per_class: int) -> str:
+    """The settings in words."""
+    plural = "" if per_class == 1 else "s"
+    return f"logistic, L2 {STRENGTH:g}, {per_class} label{plural} a class, {DRAWS} draws"
 
-    Each is a logistic regression of fixed strength. Features are scaled by mean and deviation of
-    all training rows, whose labels that does not need.
+
+def probe_few_labels(features: Features, per_class: int, *, seed: int = 0) -> Evaluation:
+    """Mean and deviation over draws of ``per_class`` labels of every class.
+
+    Each draw is a logistic regression of fixed strength. Features are scaled by mean and deviation
+    of all training rows, whose labels that does not need.
 
     Raises:
         DataError: a class with too few rows, or a task without classes.
     """
+    task = features.task
     if task.kind not in ("classification", "binary"):
         raise DataError(
             f"expected a classification task for a few-label probe, got {task.kind}; "
             "use the published or the tuned probe"
         )
-    scaler = Scaler.of(train_features.astype(np.float64))
+    train, labels = features.train.numpy(), features.train_labels
+    test = features.test.numpy().astype(np.float64)
+    scaler = Scaler.of(train.astype(np.float64))
     tested, trained = [], []
     for draw in range(DRAWS):
-        rows = draw_labels(train_labels, per_class, classes=len(task.classes), seed=seed, draw=draw)
-        x, y = train_features[rows], train_labels[rows]
+        rows = draw_labels(labels, per_class, classes=len(task.classes), seed=seed, draw=draw)
+        x, y = train[rows], labels[rows]
         probe = fit_regularised(x, y, task, STRENGTH, scaler=scaler)
-        tested.append(score(task, test_labels, probe.predict(test_features.astype(np.float64))))
+        tested.append(score(task, features.test_labels, probe.predict(test)))
         trained.append(score(task, y, probe.predict(x.astype(np.float64))))
-    return tested, trained
+    return Evaluation(
+        protocol=f"few-{per_class}",
+        settings=describe_few_labels(per_class),
+        metric=task.metric,
+        value=statistics.mean(tested),
+        spread=statistics.stdev(tested),
+        draws=len(tested),
+        train_value=statistics.mean(trained),
+    )

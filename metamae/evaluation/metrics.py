@@ -1,15 +1,13 @@
-"""The three metrics of the benchmark, each over the whole test set at once."""
+"""The three metrics of the benchmark, each over the whole test set at once, and a task's score."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
-Array = NDArray[Any]
+from metamae.data.dataset import Array, Task
+from metamae.errors import DataError
 
 
 def accuracy(truth: Array, predicted: Array) -> float:
@@ -30,3 +28,34 @@ def spearman(truth: Array, predicted: Array) -> float:
 
 
 METRICS = {"accuracy": accuracy, "weighted_f1": weighted_f1, "spearman": spearman}
+
+
+def score(task: Task, truth: Array, predicted: Array) -> float:
+    """The task's metric over all rows (token-wise: over all tokens), without ignored labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from metamae.data.dataset import Task
+        >>> from metamae.evaluation.metrics import score, score_with_ignored
+        >>> kind = "token_classification"
+        >>> task = Task(kind=kind, metric="accuracy", classes=("helix", "pad"), ignore=1)
+        >>> truth, predicted = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+        >>> score(task, truth, predicted), score_with_ignored(task, truth, predicted)
+        (0.5, {'with_ignored': 0.75})
+    """
+    truth, predicted = truth.reshape(-1), predicted.reshape(-1)
+    if task.ignore is not None:
+        kept = truth != task.ignore
+        if not kept.any():
+            raise DataError(
+                f"expected labels other than the ignored {task.classes[task.ignore]!r}, got none"
+            )
+        truth, predicted = truth[kept], predicted[kept]
+    return METRICS[task.metric](truth, predicted)
+
+
+def score_with_ignored(task: Task, truth: Array, predicted: Array) -> dict[str, float]:
+    """The metric with ignored labels counted in, by name; nothing where nothing is ignored."""
+    if task.ignore is None:
+        return {}
+    return {"with_ignored": METRICS[task.metric](truth.reshape(-1), predicted.reshape(-1))}

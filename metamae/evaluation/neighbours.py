@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metamae.data.dataset import Array, Task
+from metamae.errors import DataError
+from metamae.evaluation.features import Features
+from metamae.evaluation.metrics import score
+from metamae.evaluation.result import Evaluation
 
 NEIGHBOURS = 20
 """Neighbours that vote; all training rows where there are fewer."""
@@ -64,3 +68,34 @@ def predict_by_neighbours(
             parts.append(votes.scatter_add_(1, labels[index].long(), weight).argmax(1))
     predictions: Array = torch.cat(parts).numpy()
     return predictions
+
+
+def describe_neighbours() -> str:
+    """The settings in words."""
+    return f"{NEIGHBOURS} nearest neighbours, cosine of centred features"
+
+
+def probe_neighbours(features: Features) -> Evaluation:
+    """Predict the test rows by their nearest training rows.
+
+    Raises:
+        DataError: a token-wise task.
+    """
+    task = features.task
+    if task.kind == "token_classification":
+        raise DataError(
+            "expected one label an example for nearest neighbours, got a token-wise task; "
+            "use the published or the tuned probe"
+        )
+    on_test, on_train = (
+        predict_by_neighbours(features.train, features.train_labels, rows, task)
+        for rows in (features.test, features.train)
+    )
+    return Evaluation(
+        protocol="knn",
+        settings=describe_neighbours(),
+        metric=task.metric,
+        value=score(task, features.test_labels, on_test),
+        train_value=score(task, features.train_labels, on_train),
+        predictions=on_test,
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,49 +9,39 @@ from torch.nn import functional as F
 
 from metalearn.randomness import fold, seeded
 from metamae.config.sections import ProbeConfig
-from metamae.data.dataset import Array, Task, check_classes
-from metamae.errors import DataError, InputError, TrainingError
-from metamae.evaluation.metrics import METRICS
+from metamae.data.dataset import Array, Task
+from metamae.errors import TrainingError
+from metamae.evaluation.features import Features, check_features
+from metamae.evaluation.metrics import score, score_with_ignored
+from metamae.evaluation.result import Evaluation
 from metamae.progress import Reporter
 from metamae.randomness import generator
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """Outcome of a probe.
+def describe_probe(config: ProbeConfig) -> str:
+    """The settings in words.
 
-    Attributes:
-        metric: Name of the metric.
-        value: The metric on the test rows after the last epoch: the number to report.
-        best: The best epoch's value, and
-        best_epoch: that epoch (from 1). Chosen on test rows, so never to be reported alone.
-        train_value: The metric on the training rows after the last epoch.
-        predictions: Test predictions after the last epoch.
-        with_ignored: The test metric with the label that the task ignores (padding) counted in;
-            ``None`` where nothing is ignored.
+    Example:
+        >>> from metamae.config import ProbeConfig
+        >>> from metamae.evaluation.probe import describe_probe
+        >>> describe_probe(ProbeConfig())
+        'linear, Adam 0.0001, L2 0.0001, 100 epochs, last'
     """
-
-    metric: str
-    value: float
-    best: float
-    best_epoch: int
-    train_value: float
-    predictions: Array
-    with_ignored: float | None = None
+    text = (
+        f"linear, Adam {config.learning_rate:g}, L2 {config.weight_decay:g}, "
+        f"{config.epochs} epochs, last"
+    )
+    return text + (", standardised features" if config.standardise else "")
 
 
 def fit_probe(
-    train_features: Tensor,
-    train_labels: Array,
-    test_features: Tensor,
-    test_labels: Array,
-    task: Task,
+    features: Features,
     config: ProbeConfig,
     *,
     seed: int = 0,
     reporter: Reporter | None = None,
     title: str = "probe",
-) -> ProbeResult:
+) -> Evaluation:
     """Fit one linear layer with Adam and report its test metric after the last epoch.
 
     Cross-entropy for classes (of the example, or of each of its tokens), binary cross-entropy of
@@ -61,11 +49,7 @@ def fit_probe(
     partial one is dropped.
 
     Args:
-        train_features: ``(N, D)``; token-wise ``(N, L, D)``.
-        train_labels: ``(N,)``; token-wise ``(N, L)``.
-        test_features: ``(M, D)`` or ``(M, L, D)``.
-        test_labels: ``(M,)`` or ``(M, L)``.
-        task: What to predict.
+        features: Features and labels of training and test rows.
         config: Epochs, batch size, learning rate, L2 decay.
         seed: Seed of the initial weights and of the order.
         reporter: Shows progress; silent by default.
@@ -74,85 +58,58 @@ def fit_probe(
     Raises:
         InputError: features and labels that do not fit each other, or are not finite.
         DataError: a class of the test rows that no training row has.
+        TrainingError: the weights diverged.
 
     Example:
         >>> import numpy as np, torch
-        >>> from metamae.config.sections import ProbeConfig
-        >>> from metamae.data.dataset import Task
-        >>> from metamae.evaluation.probe import fit_probe
+        >>> from metamae.config import ProbeConfig
+        >>> from metamae.data import Task
+        >>> from metamae.evaluation import Features, fit_probe
         >>> x = torch.tensor([[-1.0], [1.0]]).repeat(50, 1)
         >>> y = np.tile([0, 1], 50)
         >>> task = Task(kind="binary", metric="accuracy", classes=("low", "high"))
-        >>> fit_probe(x, y, x, y, task, ProbeConfig(learning_rate=0.1, epochs=20)).value
+        >>> features = Features(task=task, train=x, train_labels=y, test=x, test_labels=y)
+        >>> fit_probe(features, ProbeConfig(learning_rate=0.1, epochs=20)).value
         1.0
     """
-    check_probe_data(train_features, train_labels, test_features, test_labels, task)
+    check_features(features)
+    task, train, test = features.task, features.train, features.test
     if config.standardise:
-        train_features, test_features = standardise(train_features, test_features)
+        train, test = standardise(train, test)
     with seeded(fold(seed, "probe")):
-        layer = nn.Linear(train_features.shape[-1], task.outputs)
+        layer = nn.Linear(train.shape[-1], task.outputs)
     optimiser = torch.optim.Adam(
         layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    targets = torch.from_numpy(np.array(train_labels))  # a copy: memory maps are read-only
+    targets = torch.from_numpy(np.array(features.train_labels))  # memory maps are read-only
     if task.kind != "regression":
         targets = targets.long()
-    size = min(config.batch_size, len(train_features))
+    size = min(config.batch_size, len(train))
     values: list[float] = []
     with (reporter or Reporter(None)).stage(title, total=config.epochs, unit="epochs") as stage:
         for epoch in range(config.epochs):
             order = torch.randperm(len(targets), generator=generator(seed, "probe order", epoch))
             for start in range(0, len(order) - size + 1, size):
                 index = order[start : start + size]
-                loss = _loss(layer(train_features[index]), targets[index], task)
+                loss = _loss(layer(train[index]), targets[index], task)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
             _refuse_divergence(layer, epoch)
-            predictions = predict(layer, test_features, task)
-            values.append(score(task, test_labels, predictions))
+            predictions = predict(layer, test, task)
+            values.append(score(task, features.test_labels, predictions))
             stage.advance(loss=loss.item())
     best = int(np.argmax(values))
-    return ProbeResult(
+    return Evaluation(
+        protocol="published",
+        settings=describe_probe(config),
         metric=task.metric,
         value=values[-1],
-        best=values[best],
-        best_epoch=best + 1,
-        train_value=score(task, train_labels, predict(layer, train_features, task)),
+        train_value=score(task, features.train_labels, predict(layer, train, task)),
+        extra={"best": values[best], "best_epoch": float(best + 1)}
+        | score_with_ignored(task, features.test_labels, predictions),
         predictions=predictions,
-        with_ignored=score_with_ignored(task, test_labels, predictions),
     )
-
-
-def score(task: Task, truth: Array, predicted: Array) -> float:
-    """The task's metric over all rows (token-wise: over all tokens), without ignored labels.
-
-    Example:
-        >>> import numpy as np
-        >>> from metamae.data.dataset import Task
-        >>> from metamae.evaluation.probe import score, score_with_ignored
-        >>> kind = "token_classification"
-        >>> task = Task(kind=kind, metric="accuracy", classes=("helix", "pad"), ignore=1)
-        >>> truth, predicted = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
-        >>> score(task, truth, predicted), score_with_ignored(task, truth, predicted)
-        (0.5, 0.75)
-    """
-    truth, predicted = truth.reshape(-1), predicted.reshape(-1)
-    if task.ignore is not None:
-        kept = truth != task.ignore
-        if not kept.any():
-            raise DataError(
-                f"expected labels other than the ignored {task.classes[task.ignore]!r}, got none"
-            )
-        truth, predicted = truth[kept], predicted[kept]
-    return METRICS[task.metric](truth, predicted)
-
-
-def score_with_ignored(task: Task, truth: Array, predicted: Array) -> float | None:
-    """The metric with ignored labels counted in, or ``None`` where nothing is ignored."""
-    if task.ignore is None:
-        return None
-    return METRICS[task.metric](truth.reshape(-1), predicted.reshape(-1))
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,44 +148,3 @@ def _loss(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
     if task.kind == "binary":
         return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
     return F.mse_loss(outputs, targets.to(outputs.dtype))
-
-
-def check_probe_data(
-    train_features: Tensor,
-    train_labels: Array,
-    test_features: Tensor,
-    test_labels: Array,
-    task: Task,
-) -> None:
-    """Refuse features and labels that no probe can use.
-
-    Raises:
-        InputError: shapes that do not fit each other, or values that are not finite.
-        DataError: labels that are no class, or a tested class without training rows.
-    """
-    axes = "N, L" if task.kind == "token_classification" else "N"
-    for name, features, labels in (
-        ("train", train_features, train_labels),
-        ("test", test_features, test_labels),
-    ):
-        dimensions = 3 if task.kind == "token_classification" else 2
-        fits = features.ndim == dimensions and labels.shape == features.shape[:-1]
-        if not fits or labels.size == 0:
-            comma = "" if task.kind == "token_classification" else ","
-            raise InputError(
-                f"expected {name} features ({axes}, D) and labels ({axes}{comma}), got "
-                f"{tuple(features.shape)} and {labels.shape}"
-            )
-        if not bool(torch.isfinite(features).all()) or not bool(np.isfinite(labels).all()):
-            raise InputError(f"expected finite {name} features and labels, got NaN or infinity")
-    if train_features.shape[1:] != test_features.shape[1:]:
-        raise InputError(
-            f"expected equal feature sizes, got {_size(train_features)} for training and "
-            f"{_size(test_features)} for testing"
-        )
-    if task.kind != "regression":
-        check_classes(train_labels, test_labels, task.classes, complete=task.complete)
-
-
-def _size(features: Tensor) -> str:
-    return " x ".join(map(str, features.shape[1:]))

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import numpy as np
 
 from metamae.config.sections import ProbeConfig
-from metamae.data.dataset import Array
-from metamae.errors import ConfigError, DataError, suggest
-from metamae.evaluation.features import Features
-from metamae.evaluation.few_labels import DRAWS, STRENGTH, probe_few_labels
-from metamae.evaluation.neighbours import NEIGHBOURS, predict_by_neighbours
-from metamae.evaluation.probe import check_probe_data, fit_probe, score, score_with_ignored
-from metamae.evaluation.tuned import fit_tuned
+from metamae.errors import ConfigError, suggest
+from metamae.evaluation.features import Features, check_features
+from metamae.evaluation.few_labels import describe_few_labels, probe_few_labels
+from metamae.evaluation.neighbours import describe_neighbours, probe_neighbours
+from metamae.evaluation.probe import describe_probe, fit_probe
+from metamae.evaluation.result import Evaluation
+from metamae.evaluation.tuned import describe_tuned, probe_tuned
 from metamae.progress import Reporter
 
 PROTOCOLS = ("published", "tuned", "knn", "few-1", "few-5", "few-10")
 """Protocols of a full report; ``few-N`` works for any number of labels a class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Outcome of one protocol.
-
-    Attributes:
-        protocol: Its name.
-        settings: Its settings in words, so that two results can be told apart.
-        metric: Name of the metric.
-        value: The metric on the test rows; the mean over draws of labels.
-        spread: Sample deviation over draws of labels; 0 where there is a single fit.
-        draws: Number of draws of labels; 1 where all labels are used.
-        train_value: The metric on the rows the probe was fitted on.
-        extra: Other numbers worth keeping, such as the best epoch's value or the chosen strength.
-        predictions: Test predictions; of draws, none.
-    """
-
-    protocol: str
-    settings: str
-    metric: str
-    value: float
-    spread: float = 0.0
-    draws: int = 1
-    train_value: float
-    extra: dict[str, float] = field(default_factory=dict)
-    predictions: Array | None = None
 
 
 def evaluate(
@@ -97,16 +65,13 @@ def evaluate(
         >>> evaluate("tuned", features, ProbeConfig()).value
         1.0
     """
-    settings = describe_protocol(protocol, config)
-    check_probe_data(
-        features.train, features.train_labels, features.test, features.test_labels, features.task
-    )
+    labels = labels_of(protocol)
+    check_features(features)
+    if labels:
+        return probe_few_labels(features, labels, seed=seed)
     if protocol == "published":
-        return _published(features, config, seed, settings, reporter, title)
-    simple: dict[str, Callable[[Features, int, str], Evaluation]] = {"tuned": _tuned, "knn": _knn}
-    if protocol in simple:
-        return simple[protocol](features, seed, settings)
-    return _few_labels(features, labels_of(protocol), seed, settings)
+        return fit_probe(features, config, seed=seed, reporter=reporter, title=title)
+    return probe_tuned(features, seed=seed) if protocol == "tuned" else probe_neighbours(features)
 
 
 def labels_of(protocol: str) -> int:
@@ -140,123 +105,7 @@ def describe_protocol(protocol: str, config: ProbeConfig) -> str:
     """
     labels = labels_of(protocol)
     if labels:
-        plural = "" if labels == 1 else "s"
-        return f"logistic, L2 {STRENGTH:g}, {labels} label{plural} a class, {DRAWS} draws"
+        return describe_few_labels(labels)
     if protocol == "published":
-        return (
-            f"linear, Adam {config.learning_rate:g}, L2 {config.weight_decay:g}, "
-            f"{config.epochs} epochs, last"
-            + (", standardised features" if config.standardise else "")
-        )
-    if protocol == "tuned":
-        return "exact linear fit, L2 chosen on a validation cut of the training rows"
-    return f"{NEIGHBOURS} nearest neighbours, cosine of centred features"
-
-
-def _published(
-    features: Features,
-    config: ProbeConfig,
-    seed: int,
-    settings: str,
-    reporter: Reporter | None,
-    title: str,
-) -> Evaluation:
-    result = fit_probe(
-        features.train,
-        features.train_labels,
-        features.test,
-        features.test_labels,
-        features.task,
-        config,
-        seed=seed,
-        reporter=reporter,
-        title=title,
-    )
-    extra = {"best": result.best, "best_epoch": float(result.best_epoch)}
-    if result.with_ignored is not None:
-        extra["with_ignored"] = result.with_ignored
-    return Evaluation(
-        protocol="published",
-        settings=settings,
-        metric=result.metric,
-        value=result.value,
-        train_value=result.train_value,
-        extra=extra,
-        predictions=result.predictions,
-    )
-
-
-def _tuned(features: Features, seed: int, settings: str) -> Evaluation:
-    """Token-wise tasks are fitted on all tokens but the ignored; the cut keeps sequences whole."""
-    task = features.task
-    train, labels, groups = features.train.numpy(), features.train_labels, features.groups
-    test = features.test.numpy()
-    if task.kind == "token_classification":
-        length = train.shape[1]
-        rows = np.arange(len(train)) if groups is None else groups
-        train, labels, groups = (
-            train.reshape(-1, train.shape[-1]),
-            labels.ravel(),
-            rows.repeat(length),
-        )
-        kept = np.ones(len(labels), bool) if task.ignore is None else labels != task.ignore
-        train, labels, groups = train[kept], labels[kept], groups[kept]
-    probe = fit_tuned(train, labels, task, groups=groups, seed=seed)
-    predictions = probe.predict(test.reshape(-1, test.shape[-1])).reshape(
-        features.test_labels.shape
-    )
-    extra = {"strength": probe.strength}
-    with_ignored = score_with_ignored(task, features.test_labels, predictions)
-    if with_ignored is not None:
-        extra["with_ignored"] = with_ignored
-    return Evaluation(
-        protocol="tuned",
-        settings=settings,
-        metric=task.metric,
-        value=score(task, features.test_labels, predictions),
-        train_value=score(task, labels, probe.predict(train)),
-        extra=extra,
-        predictions=predictions,
-    )
-
-
-def _knn(features: Features, seed: int, settings: str) -> Evaluation:
-    task = features.task
-    if task.kind == "token_classification":
-        raise DataError(
-            "expected one label an example for nearest neighbours, got a token-wise task; "
-            "use the published or the tuned probe"
-        )
-    on_test, on_train = (
-        predict_by_neighbours(features.train, features.train_labels, asked, task)
-        for asked in (features.test, features.train)
-    )
-    return Evaluation(
-        protocol="knn",
-        settings=settings,
-        metric=task.metric,
-        value=score(task, features.test_labels, on_test),
-        train_value=score(task, features.train_labels, on_train),
-        predictions=on_test,
-    )
-
-
-def _few_labels(features: Features, per_class: int, seed: int, settings: str) -> Evaluation:
-    tested, trained = probe_few_labels(
-        features.train.numpy(),
-        features.train_labels,
-        features.test.numpy(),
-        features.test_labels,
-        features.task,
-        per_class,
-        seed=seed,
-    )
-    return Evaluation(
-        protocol=f"few-{per_class}",
-        settings=settings,
-        metric=features.task.metric,
-        value=statistics.mean(tested),
-        spread=statistics.stdev(tested),
-        draws=len(tested),
-        train_value=statistics.mean(trained),
-    )
+        return describe_probe(config)
+    return describe_tuned() if protocol == "tuned" else describe_neighbours()

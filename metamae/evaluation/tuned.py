@@ -13,7 +13,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Task
 from metamae.errors import DataError, TrainingError
-from metamae.evaluation.probe import score
+from metamae.evaluation.features import Features
+from metamae.evaluation.metrics import score, score_with_ignored
+from metamae.evaluation.result import Evaluation
 
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
 """Strengths to choose from, strongest first: an equal score is won by the stronger one."""
@@ -122,6 +124,49 @@ def fit_tuned(
         scores[strength] = score(task, labels[held], probe.model.predict(validation))
     strength = max(scores, key=lambda one: scores[one])  # the first of equals
     return fit_regularised(features, labels, task, strength)
+
+
+def describe_tuned() -> str:
+    """The settings in words."""
+    return "exact linear fit, L2 chosen on a validation cut of the training rows"
+
+
+def probe_tuned(features: Features, *, seed: int = 0) -> Evaluation:
+    """Evaluate :func:`fit_tuned`.
+
+    Token-wise tasks are fitted on all tokens but the ignored; the cut keeps sequences whole.
+
+    Raises:
+        DataError: no rows can be held out.
+        TrainingError: the solver did not converge.
+    """
+    task = features.task
+    train, labels, groups = features.train.numpy(), features.train_labels, features.groups
+    test = features.test.numpy()
+    if task.kind == "token_classification":  # (N, L, D) -> (N * L, D)
+        length = train.shape[1]
+        rows = np.arange(len(train)) if groups is None else groups
+        train, labels, groups = (
+            train.reshape(-1, train.shape[-1]),
+            labels.ravel(),
+            rows.repeat(length),
+        )
+        counted = np.ones(len(labels), bool) if task.ignore is None else labels != task.ignore
+        train, labels, groups = train[counted], labels[counted], groups[counted]
+    probe = fit_tuned(train, labels, task, groups=groups, seed=seed)
+    predictions = probe.predict(test.reshape(-1, test.shape[-1])).reshape(
+        features.test_labels.shape
+    )
+    return Evaluation(
+        protocol="tuned",
+        settings=describe_tuned(),
+        metric=task.metric,
+        value=score(task, features.test_labels, predictions),
+        train_value=score(task, labels, probe.predict(train)),
+        extra={"strength": probe.strength}
+        | score_with_ignored(task, features.test_labels, predictions),
+        predictions=predictions,
+    )
 
 
 def _model(task: Task) -> Any:

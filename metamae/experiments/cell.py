@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from metamae.progress import Reporter
 from metamae.report.rows import Key, Result
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.pretraining import pretrain
-from metamae.training.run_folder import CHECKPOINT, CONFIG
+from metamae.training.run_folder import CHECKPOINT, CONFIG, check_same_run
 
 Load = Callable[[str, tuple[int, ...]], Dataset]
 """Loads a data set by name and token size."""
@@ -91,28 +90,25 @@ def is_finished(config: Config, run_dir: Path) -> bool:
     if not (run_dir / CHECKPOINT).is_file():
         return False
     found = Checkpoint.load(run_dir / CHECKPOINT)
-    check_same(found.config, config, run_dir)
+    check_same_run(found.config, config, run_dir)
     return found.step == config.training.steps
-
-
-def check_same(found: Config, asked: Config, run_dir: Path) -> None:
-    """Raise ``CheckpointError`` unless two configurations pretrain alike."""
-    if replace(found, probe=asked.probe) != asked:
-        raise CheckpointError(
-            f"expected {run_dir} to hold a run with these settings, it was made with others; "
-            "choose another output folder, or delete this one to run it again"
-        )
 
 
 def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
     """Whether a finished row was made with the settings asked for, and its run is still there.
 
     Raises:
-        CheckpointError: the run was made with other settings.
+        CheckpointError: the run was made with other settings, or for another number of steps.
     """
     try:
         found = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
     except OSError:
         return False  # its folder was deleted, as errors advise: run it again
-    check_same(found, cell.config, run_dir)
+    check_same_run(found, cell.config, run_dir)
+    if row.steps != cell.config.training.steps:
+        raise CheckpointError(
+            f"expected {run_dir} to hold a run of {cell.config.training.steps} steps, its result "
+            f"was made after {row.steps}; choose another output folder, or delete this one to run "
+            "it again"
+        )
     return row.settings == describe_protocol(row.protocol, cell.config.probe)

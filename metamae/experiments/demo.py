@@ -1,168 +1,137 @@
-"""An experiment: pretrain and probe every (data set, seed, method), resumable, with pictures."""
+"""The demo: a sweep with a time budget, and pictures of what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from metamae.config.schema import COMPARED, METHODS, Config
-from metamae.data.dataset import Dataset
-from metamae.errors import CheckpointError, ConfigError
-from metamae.evaluation.feature_cache import run_features
-from metamae.experiments.evaluate_run import probe_row
+from metamae.config.schema import METHODS
+from metamae.data import load_dataset
+from metamae.errors import ConfigError
+from metamae.experiments.plan import Cell, Sweep
+from metamae.experiments.sweep import RESULTS, SweepRun
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
 from metamae.report.curves import draw_curves, draw_settings
 from metamae.report.reconstructions import draw_reconstructions
-from metamae.report.rows import DEFAULT, Result, read_results, write_results
-from metamae.training.checkpoint import Checkpoint
-from metamae.training.pretraining import pretrain
-from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method, read_history
-
-RESULTS = "results.json"
+from metamae.report.rows import DEFAULT, Result, read_results
+from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Settings of an experiment.
+class Demo:
+    """A sweep of one variant and one protocol, as many seeds as fit a budget, and its pictures.
 
     Attributes:
-        config: Data set name to its resolved configuration; method and seed are filled in.
-        load: Loads a data set by its configuration.
-        methods: Methods to compare, a subset of :data:`metamae.config.schema.METHODS`.
-        seeds: Number of seeds, or ``None`` for as many as fit ``budget`` (from 1 to ``max_seeds``).
-        budget: Seconds for the whole experiment when ``seeds`` is ``None``.
-        max_seeds: Most seeds when ``seeds`` is ``None``.
-        device: Where to train.
+        sweep: What to run, its seeds apart.
         out: Output folder.
-        resume: Keep finished rows and continue unfinished runs.
+        device: Where to train.
+        data_dir: Folder of full DABS data.
+        seeds: Number of seeds, or ``None`` for as many as fit ``budget`` (from 1 to ``max_seeds``).
+        budget: Seconds for all of it when ``seeds`` is ``None``, shared equally by the data sets.
+        max_seeds: Most seeds when ``seeds`` is ``None``.
+        workers: Cells at once, see :class:`~metamae.experiments.sweep.SweepRun`.
     """
 
-    config: dict[str, Config]
-    load: Callable[[Config], Dataset]
-    methods: Sequence[str] = COMPARED
+    sweep: Sweep
+    out: Path
+    device: torch.device
+    data_dir: Path | None = None
     seeds: int | None = None
     budget: float = 240.0
     max_seeds: int = 3
-    device: torch.device
-    out: Path
-    resume: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        """Check names and counts."""
-        unknown = set(self.methods) - set(METHODS)
-        if unknown or not self.methods:
-            raise ConfigError(
-                f"expected methods among {', '.join(METHODS)}, got {list(self.methods)}"
-            )
+        """Check the number of seeds."""
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"expected at least 1 seed, got {self.seeds}")
 
     def run(self, reporter: Reporter) -> list[Result]:
-        """Run what is missing; rows and pictures are written as soon as they are there."""
-        found = read_results(self.out / RESULTS) if self.resume else []
-        rows = {(row.dataset, row.method, row.seed): row for row in found}
-        datasets = {name: self.load(config) for name, config in self.config.items()}
-        for name, dataset in datasets.items():
-            seed = 0
-            while self._wanted(seed, [row for row in rows.values() if row.dataset == name]):
-                for method in self.methods:
-                    config = self.run_config(name, method, seed)
-                    # A run whose folder was deleted, as errors advise, is run again.
-                    if (name, method, seed) in rows and self.run_dir(config).is_dir():
-                        self._check_unchanged(config)
-                        continue
-                    row = self._run_one(config, dataset, reporter)
-                    rows[name, method, seed] = row
-                    write_results(self.out / RESULTS, list(rows.values()))
-                seed += 1
-            self._draw(dataset, seed)
-        order = list(self.config)
-        asked = [row for row in rows.values() if row.dataset in order]
+        """Run what is missing, one seed of all methods after the other, and draw it.
+
+        Returns:
+            Rows by data set, method and seed.
+
+        Raises:
+            Exception: what made a cell fail; nothing is run after it.
+        """
+        self._adopt_earlier_folders()
+        rows, seed = self._finished(), 0
+        while names := [name for name in self.sweep.datasets if self._wants(name, seed, rows)]:
+            self._sweep_of(names, (seed,)).run(reporter)
+            rows, seed = self._finished(), seed + 1
+        order = list(self.sweep.datasets)
+        rows = [row for row in rows if row.dataset in order]
+        for name in order:
+            self._draw(name, [row for row in rows if row.dataset == name])
         return sorted(
-            asked, key=lambda row: (order.index(row.dataset), METHODS.index(row.method), row.seed)
+            rows, key=lambda row: (order.index(row.dataset), METHODS.index(row.method), row.seed)
         )
 
-    def run_config(self, dataset: str, method: str, seed: int) -> Config:
-        """Resolved configuration of one run; random initialisation is not trained."""
-        config = replace(self.config[dataset], method=method, seed=seed)
-        if method == "random":
-            config = replace(config, training=replace(config.training, steps=0))
-        return config
+    def _adopt_earlier_folders(self) -> None:
+        """Move runs of version 0.1, which lay in ``DATASET/METHOD/seed-N``, to where cells lie."""
+        for dataset in self.sweep.datasets:
+            for method in self.sweep.methods:
+                earlier = self.out / dataset / method
+                if earlier.is_dir():
+                    (self.out / dataset / DEFAULT).mkdir(exist_ok=True)
+                    earlier.rename(self.out / dataset / DEFAULT / method)
 
-    def run_dir(self, config: Config) -> Path:
-        """Folder of one run."""
-        return self.out / config.dataset / config.method / f"seed-{config.seed}"
+    def _finished(self) -> list[Result]:
+        return read_results(self.out / RESULTS)
 
-    def picture(self, dataset: str, name: str) -> Path:
-        """Path of a picture: in the output folder, or in the data set's when there are several."""
-        return (self.out if len(self.config) == 1 else self.out / dataset) / f"{name}.png"
+    def _sweep_of(self, names: Sequence[str], seeds: tuple[int, ...]) -> SweepRun:
+        datasets = {name: self.sweep.datasets[name] for name in names}
+        return SweepRun(
+            sweep=replace(self.sweep, datasets=datasets, seeds=seeds),
+            out=self.out,
+            device=self.device,
+            data_dir=self.data_dir,
+            workers=self.workers,
+            fail_fast=True,
+        )
 
-    def _wanted(self, seed: int, rows: Sequence[Result]) -> bool:
+    def _wants(self, name: str, seed: int, rows: Sequence[Result]) -> bool:
         """Whether to run one more seed; judged by recorded times, so resuming changes nothing."""
         if self.seeds is not None or seed == 0:
             return seed < (self.seeds or 1)
-        spent = sum(row.pretrain_seconds + row.probe_seconds for row in rows if row.seed < seed)
+        done = [row for row in rows if row.dataset == name and row.seed < seed]
+        spent = sum(row.pretrain_seconds + row.probe_seconds for row in done)
         expected = spent * (seed + 1) / seed
-        return seed < self.max_seeds and expected <= self.budget / len(self.config)
+        return seed < self.max_seeds and expected <= self.budget / len(self.sweep.datasets)
 
-    def _run_one(self, config: Config, dataset: Dataset, reporter: Reporter) -> Result:
-        pretrain(
-            config,
-            dataset,
-            self.run_dir(config),
-            device=self.device,
-            resume=self.resume,
-            reporter=reporter,
-        )
-        folder = self.run_dir(config)
-        return probe_row(
-            Checkpoint.load(folder / CHECKPOINT),
-            run_features(folder, dataset, device=self.device),
-            "published",
-            transfer=dataset.name,
-            variant=DEFAULT,
-            device=self.device,
-            probe=config.probe,
-            reporter=reporter,
-        )
+    def picture(self, dataset: str, name: str) -> Path:
+        """Path of a picture: in the output folder, or in the data set's when there are several."""
+        several = len(self.sweep.datasets) > 1
+        return (self.out / dataset if several else self.out) / f"{name}.png"
 
-    def _check_unchanged(self, config: Config) -> None:
-        """A finished row is kept only if it was made with the settings asked for now."""
-        path = self.run_dir(config) / CONFIG
-        if path.is_file() and path.read_text() == config.to_yaml():
-            return
-        raise CheckpointError(
-            f"expected {self.out} to hold a run with these settings, but its result for "
-            f"{config.dataset}, {config.method}, seed {config.seed} was made with others; "
-            "resume with the same flags, or choose another output folder"
-        )
-
-    def _draw(self, dataset: Dataset, seeds: int) -> None:
+    def _draw(self, name: str, rows: Sequence[Result]) -> None:
         """Curves of all trained methods; reconstructions of MetaMAE, or else of MAE."""
-        trained = [method for method in METHODS if method in self.methods and method != "random"]
-        if not trained or self.config[dataset.name].training.steps == 0:
+        trained = {(row.method, row.seed) for row in rows if row.steps > 0}
+        seeds = tuple(sorted({seed for _, seed in trained}))
+        cells: dict[str, list[Cell]] = {}
+        for cell in self._sweep_of([name], seeds).sweep.cells() if seeds else []:
+            if (cell.config.method, cell.config.seed) in trained:
+                cells.setdefault(cell.config.method, []).append(cell)
+        if not cells:
             return
-        runs = {
-            method: [
-                self.run_dir(self.run_config(dataset.name, method, seed)) for seed in range(seeds)
-            ]
-            for method in trained
-        }
         histories = {
-            method: [read_history(run / HISTORY) for run in folders]
-            for method, folders in runs.items()
+            method: [read_history(self.out / cell.name / HISTORY) for cell in cells[method]]
+            for method in METHODS
+            if method in cells
         }
-        draw_curves(histories, self.picture(dataset.name, "curves"))
-        if "metamae" in trained and self.config[dataset.name].learn.settings:
-            picture = self.picture(dataset.name, "settings")
-            draw_settings({"metamae": histories["metamae"]}, picture)
-        shown = next((method for method in ("metamae", "mae") if method in trained), None)
+        draw_curves(histories, self.picture(name, "curves"))
+        if "metamae" in cells and cells["metamae"][0].config.learn.settings:
+            draw_settings({"metamae": histories["metamae"]}, self.picture(name, "settings"))
+        shown = next((method for method in ("metamae", "mae") if method in cells), None)
         if shown is not None:
-            method = load_method(runs[shown][0] / CHECKPOINT, dataset.inputs)
+            cell = cells[shown][0]
+            dataset = load_dataset(name, data_dir=self.data_dir, token_size=cell.config.token_size)
+            method = load_method(self.out / cell.name / CHECKPOINT, dataset.inputs)
             assert isinstance(method, MAE)
-            picture = self.picture(dataset.name, "reconstructions")
+            picture = self.picture(name, "reconstructions")
             draw_reconstructions(method, dataset.need("test"), picture)

@@ -32,22 +32,15 @@ def probe_row(
     seed = config.seed if probe_seed is None else probe_seed
     start = time.perf_counter()
     title = f"{transfer} {config.method} #{config.seed}: {protocol}"
-    found = evaluate(protocol, features, probe, seed=seed, reporter=reporter, title=title)
+    measured = evaluate(protocol, features, probe, seed=seed, reporter=reporter, title=title)
     return Result(
+        **(vars(measured) | {"predictions": None}),
         dataset=config.dataset,
         transfer=transfer,
         method=config.method,
         variant=variant,
         seed=config.seed,
         probe_seed=seed,
-        protocol=protocol,
-        settings=found.settings,
-        metric=found.metric,
-        value=found.value,
-        spread=found.spread,
-        draws=found.draws,
-        train_value=found.train_value,
-        extra=found.extra,
         preset=config.preset,
         steps=trained.step,
         batch_size=config.training.batch_size,

@@ -42,6 +42,7 @@ class SweepRun:
         out: Folder of the result file, the failures, and a folder per cell.
         device: Where to train.
         data_dir: Folder of full DABS data.
+        fail_fast: Raise the first error of a cell, instead of going on with the others.
         workers: Cells at once, each in a process of its own with one thread. With 1, cells run in
             this process with its threads. Sums depend on the number of threads, so bits do too.
     """
@@ -51,6 +52,7 @@ class SweepRun:
     device: torch.device
     data_dir: Path | None = None
     workers: int = 1
+    fail_fast: bool = False
 
     def __post_init__(self) -> None:
         """Check the number of workers."""
@@ -65,6 +67,7 @@ class SweepRun:
 
         Raises:
             CheckpointError: a folder holds a run with other settings.
+            Exception: with ``fail_fast``, what made a cell fail.
             DataError: a damaged result file.
         """
         cells = self.sweep.cells()
@@ -78,6 +81,8 @@ class SweepRun:
         ) as stage:
             for number, (cell, made) in enumerate(self._run_cells(todo, missing, stage), start=1):
                 if isinstance(made, Exception):
+                    if self.fail_fast:
+                        raise made
                     failures[cell.name] = self._record(cell, made)
                 else:
                     failures.pop(cell.name, None)

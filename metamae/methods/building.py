@@ -30,6 +30,7 @@ from metamae.methods.baselines.emix import EMix
 from metamae.methods.baselines.mae_linear import LinearMAE
 from metamae.methods.baselines.shed import ShED
 from metamae.methods.baselines.supervised import Supervised
+from metamae.methods.learning import build_learning
 from metamae.methods.mae import MAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
@@ -94,8 +95,6 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
 
 
 def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
-    from metamae.methods.learning import build_learning  # it builds on this module
-
     adaptation = config.adaptation
     if "step_size" in config.learn.settings:
         adaptation = replace(adaptation, learned="scalar")

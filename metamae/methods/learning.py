@@ -21,7 +21,7 @@ from metalearn.multilevel.ranges import Bounded, Positive
 from metamae.config.schema import Config
 from metamae.errors import ConfigError
 from metamae.inputs import Batch
-from metamae.methods.metamae import MetaMAE, support_loss
+from metamae.methods.metamae import MetaMAE, refine
 from metamae.methods.method import PretextLoss
 from metamae.methods.ratios import MaskRatios, MixedRatioSplit, RatioPart
 from metamae.model.autoencoder import MaskedAutoencoder
@@ -153,14 +153,11 @@ class LearningMetaMAE(MetaMAE):
         self, batch: Batch, part: RatioPart, scale: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query loss, and both pooled latents, of a part."""
-        network, split = self._view(part.ratio, scale), part.split
+        network = self._view(part.ratio, scale)
         rows = {name: x[part.rows] for name, x in batch.items()}
-        targets = network.tokenizer.targets(rows)
-        latent = network.encode(network.visible_tokens(rows, split))
-        refined = self.meta.adapter(
-            latent, support_loss(network, self.meta.adapter, targets, split)
-        ).latent
-        query = network.query_loss(refined, targets, split).mean()
+        targets, latent, refined, _ = refine(network, self.meta.adapter, rows, part.split)
+        query = network.query_loss(refined, targets, part.split).mean()
+        # Pooled without the class token: (B, 1 + S, D) -> (B, D).
         return query, latent[:, 1:].mean(1), refined[:, 1:].mean(1)
 
     def _view(self, ratio: int, scale: Tensor | float) -> MaskedAutoencoder:
@@ -201,13 +198,8 @@ class LearningMetaMAE(MetaMAE):
         if isinstance(draw, Split):
             return super().monitor(batch, draw)
         part = draw.parts[0]
-        network, split = self._view(part.ratio, 1.0), part.split
         rows = {name: x[part.rows] for name, x in batch.items()}
-        targets = network.tokenizer.targets(rows)
-        latent = network.encode(network.visible_tokens(rows, split))
-        inner = support_loss(network, self.meta.adapter, targets, split)
-        losses = self.meta.adapter(latent, inner, final_loss=True).losses.mean(dim=1)
-        return {"support_before": losses[0].item(), "support_after": losses[-1].item()}
+        return self.support_losses(self._view(part.ratio, 1.0), rows, part.split)
 
 
 def initial_value(name: str, config: Config) -> float:
@@ -257,8 +249,3 @@ def build_learning(
         except MultilevelError as fault:
             raise ConfigError(f"expected a start of {name} that can be learned: {fault}") from fault
     return LearningMetaMAE(network, adapter, contrast, built, config)
-
-
-def learns(config: Config) -> bool:
-    """Whether a run has an outer level: only MetaMAE has settings to learn."""
-    return bool(config.learn.settings) and config.method == "metamae"

@@ -31,15 +31,16 @@ class MAE(Method[Split]):
         return self.network.masking.draw(batch_size, generator)
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
-        """Loss of a batch."""
+        """Loss of a batch, Eq. 1."""
         self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)
-        latent = self.network.encode(self.network.visible_tokens(batch, split))
-        query = self.network.query_loss(latent, targets, split).mean()
+        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+        support = self.network.visible_tokens(batch, split)  # (B, S, D)
+        latent = self.network.encode(support)  # (B, 1 + S, D)
+        query = self.network.query_loss(latent, targets, split).mean()  # (B,) -> ()
         return PretextLoss(query, {"query": query.detach()})
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Amortised latent, twice: there is no refinement."""
+        """Amortised latent ``(B, 1 + S, D)``, both times: there is no refinement."""
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         return latent, latent

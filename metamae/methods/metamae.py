@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,38 +48,66 @@ class MetaMAE(MAE):
         )
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
-        """Loss of a batch."""
+        """Loss of a batch, Eq. 4."""
         self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)
+        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
         result = self.meta(
-            self.network.visible_tokens(batch, split),
-            support_loss=support_loss(self.network, self.meta.adapter, targets, split),
-            query_loss=lambda latent: self.network.query_loss(latent, targets, split),
+            self.network.visible_tokens(batch, split),  # (B, S, D)
+            support_loss=support_loss(self.network, self.meta.adapter, targets, split),  # (B,)
+            query_loss=lambda latent: self.network.query_loss(latent, targets, split),  # (B,)
         )
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
         return PretextLoss(result.loss, terms, result.adaptation.losses)
 
-    @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
         """Mean support loss before and after refinement."""
-        targets = self.network.tokenizer.targets(batch)
-        latent = self.network.encode(self.network.visible_tokens(batch, split))
-        inner = support_loss(self.network, self.meta.adapter, targets, split)
-        adaptation = self.meta.adapter(latent, inner, final_loss=True)
-        means = adaptation.losses.mean(dim=1)
+        return self.support_losses(self.network, batch, split)
+
+    @torch.no_grad()
+    def support_losses(
+        self, network: MaskedAutoencoder, batch: Batch, split: Split
+    ) -> dict[str, float]:
+        """The same under a network that may read splits of another ratio."""
+        found = refine(network, self.meta.adapter, batch, split, final_loss=True)
+        means = found.losses.mean(dim=1)  # (steps + 1, B) -> (steps + 1,)
         return {"support_before": means[0].item(), "support_after": means[-1].item()}
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Amortised and refined latent."""
-        targets = self.network.tokenizer.targets(batch)
-        latent = self.network.encode(self.network.visible_tokens(batch, split))
-        refined = self.meta.adapter(
-            latent, support_loss(self.network, self.meta.adapter, targets, split)
-        ).latent
-        return latent, refined
+        """Amortised and refined latent, both ``(B, 1 + S, D)``."""
+        found = refine(self.network, self.meta.adapter, batch, split)
+        return found.latent, found.refined
+
+
+class Refined(NamedTuple):
+    """A batch, encoded and refined."""
+
+    targets: dict[str, Tensor]
+    """Per input ``(B, L_i, values)`` or ``(B, L_i)``."""
+    latent: Tensor
+    """Amortised latent ``(B, 1 + S, D)``."""
+    refined: Tensor
+    """Refined latent ``(B, 1 + S, D)``."""
+    losses: Tensor
+    """Support losses ``(steps, B)``; one row more with ``final_loss``."""
+
+
+def refine(
+    network: MaskedAutoencoder,
+    adapter: LatentAdapter,
+    batch: Batch,
+    split: Split,
+    *,
+    final_loss: bool = False,
+) -> Refined:
+    """Encode a batch and refine its latent (Eq. 2)."""
+    targets = network.tokenizer.targets(batch)
+    latent = network.encode(network.visible_tokens(batch, split))
+    inner = support_loss(network, adapter, targets, split)
+    adaptation = adapter(latent, inner, final_loss=final_loss)
+    return Refined(targets, latent, adaptation.latent, adaptation.losses)
 
 
 def support_loss(

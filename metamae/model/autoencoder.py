@@ -66,13 +66,13 @@ class MaskedAutoencoder(Backbone):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        visible = split.support_idx.split(self.masking.support_counts, 1)
-        embedded: Tensor = self.tokenizer(batch, visible)
+        visible = split.support_idx.split(self.masking.support_counts, 1)  # per input (B, S_i)
+        embedded: Tensor = self.tokenizer(batch, visible)  # (B, S, D)
         return embedded
 
     def encode(self, support: Tensor) -> Tensor:
         """Amortise: embedded support tokens to a latent."""
-        latent: Tensor = self.encoder(support)
+        latent: Tensor = self.encoder(support)  # (B, S, D) -> (B, 1 + S, D), class token first
         return latent
 
     def predict(self, latent: Tensor, split: Split) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,9 +81,9 @@ class MaskedAutoencoder(Backbone):
         Per input ``(B, S_i, values)`` and ``(B, Q_i, values)``; logits over the vocabulary for
         symbols.
         """
-        hidden = self.decoder(latent, split, slice(1, None))
+        hidden = self.decoder(latent, split, slice(1, None))  # (B, S + Q, D'), no class token
         counts = (*self.masking.support_counts, *self.masking.query_counts)
-        parts = hidden.split(counts, 1)
+        parts = hidden.split(counts, 1)  # every input's (B, S_i, D'), then every (B, Q_i, D')
         number = range(len(self.inputs))
         return {
             self.inputs[n].name: (
@@ -105,36 +105,37 @@ class MaskedAutoencoder(Backbone):
 
         Differentiable twice, unless ``second_order=False`` allows a faster kernel.
         """
-        places, weights, rows = self._nearby_slots(split)
-        hidden = self.decoder(latent, split, rows, second_order=second_order)
+        places, weights, rows = self._nearby_slots(split)  # N_i slots for nearby tokens of input i
+        hidden = self.decoder(latent, split, rows, second_order=second_order)  # (B, S + N, D')
         support_counts = self.masking.support_counts
         parts = hidden.split((*support_counts, *(place.shape[1] for place in places)), 1)
-        support_idx = split.support_idx.split(support_counts, 1)
-        query_idx = split.query_idx.split(self.masking.query_counts, 1)
+        support_idx = split.support_idx.split(support_counts, 1)  # per input (B, S_i)
+        query_idx = split.query_idx.split(self.masking.query_counts, 1)  # per input (B, Q_i)
         losses = []
         for n in range(len(self.inputs)):
-            slots = query_idx[n].gather(1, places[n])
+            slots = query_idx[n].gather(1, places[n])  # (B, N_i)
             # Together: a large vocabulary's gradients are formed half as often.
-            both = torch.cat([parts[n], parts[len(self.inputs) + n]], dim=1)
+            both = torch.cat([parts[n], parts[len(self.inputs) + n]], dim=1)  # (B, S_i + N_i, D')
             index = torch.cat([support_idx[n], slots], dim=1)
-            token_losses = self._token_losses(n, both, targets, index)
+            token_losses = self._token_losses(n, both, targets, index)  # (B, S_i + N_i)
             visible, nearby = token_losses.split((support_counts[n], slots.shape[1]), dim=1)
-            weight = weights[n].to(nearby.dtype) * self.nearby_scale
-            total = visible.sum(1) + (weight * nearby).sum(1)
-            count = support_counts[n] + weight.sum(1)
+            weight = weights[n].to(nearby.dtype) * self.nearby_scale  # (B, N_i), 0 in empty slots
+            total = visible.sum(1) + (weight * nearby).sum(1)  # (B,)
+            count = support_counts[n] + weight.sum(1)  # (B,)
             losses.append(total / (count.mean() if self.support_mean == "batch" else count))
-        return torch.stack(losses).mean(0)
+        return torch.stack(losses).mean(0)  # (inputs, B) -> (B,)
 
     def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
         """Loss on masked tokens, ``(B,)``; differentiable once."""
-        hidden = self.decoder(latent, split, slice(1 + split.support_idx.shape[1], None))
+        masked = slice(1 + split.support_idx.shape[1], None)
+        hidden = self.decoder(latent, split, masked)  # (B, 1 + S, D) -> (B, Q, D')
         counts = self.masking.query_counts
         parts, query_idx = hidden.split(counts, 1), split.query_idx.split(counts, 1)
         losses = [
             self._token_losses(n, parts[n], targets, query_idx[n]).mean(1)
             for n in range(len(self.inputs))
         ]
-        return torch.stack(losses).mean(0)
+        return torch.stack(losses).mean(0)  # (inputs, B) -> (B,)
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]

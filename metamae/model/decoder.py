@@ -71,12 +71,12 @@ class Decoder(_Decoder):
         self, latent: Tensor, split: Split, rows: Tensor | slice, *, second_order: bool = False
     ) -> Tensor:
         """Decode; ``second_order`` where a second derivative will be taken."""
-        latent = self.embed(latent)
-        places = self.places(latent.dtype)
-        support = latent[:, 1:] + places[split.support_idx]
-        seen = torch.cat([latent[:, :1], support], dim=1)
-        masked = self.mask_token[0].to(latent.dtype) + places
-        hidden = torch.cat([seen, F.embedding(split.query_idx, masked)], dim=1)
+        latent = self.embed(latent)  # (B, 1 + S, D) -> (B, 1 + S, d)
+        places = self.places(latent.dtype)  # (L, d)
+        support = latent[:, 1:] + places[split.support_idx]  # (B, S, d)
+        seen = torch.cat([latent[:, :1], support], dim=1)  # (B, 1 + S, d)
+        masked = self.mask_token[0].to(latent.dtype) + places  # (L, d), the same in every example
+        hidden = torch.cat([seen, F.embedding(split.query_idx, masked)], dim=1)  # (B, 1 + L, d)
         if not self.blocks:
             return self._normed(select(hidden, rows))
         first = self.blocks[0]
@@ -122,13 +122,13 @@ class CrossDecoder(_Decoder):
         self, latent: Tensor, split: Split, rows: Tensor | slice, *, second_order: bool = False
     ) -> Tensor:
         """Decode; ``rows`` must not hold the class token."""
-        latent = self.embed(latent)
-        places = self.places(latent.dtype)
-        visible = latent[:, 1:] + places[split.support_idx]
-        memory = torch.cat([latent[:, :1], visible], dim=1)
+        latent = self.embed(latent)  # (B, 1 + S, D) -> (B, 1 + S, d)
+        places = self.places(latent.dtype)  # (L, d)
+        visible = latent[:, 1:] + places[split.support_idx]  # (B, S, d)
+        memory = torch.cat([latent[:, :1], visible], dim=1)  # (B, 1 + S, d)
         # The class token's own row comes first and is never asked for.
         order = torch.cat([split.support_idx[:, :1], split.support_idx, split.query_idx], dim=1)
-        hidden = self.mask_token.to(latent.dtype) + places[select(order, rows)]
+        hidden = self.mask_token.to(latent.dtype) + places[select(order, rows)]  # (B, N, d)
         for block in self.blocks:
             hidden = block(hidden, memory, second_order=second_order)
         decoded: Tensor = self.norm(hidden)

@@ -169,8 +169,8 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, support: Tensor) -> Tensor:
         """Encode positioned tokens."""
-        class_token = self.class_token.to(support.dtype).expand(len(support), -1, -1)
-        x = self.dropout(torch.cat([class_token, support], dim=1))
+        class_token = self.class_token.to(support.dtype).expand(len(support), -1, -1)  # (B, 1, D)
+        x = self.dropout(torch.cat([class_token, support], dim=1))  # (B, 1 + S, D)
         # C++ takes seconds to compile a kernel: there all blocks share one compiled region.
         shared = x.device.type == "cpu" and torch.compiler.is_compiling()
         for block in self.blocks:

@@ -7,7 +7,7 @@ Figures load matplotlib and have to be imported by their modules: :mod:`~metamae
 from metamae.report.comparison import average_over_sets, pair_results, summarise_results
 from metamae.report.published import look_up, published
 from metamae.report.rows import Key, Result, find_results, read_results, write_results
-from metamae.report.tables import Section, make_report, summarise, summary_cells
+from metamae.report.tables import Section, make_report, summarise
 from metamae.report.wording import LABELS, mean_and_spread
 
 __all__ = [
@@ -25,6 +25,5 @@ __all__ = [
     "read_results",
     "summarise",
     "summarise_results",
-    "summary_cells",
     "write_results",
 ]

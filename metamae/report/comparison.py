@@ -108,7 +108,7 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
                 method=method,
                 protocol=protocol,
                 mean=statistics.mean(means),
-                spread=statistics.stdev(means) if len(means) > 1 else None,
+                spread=deviation(means),
             )
         )
     return found, sorted(common, key=lambda name: rank(POCKET, name))
@@ -127,7 +127,7 @@ def _summary(group: Sequence[Result]) -> Summary:
         protocol=first.protocol,
         metric=first.metric,
         mean=statistics.mean(values),
-        spread=statistics.stdev(values) if len(values) > 1 else None,
+        spread=deviation(values),
         draws=statistics.mean(row.spread for row in group),
         seeds=len(values),
         seconds=statistics.mean(row.pretrain_seconds for row in group),
@@ -151,6 +151,11 @@ def _order(line: Summary) -> tuple[tuple[int, str], ...]:
         (line.steps, ""),
         rank(PROTOCOLS, line.protocol),
     )
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Sample deviation; none is claimed from one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def rank(known: Sequence[str], name: str) -> tuple[int, str]:
@@ -186,8 +191,8 @@ class Paired:
     @property
     def error(self) -> float | None:
         """Standard error of the mean difference; ``None`` from one seed."""
-        count = len(self.differences)
-        return statistics.stdev(self.differences) / count**0.5 if count > 1 else None
+        spread = deviation(self.differences)
+        return None if spread is None else float(spread / len(self.differences) ** 0.5)
 
     @property
     def counts(self) -> tuple[int, int, int]:

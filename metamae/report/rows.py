@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metamae.errors import DataError
+from metamae.evaluation.result import Evaluation
 from metamae.files import write_json
 
 DEFAULT = "default"
@@ -27,20 +28,16 @@ class Key(NamedTuple):
     probe_seed: int
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, float]": dict}
-
-
-def _check_types(row: Any) -> None:
-    """Raise ``TypeError`` unless a row's fields, which may come from a file, have their types."""
-    for entry in fields(row):
-        value, kind = getattr(row, entry.name), _TYPES[str(entry.type)]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict[str, float]": dict}
+"""Types in a file by annotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """Result of one (data set, transfer, method, variant, seed, protocol, probe seed).
+class Result(Evaluation):
+    """The evaluation of one encoder: what was measured, and of which run.
+
+    One for every (data set, transfer, method, variant, seed, protocol, probe seed); files hold it
+    without predictions.
 
     Attributes:
         dataset: Data set that the encoder was pretrained on.
@@ -49,14 +46,6 @@ class Result:
         variant: Name of a set of overrides, ``default`` for none.
         seed: Seed of pretraining.
         probe_seed: Seed of the probe, its orders, cuts and draws; a sweep uses the same.
-        protocol: Evaluation protocol, see :func:`metamae.evaluation.protocols.evaluate`.
-        settings: The protocol's settings in words.
-        metric: Name of the metric.
-        value: Test metric: last epoch, or mean over draws of labels.
-        spread: Sample deviation over draws of labels; 0 where there is one fit.
-        draws: Draws of labels.
-        train_value: Metric on the rows the probe was fitted on.
-        extra: Further numbers: best epoch, chosen strength, the metric with ignored labels.
         preset: Preset of the settings.
         steps: Pretraining steps.
         batch_size: Examples per step.
@@ -74,14 +63,6 @@ class Result:
     variant: str = DEFAULT
     seed: int
     probe_seed: int
-    protocol: str
-    settings: str
-    metric: str
-    value: float
-    spread: float = 0.0
-    draws: int = 1
-    train_value: float
-    extra: dict[str, float] = field(default_factory=dict)
     preset: str
     steps: int
     batch_size: int
@@ -94,7 +75,10 @@ class Result:
 
     def __post_init__(self) -> None:
         """Check types, for rows come from files."""
-        _check_types(self)
+        for entry in _columns():
+            value = getattr(self, entry.name)
+            if not isinstance(value, _KINDS[str(entry.type)]) or isinstance(value, bool):
+                raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
 
     @property
     def key(self) -> Key:
@@ -108,6 +92,11 @@ class Result:
             self.protocol,
             self.probe_seed,
         )
+
+
+def _columns() -> list[Field[Any]]:
+    """Fields of a row in a file."""
+    return [entry for entry in fields(Result) if entry.name != "predictions"]
 
 
 def read_results(path: Path) -> list[Result]:
@@ -128,7 +117,8 @@ def read_results(path: Path) -> list[Result]:
 
 def write_results(path: Path, rows: Iterable[Result]) -> None:
     """Write a result file atomically."""
-    write_json(path, [asdict(row) for row in rows])
+    names = [entry.name for entry in _columns()]
+    write_json(path, [{name: getattr(row, name) for name in names} for row in rows])
 
 
 def find_results(paths: Sequence[Path]) -> list[Result]:

@@ -25,9 +25,9 @@ from metamae.report.comparison import (
 from metamae.report.published import STAND_INS, Published, look_up
 from metamae.report.rows import DEFAULT, Result
 from metamae.report.wording import (
-    LABELS,
+    describe_metric,
+    describe_place,
     label,
-    mean_and_spread,
     number,
     show,
     show_published,
@@ -109,10 +109,8 @@ def _place(dataset: str, transfer: str, lines: Sequence[Summary]) -> Section:
     paper = {group: look_up(dataset, transfer, *group[:2]) for group in groups}
     stand_in = (dataset, transfer) in STAND_INS
     column = "paper, full data" if stand_in else "paper"
-    title = dataset if dataset == transfer else f"{dataset} -> {transfer}"
-    metric = lines[0].metric.replace("_", " ")
     return Section(
-        title=f"{title}: {metric}" + ("" if metric == "spearman" else ", %"),
+        title=f"{describe_place(dataset, transfer)}: {describe_metric(lines[0].metric)}",
         header=("method", *protocols, "seeds", "steps", "seconds", column),
         lines=[
             (
@@ -174,9 +172,7 @@ def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:
         header=("data", "variant", "protocol", "mean ± error", "wins", "ties", "losses", "verdict"),
         lines=[
             (
-                pair.dataset
-                if pair.dataset == pair.transfer
-                else f"{pair.dataset} -> {pair.transfer}",
+                describe_place(pair.dataset, pair.transfer),
                 pair.variant,
                 pair.protocol,
                 _difference(pair),
@@ -240,43 +236,44 @@ def _machines(rows: Sequence[Result]) -> Section:
     return Section(title="Where", header=("hardware", "torch", "revision"), lines=list(machines))
 
 
-def summarise(rows: Sequence[Result]) -> Table:
-    """Table of mean and spread over seeds per data set and method.
+def summarise(rows: Sequence[Result]) -> Section:
+    """Mean and spread over seeds per data set and method: the table that a demo ends with.
 
     The overhead is the ratio of pretraining times to MAE's on the same seeds: the median over
     seeds, which one disturbed run does not move.
     """
-    table = Table(title="Linear probe on frozen features, test rows", title_justify="left")
-    for name in ("data set", "method", "metric"):
-        table.add_column(name, overflow="fold")
-    for name in ("mean ± std", "seeds", "steps", "pretrain s", "× MAE"):
-        table.add_column(name, justify="right", overflow="fold")
-    for cells in summary_cells(rows):
-        table.add_row(*cells)
-    return table
-
-
-def summary_cells(rows: Sequence[Result]) -> list[tuple[str, ...]]:
-    """The table's cells as text, one tuple per (data set, method)."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.method), []).append(row)
-    cells: list[tuple[str, ...]] = []
+    lines = []
     for (dataset, method), group in groups.items():
-        seconds = statistics.mean(row.pretrain_seconds for row in group)
-        cells.append(
+        (line,) = summarise_results(group)
+        lines.append(
             (
                 dataset,
-                LABELS[method],
-                group[0].metric.replace("_", " "),
-                mean_and_spread([row.value for row in group]),
-                str(len(group)),
-                str(group[0].steps),
-                f"{seconds:.1f}" if group[0].steps else "-",
+                label(method, DEFAULT),
+                describe_metric(line.metric),
+                show(line),
+                str(line.seeds),
+                str(line.steps),
+                f"{line.seconds:.1f}" if line.steps else "-",
                 _overhead(group, groups.get((dataset, "mae"), [])),
             )
         )
-    return cells
+    return Section(
+        title="Linear probe on frozen features, test rows",
+        header=(
+            "data set",
+            "method",
+            "metric",
+            "mean ± std",
+            "seeds",
+            "steps",
+            "pretrain s",
+            "× MAE",
+        ),
+        lines=lines,
+    )
 
 
 def _overhead(group: Sequence[Result], mae: Sequence[Result]) -> str:

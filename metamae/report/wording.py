@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from metamae.report.comparison import Summary
+from metamae.report.comparison import Summary, deviation
 from metamae.report.published import Published
 from metamae.report.rows import DEFAULT
 
@@ -21,16 +21,37 @@ LABELS = {
 }
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and sample deviation in percent; no deviation is claimed from one value.
+def mean_and_spread(values: Sequence[float], metric: str = "accuracy") -> str:
+    """Mean and sample deviation; no deviation is claimed from one value.
 
     Example:
         >>> from metamae.report.wording import mean_and_spread
         >>> mean_and_spread([0.5, 0.6]), mean_and_spread([0.5])
         ('55.0 ± 7.1', '50.0')
     """
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    return with_spread(statistics.mean(values), deviation(values), metric)
+
+
+def describe_place(dataset: str, transfer: str) -> str:
+    """A data set, or the one pretrained on and the one probed on.
+
+    Example:
+        >>> from metamae.report.wording import describe_place
+        >>> describe_place("digits", "digits"), describe_place("sensors", "basic_motions")
+        ('digits', 'sensors -> basic_motions')
+    """
+    return dataset if dataset == transfer else f"{dataset} -> {transfer}"
+
+
+def describe_metric(metric: str) -> str:
+    """Name of a metric, with the unit that :func:`number` writes it in.
+
+    Example:
+        >>> from metamae.report.wording import describe_metric
+        >>> describe_metric("weighted_f1"), describe_metric("spearman")
+        ('weighted f1, %', 'spearman')
+    """
+    return metric if metric == "spearman" else f"{metric.replace('_', ' ')}, %"
 
 
 def label(method: str, variant: str) -> str:

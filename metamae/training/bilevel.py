@@ -7,8 +7,6 @@ settings so that a training step helps the reference loss of the others
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +16,7 @@ from torch import Tensor
 from metalearn import MetalearnError, NonFiniteLossError
 from metalearn.multilevel.hypergradients import HYPERGRADIENTS
 from metalearn.multilevel.levels import Level
-from metalearn.multilevel.problem import Multilevel, Progress
+from metalearn.multilevel.problem import Multilevel
 from metalearn.randomness import fold
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
@@ -26,11 +24,12 @@ from metamae.errors import ConfigError, DataError, TrainingError
 from metamae.files import write_json
 from metamae.inputs import Batch, to_device
 from metamae.methods.learning import LearningMetaMAE, initial_value
+from metamae.methods.method import Draw
 from metamae.methods.ratios import MixedRatioSplit
 from metamae.randomness import generator
 from metamae.training.batches import batch_indices
 from metamae.training.devices import autocast
-from metamae.training.run import Run
+from metamae.training.run import Run, Step
 
 LEARNED = "learned.json"
 PREFIX = "learned/"
@@ -44,16 +43,24 @@ class BilevelRun(Run):
     ) -> None:
         """See :class:`metamae.training.run.Run`."""
         super().__init__(config, dataset, run_dir, device)
-        self.learner = cast(LearningMetaMAE, self.method)
         self.rows, self.held_out = cut(len(self.data), config)
         check_cut(len(self.rows), len(self.held_out), config, dataset.name)
-        outer = {id(parameter) for parameter in self.learner.settings.parameters()}
-        self.optimiser = torch.optim.AdamW(
-            [p for p in self.method.parameters() if id(p) not in outer],
-            lr=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
-        )
         self.problem = self._build_problem()
+
+    @property
+    def learner(self) -> LearningMetaMAE:
+        """The method, whose settings are parameters."""
+        return cast(LearningMetaMAE, self.method)
+
+    def make_optimiser(self) -> torch.optim.Optimizer:
+        """Of the weights alone: the settings have an optimiser of their own."""
+        outer = {id(parameter) for parameter in self.learner.settings.parameters()}
+        training = self.config.training
+        return torch.optim.AdamW(
+            [p for p in self.method.parameters() if id(p) not in outer],
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+        )
 
     def _build_problem(self) -> Multilevel:
         learn = self.config.learn
@@ -107,25 +114,10 @@ class BilevelRun(Run):
         finally:
             self.learner.train()
 
-    def train(self) -> Iterator[float]:
-        """Run the remaining steps, yielding the loss of each."""
-        settings = self.config.training
-        while self.step < settings.steps:
-            start = time.perf_counter(), time.process_time()
-            progress = self._advance()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - start[0]
-            self.cpu_seconds += time.process_time() - start[1]
-            self.log_progress(progress)
-            self.step += 1
-            yield progress.terms["weights"]["loss"]
-            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                self.save()
-
-    def _advance(self) -> Progress:
+    def advance(self) -> Step:
+        """One step of the weights, and of the settings where one is due."""
         try:
-            return self.problem.step()
+            progress = self.problem.step()
         except NonFiniteLossError as fault:
             raise TrainingError(
                 f"{fault} (at step {self.step + 1} of training). Lower training.learning_rate, "
@@ -133,23 +125,17 @@ class BilevelRun(Run):
             ) from fault
         except MetalearnError as fault:
             raise ConfigError(str(fault)) from fault
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        weights, settings = (progress.terms.get(level) for level in ("weights", "settings"))
+        assert weights is not None
+        rare = {"reference": settings["loss"]} if settings else {}
+        return Step(weights["loss"], weights, lambda: self.load(self.step), rare)
 
-    def log_progress(self, progress: Progress) -> None:
-        """Losses, support losses and the settings; the reference loss where it was taken."""
-        terms = dict(progress.terms["weights"])
-        if "settings" in progress.terms:
-            terms["reference"] = progress.terms["settings"]["loss"]
-        last = self.step == self.config.training.steps - 1
-        if self.step % self.config.training.log_every and not last:
-            if "reference" in terms:
-                self.history.add(self.step + 1, reference=terms["reference"])
-            return
-        self.learner.eval()
-        with autocast(self.config, self.device):
-            terms |= self.learner.monitor(*self.load(self.step))
-        self.learner.train()
-        terms |= {PREFIX + name: value for name, value in self.learner.values().items()}
-        self.history.add(self.step + 1, **terms)
+    def monitor(self, batch: Batch, draw: Draw) -> dict[str, float]:
+        """Support losses, and the settings."""
+        learned = {PREFIX + name: value for name, value in self.learner.values().items()}
+        return super().monitor(batch, draw) | learned
 
     def save(self) -> None:
         """Checkpoint, and what was learned so far beside it."""

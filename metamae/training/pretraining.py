@@ -13,6 +13,7 @@ from metamae.data.dataset import Dataset
 from metamae.files import write_json, write_text
 from metamae.methods.method import Method
 from metamae.progress import Reporter
+from metamae.training.bilevel import BilevelRun
 from metamae.training.devices import multiplies_bfloat16
 from metamae.training.run import Run
 from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, History
@@ -114,6 +115,4 @@ def _run_kind(config: Config) -> type[Run]:
     """Plain training, or training with an outer level, which needs Betty."""
     if config.method != "metamae" or not config.learn.settings:
         return Run
-    from metamae.training.bilevel import BilevelRun  # it builds on this module
-
     return BilevelRun

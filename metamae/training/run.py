@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from metalearn import NonFiniteLossError
 from metalearn.checks import refuse_non_finite
@@ -33,8 +35,29 @@ from metamae.training.run_folder import CHECKPOINT, History, check_same_run
 Loaded: TypeAlias = tuple[Batch, Draw]
 
 
+@dataclass(frozen=True)
+class Step:
+    """One optimisation step.
+
+    Attributes:
+        loss: Value of the loss.
+        terms: What it consists of.
+        inputs: Batch and draw, for the numbers that only a logged step needs.
+        rare: Numbers of steps that do not all have them; logged whenever there are some.
+    """
+
+    loss: float
+    terms: Mapping[str, Tensor | float]
+    inputs: Callable[[], Loaded]
+    rare: Mapping[str, float] = field(default_factory=dict)
+
+
 class Run:
-    """State of one pretraining run: method, optimiser, step, history, time."""
+    """State of one pretraining run: method, optimiser, step, history, time.
+
+    A run of another kind replaces how the optimiser is made, what a step is, and what is logged and
+    saved of it: :class:`metamae.training.bilevel.BilevelRun`.
+    """
 
     def __init__(
         self, config: Config, dataset: Dataset, run_dir: Path, device: torch.device
@@ -48,15 +71,21 @@ class Run:
         self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
         self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
-        self.optimiser = torch.optim.AdamW(
-            self.method.parameters(),
-            lr=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
-            fused=True,
-        )
+        self.optimiser = self.make_optimiser()
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.cpu_seconds = 0.0
         self.compiled: CompiledLoss | None = None
+        self.input = Prefetcher(self.prepare, config.training.steps)
+
+    def make_optimiser(self) -> torch.optim.Optimizer:
+        """The optimiser of the weights."""
+        training = self.config.training
+        return torch.optim.AdamW(
+            self.method.parameters(),
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
 
     def compile(self, title: str, reporter: Reporter) -> None:
         """Trace the loss on the next batch, and say what came of it."""
@@ -81,24 +110,29 @@ class Run:
     def train(self) -> Iterator[float]:
         """Run the remaining steps, yielding the loss of each."""
         settings = self.config.training
-        with Prefetcher(self.prepare, settings.steps) as ahead:
+        with self.input:
             while self.step < settings.steps:
                 start = time.perf_counter(), time.process_time()
-                batch, draw = self.put(ahead.take(self.step))
-                self.optimiser.zero_grad(set_to_none=True)
-                with self.compiled.repeatable() if self.compiled else nullcontext():
-                    result = self.loss(batch, draw)
-                    result.loss.backward()
-                # Here the host waits for the device, once a step; the weights have not moved.
-                value = self.finite_loss(result)
-                self.optimiser.step()
+                taken = self.advance()
                 self.seconds += time.perf_counter() - start[0]
                 self.cpu_seconds += time.process_time() - start[1]
-                self.log(value, result, batch, draw)
+                self.log(taken)
                 self.step += 1
-                yield value
+                yield taken.loss
                 if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
                     self.save()
+
+    def advance(self) -> Step:
+        """Take one optimisation step."""
+        batch, draw = self.put(self.input.take(self.step))
+        self.optimiser.zero_grad(set_to_none=True)
+        with self.compiled.repeatable() if self.compiled else nullcontext():
+            result = self.loss(batch, draw)
+            result.loss.backward()
+        # Here the host waits for the device, once a step; the weights have not moved.
+        value = self.finite_loss(result)
+        self.optimiser.step()
+        return Step(value, result.terms, lambda: (batch, draw))
 
     def prepare(self, step: int) -> Loaded:
         """Batch and draw of one step, on the CPU, ready for the device to fetch."""
@@ -141,17 +175,22 @@ class Run:
                 f"{fault} (at step {self.step + 1} of training; {consequence})"
             ) from fault
 
-    def log(self, value: float, result: PretextLoss, batch: Batch, draw: Draw) -> None:
+    def log(self, taken: Step) -> None:
         """Add the numbers of a step to the history, where it is one to log."""
+        terms = dict(taken.rare)
         last = self.step == self.config.training.steps - 1
-        if self.step % self.config.training.log_every and not last:
-            return
-        terms = {name: term.item() for name, term in result.terms.items()}
+        if last or self.step % self.config.training.log_every == 0:
+            numbers = {name: float(term) for name, term in taken.terms.items()}
+            terms = {"loss": taken.loss} | numbers | terms | self.monitor(*taken.inputs())
+        self.history.add(self.step + 1, **terms)
+
+    def monitor(self, batch: Batch, draw: Draw) -> dict[str, float]:
+        """Further numbers of a step that is logged."""
         self.method.eval()
         with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
-            terms |= self.method.monitor(batch, draw)
+            numbers: dict[str, float] = self.method.monitor(batch, draw)
         self.method.train()
-        self.history.add(self.step + 1, loss=value, **terms)
+        return numbers
 
     def finite_loss(self, result: PretextLoss) -> float:
         """The loss; an error if it, or a support loss on the way to it, is not finite."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +53,27 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
         ) from fault
 
 
+MAY_CHANGE = re.compile(r"training\.(steps|log_every|checkpoint_every)|probe\..*")
+"""Settings that a run may be resumed with other values of."""
+
+
 def check_same_run(found: Config, asked: Config, run_dir: Path) -> None:
-    """A run may be resumed with more steps or other logging, and with nothing else changed."""
-    same = replace(
-        asked,
-        training=replace(
-            asked.training,
-            steps=found.training.steps,
-            log_every=found.training.log_every,
-            checkpoint_every=found.training.checkpoint_every,
-        ),
-        probe=found.probe,
-    )
-    if same == found:
-        return
-    old, new = _flatten(found.to_dict()), _flatten(same.to_dict())
-    changed = [f"{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
-    raise CheckpointError(
-        f"expected the configuration that {run_dir} was started with, got changes in "
-        f"{'; '.join(changed)}; resume with the same settings or use another folder"
-    )
+    """Raise ``CheckpointError`` unless a run may go on, or count, with the settings asked for.
+
+    It may with more steps, other logging or another probe, and with nothing else changed.
+    """
+    old, new = _flatten(found.to_dict()), _flatten(asked.to_dict())
+    changed = [
+        f"{key}: {old[key]} -> {new[key]}"
+        for key in old
+        if old[key] != new[key] and not MAY_CHANGE.fullmatch(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"expected the configuration that {run_dir} was started with, got changes in "
+            f"{'; '.join(changed)}; use the same settings or another output folder, or delete "
+            "this one to run it again"
+        )
 
 
 def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:

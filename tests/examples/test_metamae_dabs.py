@@ -20,15 +20,19 @@ import torch
 from metamae.config.presets import list_presets, make_config
 from metamae.data import pocket
 from metamae.data.pocket import POCKET, stands_for
-from metamae.experiments.demo import RESULTS, Experiment
+from metamae.experiments import sweep
+from metamae.experiments.demo import RESULTS, Demo
 from metamae.report.wording import LABELS
 from tests import ROOT
+from tests.tiny import SIZES
 
 SCRIPT = ROOT / "examples" / "metamae_dabs.py"
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8", "probe.epochs=2", "training.batch_size=20"),
+    *SIZES,
+    *(
+        "probe.epochs=2",
+        "training.batch_size=20",
+    ),
 ]
 FLAGS = ["--dataset", "basic_motions", "--steps", "2", "--seeds", "1"]
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
@@ -150,19 +154,19 @@ def test_new_folders_and_a_resume_with_one_more_seed(
 def test_an_interrupt_ends_with_a_hint_and_resume_continues(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, original: Path
 ) -> None:
-    real = Experiment._run_one
+    real = sweep.run_cell
 
-    def interrupted(self: Experiment, config: Any, *arguments: Any) -> Any:
-        if config.method == "metamae":
+    def interrupted(cell: Any, *arguments: Any, **settings: Any) -> Any:
+        if cell.config.method == "metamae":
             raise KeyboardInterrupt
-        return real(self, config, *arguments)
+        return real(cell, *arguments, **settings)
 
-    monkeypatch.setattr(Experiment, "_run_one", interrupted)
+    monkeypatch.setattr(sweep, "run_cell", interrupted)
     done = command("--out", "cut")
     assert done.code == 130
     assert done.err == "stopped; add --resume to continue from the last checkpoint\n"
     assert len(values(tmp_path / "cut")) == 2
-    monkeypatch.setattr(Experiment, "_run_one", real)
+    monkeypatch.setattr(sweep, "run_cell", real)
     assert command("--out", "cut", "--resume").code == 0
     assert values(tmp_path / "cut") == values(original)
 
@@ -174,11 +178,11 @@ def test_every_data_set_at_once(
     """Each with its own preset, and with the flags that hold for all."""
     asked: dict[str, Any] = {}
 
-    def run(self: Experiment, reporter: Any) -> Any:
-        asked.update(self.config)
+    def run(self: Demo, reporter: Any) -> Any:
+        asked.update({cell.config.dataset: cell.config for cell in self.sweep.cells()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Experiment, "run", run)
+    monkeypatch.setattr(Demo, "run", run)
     assert command("--dataset", "all", "--preset", preset).code == 130
     assert list(asked) == list(POCKET)
     for name, config in asked.items():
@@ -187,6 +191,8 @@ def test_every_data_set_at_once(
             preset=preset,
             preset_name=stands_for(name) if preset == "paper" else name,
             overrides=[*TINY, "training.steps=2"],
+            method="metamae",
+            seed=config.seed,
         )
         assert config == expected
         assert config.encoder.width == 16
@@ -236,7 +242,7 @@ def test_a_folder_name_with_brackets(command: Command, name: str) -> None:
     [
         (["--dataset", "sensor"], ["got 'sensor'; did you mean 'sensors'?"]),
         (["--dataset", ""], ["expected a data set among sensors"]),
-        (["--methods", "mea"], ["expected methods among random, emix, ", "'mea'"]),
+        (["--methods", "mea"], ["names among random, emix, ", "got 'mea'; did you mean 'mae'?"]),
         (["--seeds", "0"], ["at least 1 seed, got 0"]),
         (["--seeds", "-2"], ["at least 1 seed, got -2"]),
         (["--steps", "-3"], ["training.steps >= 0, got -3"]),
@@ -289,7 +295,7 @@ def test_a_folder_with_results_is_not_overwritten(command: Command, finished: Pa
     refused(command("--out", str(finished)), str(finished), "add --resume to continue them")
     assert (finished / RESULTS).read_bytes() == before
     done = command("--out", str(finished), "--resume", "--steps", "3", "--methods", "mae")
-    refused(done, "basic_motions, mae, seed 0 was made with others", "resume with the same flags")
+    refused(done, "a run of 3 steps, its result was made after 2", "another output folder")
     assert (finished / RESULTS).read_bytes() == before
 
 
@@ -301,7 +307,7 @@ def test_damaged_results_are_one_line(command: Command, finished: Path, content:
 
 
 def test_a_damaged_checkpoint_is_one_line(command: Command, finished: Path) -> None:
-    checkpoint = finished / "basic_motions" / "mae" / "seed-0" / "checkpoint.pt"
+    checkpoint = finished / "basic_motions" / "default" / "mae" / "seed-0" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     (finished / RESULTS).unlink()
     done = command("--out", str(finished), "--resume", "--methods", "mae")
@@ -394,10 +400,10 @@ def test_an_output_that_cannot_hold_every_letter(
 def test_memory_that_runs_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most common failure on a GPU."""
 
-    def run(self: Experiment, reporter: Any) -> Any:
+    def run(self: Demo, reporter: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore advice")
 
-    monkeypatch.setattr(Experiment, "run", run)
+    monkeypatch.setattr(Demo, "run", run)
     refused(command(), "out of memory", "training.batch_size")
 
 
@@ -410,6 +416,6 @@ def test_a_cuda_device_that_is_not_there(command: Command, monkeypatch: pytest.M
 def test_the_advice_to_delete_a_folder_and_run_again(command: Command, finished: Path) -> None:
     """As the errors on a damaged checkpoint or history say."""
     before = values(finished)
-    shutil.rmtree(finished / "basic_motions" / "mae" / "seed-0")
+    shutil.rmtree(finished / "basic_motions" / "default" / "mae" / "seed-0")
     assert command("--out", str(finished), "--resume").code == 0
     assert values(finished) == before

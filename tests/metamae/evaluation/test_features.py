@@ -12,11 +12,11 @@ from metamae import MAE, TrainingError, build_method, load_dataset, make_config
 from metamae.data.dataset import Partition
 from metamae.data.pocket import POCKET
 from metamae.evaluation.features import extract_features
+from tests.tiny import SIZES
 
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.dropout=0.5"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8"),
+    *SIZES,
+    *("encoder.dropout=0.5",),
 ]
 
 

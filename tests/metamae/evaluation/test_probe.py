@@ -13,8 +13,10 @@ from torch import Tensor
 from metamae import DataError, InputError, TrainingError
 from metamae.config.sections import ProbeConfig
 from metamae.data.dataset import Array, Task
-from metamae.evaluation import probe
-from metamae.evaluation.probe import ProbeResult, fit_probe
+from metamae.evaluation import metrics, probe
+from metamae.evaluation.features import Features
+from metamae.evaluation.probe import fit_probe
+from metamae.evaluation.result import Evaluation
 
 THREE = Task(kind="classification", metric="accuracy", classes=("a", "b", "c"))
 TWO = Task(kind="binary", metric="accuracy", classes=("no", "yes"))
@@ -36,11 +38,15 @@ def noisy(rows: int, classes: int, seed: int) -> tuple[Tensor, Array]:
     return features + torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed)), labels
 
 
+def rows(train: Tensor, labels: Array, test: Tensor, truth: Array, task: Task = THREE) -> Features:
+    return Features(task=task, train=train, train_labels=labels, test=test, test_labels=truth)
+
+
 def fit(
     task: Task = THREE, config: ProbeConfig = QUICK, make: Any = clusters, **settings: Any
-) -> ProbeResult:
+) -> Evaluation:
     classes = len(task.classes)
-    return fit_probe(*make(60, classes, 0), *make(31, classes, 1), task, config, **settings)
+    return fit_probe(rows(*make(60, classes, 0), *make(31, classes, 1), task), config, **settings)
 
 
 @pytest.mark.parametrize("task", [THREE, TWO], ids=["three classes", "two classes"])
@@ -56,8 +62,8 @@ def test_weighted_f1_is_used_when_asked_for() -> None:
     result = fit(task, replace(QUICK, epochs=1, learning_rate=1e-3), noisy)
     truth = noisy(31, 3, 1)[1]
     assert result.metric == "weighted_f1"
-    assert result.value == probe.METRICS["weighted_f1"](truth, result.predictions)
-    assert result.value != probe.METRICS["accuracy"](truth, result.predictions)
+    assert result.value == metrics.METRICS["weighted_f1"](truth, result.predictions)
+    assert result.value != metrics.METRICS["accuracy"](truth, result.predictions)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -71,10 +77,8 @@ def test_regression_is_least_squares(dtype: type) -> None:
     solution = np.linalg.lstsq(design, y, rcond=None)[0]
     expected = np.column_stack([test, np.ones(40)]) @ solution
     config = ProbeConfig(epochs=400, batch_size=200, learning_rate=0.05, weight_decay=0.0)
-    features = [torch.from_numpy(part).float() for part in (x, test)]
-    result = fit_probe(
-        features[0], y.astype(dtype), features[1], y_test.astype(dtype), NUMBER, config
-    )
+    train_x, test_x = (torch.from_numpy(part).float() for part in (x, test))
+    result = fit_probe(rows(train_x, y.astype(dtype), test_x, y_test.astype(dtype), NUMBER), config)
     np.testing.assert_allclose(result.predictions, expected, atol=1e-3)
     assert result.value > 0.99
 
@@ -90,9 +94,9 @@ def test_the_last_epoch_is_reported_and_the_best_one_beside_it(
         seen.append(predicted)
         return next(values)
 
-    monkeypatch.setattr(probe, "METRICS", {"accuracy": metric})
+    monkeypatch.setattr(metrics, "METRICS", {"accuracy": metric})
     result = fit(config=replace(QUICK, epochs=4))
-    assert (result.value, result.best, result.best_epoch) == (0.4, 0.9, 2)
+    assert (result.value, result.extra) == (0.4, {"best": 0.9, "best_epoch": 2.0})
     assert result.train_value == 0.7
     assert [len(predicted) for predicted in seen] == [31, 31, 31, 31, 60]
     assert np.array_equal(result.predictions, seen[3])
@@ -103,7 +107,7 @@ def test_the_value_is_that_of_the_returned_predictions() -> None:
     truth = noisy(31, 3, 1)[1]
     assert result.value == np.mean(truth == result.predictions)
     assert 1 / 3 < result.value < 1
-    assert result.best >= result.value
+    assert result.extra["best"] >= result.value
 
 
 def test_predictions_depend_on_the_seed_alone() -> None:
@@ -125,10 +129,10 @@ def test_a_prediction_does_not_depend_on_other_test_rows(standardise: bool) -> N
     """Standardisation takes its statistics from the training rows."""
     config = replace(QUICK, epochs=3, standardise=standardise)
     train, (x, y) = noisy(60, 3, 0), noisy(31, 3, 1)
-    whole = fit_probe(*train, x, y, THREE, config)
+    whole = fit_probe(rows(*train, x, y), config)
     x = x.clone()
     x[10:] *= 100
-    part = fit_probe(*train, x, y, THREE, config)
+    part = fit_probe(rows(*train, x, y), config)
     assert part.predictions[:10].tolist() == whole.predictions[:10].tolist()
 
 
@@ -138,7 +142,7 @@ def test_standardising_helps_features_of_unlike_scales() -> None:
     x = torch.cat([x * torch.tensor([1e-3, 1e-3]) + 5, torch.full((60, 1), 7.0)], 1)
     config = ProbeConfig(epochs=20, batch_size=16, learning_rate=0.1, weight_decay=0.0)
     values = {
-        flag: fit_probe(x, y, x, y, THREE, replace(config, standardise=flag)).value
+        flag: fit_probe(rows(x, y, x, y), replace(config, standardise=flag)).value
         for flag in (False, True)
     }
     assert values[True] == 1.0 > values[False]
@@ -171,8 +175,8 @@ def test_strong_decay_shrinks_the_map() -> None:
     x = torch.linspace(-1, 1, 50).unsqueeze(1)
     y = 3 * x.squeeze(1).numpy()
     config = ProbeConfig(epochs=200, batch_size=50, learning_rate=0.05, weight_decay=0.0)
-    free = fit_probe(x, y, x, y, NUMBER, config)
-    decayed = fit_probe(x, y, x, y, NUMBER, replace(config, weight_decay=1.0))
+    free = fit_probe(rows(x, y, x, y, NUMBER), config)
+    decayed = fit_probe(rows(x, y, x, y, NUMBER), replace(config, weight_decay=1.0))
     assert np.ptp(free.predictions) == pytest.approx(6, abs=0.05)
     assert 0.5 < np.ptp(decayed.predictions) < 4
 
@@ -180,15 +184,15 @@ def test_strong_decay_shrinks_the_map() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"train_features": torch.zeros(60)}, r"train features \(N, D\).*got \(60,\) and \(60,\)"),
-        ({"train_features": torch.zeros(59, 2)}, r"got \(59, 2\) and \(60,\)"),
-        ({"test_features": torch.zeros(31, 2, 1)}, r"test features \(N, D\)"),
+        ({"train": torch.zeros(60)}, r"train features \(N, D\).*got \(60,\) and \(60,\)"),
+        ({"train": torch.zeros(59, 2)}, r"got \(59, 2\) and \(60,\)"),
+        ({"test": torch.zeros(31, 2, 1)}, r"test features \(N, D\)"),
         ({"test_labels": np.zeros((31, 1), int)}, r"got \(31, 2\) and \(31, 1\)"),
-        ({"test_features": torch.zeros(31, 3)}, "equal feature sizes, got 2 for training and 3"),
-        ({"train_features": torch.full((60, 2), torch.nan)}, "finite train features"),
-        ({"test_features": torch.full((31, 2), torch.inf)}, "finite test features"),
+        ({"test": torch.zeros(31, 3)}, "equal feature sizes, got 2 for training and 3"),
+        ({"train": torch.full((60, 2), torch.nan)}, "finite train features"),
+        ({"test": torch.full((31, 2), torch.inf)}, "finite test features"),
         (
-            {"train_features": torch.zeros(0, 2), "train_labels": np.zeros(0, int)},
+            {"train": torch.zeros(0, 2), "train_labels": np.zeros(0, int)},
             r"got \(0, 2\) and \(0,\)",
         ),
     ],
@@ -196,29 +200,26 @@ def test_strong_decay_shrinks_the_map() -> None:
 def test_features_and_labels_that_do_not_fit_are_refused(
     change: dict[str, Any], expected: str
 ) -> None:
-    names = ("train_features", "train_labels", "test_features", "test_labels")
-    given: dict[str, Any] = dict(
-        zip(names, (*clusters(60, 3, 0), *clusters(31, 3, 1)), strict=True)
-    )
+    whole = rows(*clusters(60, 3, 0), *clusters(31, 3, 1))
     with pytest.raises(InputError, match=expected):
-        fit_probe(**{**given, **change}, task=THREE, config=QUICK)
+        fit_probe(replace(whole, **change), QUICK)
 
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "read-only"])
 def test_labels_of_any_integer_type_and_from_a_memory_map(kind: str) -> None:
     (x, y), test = noisy(60, 3, 0), noisy(31, 3, 1)
-    expected = fit_probe(x, y, *test, THREE, QUICK)
+    expected = fit_probe(rows(x, y, *test), QUICK)
     labels = y.copy() if kind == "read-only" else y.astype(kind)
     labels.flags.writeable = kind != "read-only"
-    assert fit_probe(x, labels, *test, THREE, QUICK).value == expected.value
+    assert fit_probe(rows(x, labels, *test), QUICK).value == expected.value
 
 
 def test_a_tested_class_without_training_rows_is_named() -> None:
     x, y = clusters(60, 3, 0)
     with pytest.raises(DataError, match="none is there for: c"):
-        fit_probe(x[y < 2], y[y < 2], x, y, THREE, QUICK)
+        fit_probe(rows(x[y < 2], y[y < 2], x, y), QUICK)
     with pytest.raises(DataError, match=r"labels from 0 to 1, got \[2\]"):
-        fit_probe(x, y, x, y, TWO, QUICK)
+        fit_probe(rows(x, y, x, y, TWO), QUICK)
 
 
 def test_numbers_to_predict_that_are_not_finite_are_refused() -> None:
@@ -227,7 +228,7 @@ def test_numbers_to_predict_that_are_not_finite_are_refused() -> None:
     y[7] = np.nan
     for labels in ((y, x.squeeze(1).numpy()), (x.squeeze(1).numpy(), y)):
         with pytest.raises(InputError, match="finite"):
-            fit_probe(x, labels[0], x, labels[1], NUMBER, QUICK)
+            fit_probe(rows(x, labels[0], x, labels[1], NUMBER), QUICK)
 
 
 def test_a_probe_that_diverges_is_no_result() -> None:
@@ -235,4 +236,4 @@ def test_a_probe_that_diverges_is_no_result() -> None:
     x, y = noisy(60, 3, 0)
     config = replace(QUICK, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"probe\.learning_rate"):
-        fit_probe(1e20 * x, y, x, y, THREE, config)
+        fit_probe(rows(1e20 * x, y, x, y), config)

@@ -32,11 +32,11 @@ from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
 from metamae.training.run_folder import CHECKPOINT, load_method
 from tests import ROOT
+from tests.tiny import SIZES
 
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8", "probe.epochs=3"),
+    *SIZES,
+    *("probe.epochs=3",),
     *("training.steps=6", "training.batch_size=20", "training.checkpoint_every=2"),
 ]
 SPEC: dict[str, Any] = {
@@ -107,7 +107,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     again, failures = run.run(SILENT)
     assert (again, failures) == (first, {})
     # A new protocol needs the features, which are there too.
-    monkeypatch.setattr("metamae.training.run_folder.load_method", None)
+    monkeypatch.setattr("metamae.evaluation.feature_cache.load_method", None)
     more, failures = make(tmp_path, protocols=["published", "few-1", "knn"]).run(SILENT)
     assert failures == {}
     assert len(more) == 6
@@ -131,7 +131,9 @@ def test_other_settings_of_the_probe_replace_its_rows_only(
 def test_other_settings_of_the_run_are_refused(tmp_path: Path) -> None:
     make(tmp_path).run(SILENT)
     before = (tmp_path / "out" / RESULTS).read_bytes()
-    with pytest.raises(CheckpointError, match="made with others; choose another output folder"):
+    with pytest.raises(
+        CheckpointError, match=r"masking.mask_ratio: 0\.\d+ -> 0\.3; .* another output folder"
+    ):
         make(tmp_path, overrides=[*TINY, "masking.mask_ratio=0.3"]).run(SILENT)
     assert (tmp_path / "out" / RESULTS).read_bytes() == before
 

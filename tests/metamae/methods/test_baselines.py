@@ -33,6 +33,7 @@ from metamae.methods.building import BASELINES, build_baseline, build_method
 from metamae.methods.method import Method
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
+from tests.tiny import SIZES
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
 IMAGE = Image(name="image", channels=1, height=4, width=6, patch=(2, 2))
@@ -53,9 +54,11 @@ TASKS = {
     "regression": Task(kind="regression", metric="spearman"),
 }
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8", "training.batch_size=8", "training.log_every=1"),
+    *SIZES,
+    *(
+        "training.batch_size=8",
+        "training.log_every=1",
+    ),
 ]
 
 

@@ -25,14 +25,13 @@ from metamae.training.bilevel import LEARNED, BilevelRun, cut
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
+from tests.tiny import SIZES
 
 if importlib.util.find_spec("betty") is None:
     pytest.skip(f"Betty is not installed; run: {INSTALL_COMMAND}", allow_module_level=True)
 
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8"),
+    *SIZES,
     *("masking.mask_ratio=0.5", "masking.nearby_ratio=0.3", "adaptation.step_size=0.5"),
     *("contrast.weight=0.1", "contrast.temperature=0.5", "training.learning_rate=1e-3"),
     *("training.batch_size=12", "training.log_every=3", "training.steps=12"),

@@ -21,11 +21,11 @@ from metamae.model.masking import Split
 from metamae.randomness import generator
 from metamae.report.curves import draw_curves
 from metamae.report.reconstructions import draw_reconstructions, reconstruct
+from tests.tiny import SIZES
 
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8", "adaptation.step_size=5.0"),
+    *SIZES,
+    *("adaptation.step_size=5.0",),
 ]
 
 

@@ -19,7 +19,7 @@ from metamae.data.pocket import POCKET
 from metamae.report.comparison import summarise_results
 from metamae.report.figure import _several_steps
 from metamae.report.rows import Result, read_results, write_results
-from metamae.report.tables import summarise, summary_cells
+from metamae.report.tables import summarise
 from metamae.report.wording import LABELS, mean_and_spread
 from tests import ROOT
 
@@ -53,7 +53,14 @@ def test_rows_read_back_as_written(tmp_path: Path) -> None:
     write_results(tmp_path / "new" / "results.json", rows)
     assert read_results(tmp_path / "new" / "results.json") == rows
     plain = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert plain == [dataclasses.asdict(one) for one in rows]
+    assert [set(line) for line in plain] == [
+        {entry.name for entry in dataclasses.fields(Result)} - {"predictions"}
+    ] * 2
+    assert all(
+        line[name] == getattr(row, name)
+        for line, row in zip(plain, rows, strict=True)
+        for name in line
+    )
     assert rows[1].key == ("sensors", "sensors", "metamae", "default", 0, "published", 0)
 
 
@@ -109,7 +116,7 @@ def test_mean_and_spread() -> None:
 
 
 def cells(rows: list[Result]) -> dict[tuple[str, str], tuple[str, ...]]:
-    return {(line[0], line[1]): line[2:] for line in summary_cells(rows)}
+    return {(line[0], line[1]): line[2:] for line in summarise(rows).lines}
 
 
 def test_a_line_per_data_set_and_method() -> None:
@@ -122,15 +129,15 @@ def test_a_line_per_data_set_and_method() -> None:
         ]
     )
     assert found["sensors", LABELS["mae"]] == (
-        "accuracy",
+        "accuracy, %",
         "60.0 ± 14.1",
         "2",
         "100",
         "11.0",
         "1.00",
     )
-    assert found["sensors", LABELS["random"]] == ("accuracy", "25.0", "1", "0", "-", "-")
-    assert found["digits", LABELS["mae"]][:4] == ("weighted f1", "50.0", "1", "7")
+    assert found["sensors", LABELS["random"]] == ("accuracy, %", "25.0", "1", "0", "-", "-")
+    assert found["digits", LABELS["mae"]][:4] == ("weighted f1, %", "50.0", "1", "7")
     assert len(found) == 3
 
 
@@ -161,7 +168,7 @@ def test_the_table_shows_every_cell_in_full(width: int) -> None:
         for seed in (0, 1)
     ]
     console = Console(file=io.StringIO(), width=width)
-    console.print(summarise(rows))
+    summarise(rows).print(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     count = len(POCKET) * len(METHODS)
     assert "…" not in text

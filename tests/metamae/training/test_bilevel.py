@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from metamae import build_method, load_dataset, make_config
-from metamae.evaluation.features import extract_features
+from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.probe import fit_probe
 from metamae.methods.mae import MAE
 from metamae.randomness import generator
@@ -48,12 +48,8 @@ def test_a_short_run_learns(tmp_path: Path) -> None:
     # A step against the gradient of the support loss lowers the support loss.
     assert (history["support_after"] < history["support_before"]).all()
 
-    train, test = (extract_features(done.method, part) for part in (data.train, data.test))
-    assert data.train.labels is not None
-    assert data.test.labels is not None
-    result = fit_probe(
-        train, data.train.labels, test, data.test.labels, data.task, config.probe, seed=0
-    )
-    majority = np.bincount(data.test.labels).max() / len(data.test)
+    features = Features.of(data, *compute_features(done.method, data))
+    result = fit_probe(features, config.probe, seed=0)
+    majority = np.bincount(features.test_labels).max() / len(data.test)
     assert 0.17 < majority < 0.18
     assert result.value > 3 * majority

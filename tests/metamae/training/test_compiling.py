@@ -33,12 +33,11 @@ from metamae.training.checkpoint import Checkpoint
 from metamae.training.compiling import CompiledLoss
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import CHECKPOINT
+from tests.tiny import SIZES
 
 CPU = torch.device("cpu")
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=8", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8", "training.batch_size=12", "training.steps=6"),
+    *(*SIZES, "decoder.width=8", "training.batch_size=12", "training.steps=6"),
     *("training.checkpoint_every=3", "training.log_every=2", "training.compile=on"),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")

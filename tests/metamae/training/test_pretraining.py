@@ -39,11 +39,10 @@ from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import multiplies_bfloat16
 from metamae.training.pretraining import Pretrained, pretrain
 from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
+from tests.tiny import SIZES
 
 TINY = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
-    *("contrast.hidden=16", "contrast.out=8"),
+    *SIZES,
     *("masking.mask_ratio=0.5", "masking.nearby_ratio=0.1", "adaptation.step_size=0.5"),
     *("contrast.weight=0.1", "contrast.temperature=0.5", "training.learning_rate=1e-3"),
     *("training.batch_size=12", "training.steps=20", "training.log_every=3"),

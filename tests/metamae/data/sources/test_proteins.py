@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from metamae import DataError
+from metamae.config.sections import ProbeConfig
 from metamae.data.preparing.splits import shuffled
 from metamae.data.sources import proteins
+from metamae.evaluation.features import Features
 from metamae.evaluation.probe import fit_probe
 from tests.metamae.data.making import as_json, made, put
 
@@ -130,14 +132,8 @@ def test_a_regression_set_runs_through_a_probe(tmp_path: Path) -> None:
         records = as_json(task("stability_score", values))
         put(tmp_path / "stability" / f"stability_{file}.json", records)
     data = made("stability", tmp_path).dataset()
-    train = data.need("train")
-    features = (train.batch(slice(None))["protein"] == 1).float()
-    from metamae.config.sections import ProbeConfig
-
-    result = fit_probe(
-        features, train.labels, features, data.need("test").labels, data.need_task(),
-        ProbeConfig(learning_rate=0.1, epochs=20),
-    )  # fmt: skip
+    inputs = (data.need("train").batch(slice(None))["protein"] == 1).float()
+    result = fit_probe(Features.of(data, inputs, inputs), ProbeConfig(learning_rate=0.1, epochs=20))
     assert (result.metric, result.value > 0.9) == ("spearman", True)
 
 
