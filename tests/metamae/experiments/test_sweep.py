@@ -337,7 +337,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_features_are_computed_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset("basic_motions")
     first = run_features(run_dir, data)
-    monkeypatch.setattr("metamae.training.run_folder.load_method", None)
+    monkeypatch.setattr("metamae.evaluation.feature_cache.load_method", None)
     again = run_features(run_dir, data)
     assert torch.equal(first.train, again.train)
     assert torch.equal(first.test, again.test)
