@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from einops import rearrange
@@ -83,6 +83,53 @@ def _check_real(name: str, x: Tensor, shape: Sequence[int | None]) -> None:
         )
 
 
+class InputSpec(Protocol):
+    """What the rest of the package needs of a kind of input; the kinds below are examples of it.
+
+    Tokens of a kind that is none of these hold real numbers: they are embedded by a linear map, and
+    their loss is the mean squared error. ``docs/extending.md`` adds a kind.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the input in a batch."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis; neighbours on the grid touch."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per example, ``L``: the product of the grid."""
+        ...
+
+    @property
+    def values(self) -> int:
+        """Numbers that predict one token."""
+        ...
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``InputError`` unless a batch can be cut into tokens."""
+        ...
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut a batch into tokens ``(B, L, values)``; of symbols, indices ``(B, L)``."""
+        ...
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Grid of an actual batch, which may be shorter or longer than in pretraining."""
+        ...
+
+    def describe_token(self) -> str:
+        """What has to be equal for an encoder to read other data of this kind, in words."""
+        ...
+
+
+Inputs: TypeAlias = tuple[InputSpec, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Signal:
     """A multichannel series ``(B, channels, length)``; a token is ``token_length`` steps.
@@ -138,6 +185,10 @@ class Signal:
     def grid_of(self, x: Tensor) -> tuple[int, ...]:
         """Grid of an actual batch, which may be shorter or longer than in pretraining."""
         return (x.shape[-1] // self.token_length,)
+
+    def describe_token(self) -> str:
+        """Channels and steps."""
+        return f"signal of {self.channels} channels, {self.token_length} steps a token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +252,10 @@ class Image:
         """Grid of an actual batch."""
         return (x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1])
 
+    def describe_token(self) -> str:
+        """Channels and patch."""
+        return f"image of {self.channels} channels, patches of {self.patch[0]} x {self.patch[1]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tabular:
@@ -253,6 +308,10 @@ class Tabular:
         """Grid of an actual batch."""
         return (x.shape[-1],)
 
+    def describe_token(self) -> str:
+        """Number of columns: each has its own position."""
+        return f"{self.columns} columns"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
@@ -290,6 +349,11 @@ class Tokens:
         """Tokens per example."""
         return self.length
 
+    @property
+    def values(self) -> int:
+        """Logits that predict one token, one for every symbol."""
+        return self.vocabulary
+
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` unless a batch holds indices; their range is checked on the CPU."""
         if x.ndim != 2:
@@ -314,9 +378,11 @@ class Tokens:
         """Grid of an actual batch."""
         return (x.shape[-1],)
 
-
-InputSpec: TypeAlias = Signal | Image | Tabular | Tokens
-Inputs: TypeAlias = tuple[InputSpec, ...]
+    def describe_token(self) -> str:
+        """Vocabulary, and the names of its symbols."""
+        digest = hashlib.sha256(repr(self.alphabet).encode()).hexdigest()[:8]
+        alphabet = digest if self.alphabet else "-"
+        return f"symbols of a vocabulary of {self.vocabulary} (alphabet {alphabet})"
 
 
 def check_inputs(inputs: Inputs) -> None:
@@ -366,28 +432,15 @@ def check_transfer(source: Inputs, target: Inputs, *, names: tuple[str, str]) ->
         InputError: naming what differs.
 
     Example:
-        >>> from metamae.inputs import Signal
-        >>> from metamae.inputs import check_transfer
+        >>> from metamae.inputs import Signal, check_transfer
         >>> long = Signal(name="signal", channels=6, length=128, token_length=4)
         >>> short = Signal(name="signal", channels=6, length=100, token_length=4)
         >>> check_transfer((long,), (short,), names=("sensors", "basic_motions"))
     """
-    ours, theirs = [_token_of(spec) for spec in source], [_token_of(spec) for spec in target]
+    ours, theirs = ([spec.describe_token() for spec in inputs] for inputs in (source, target))
     if ours != theirs:
         raise InputError(
             f"expected inputs as those of {names[0]!r} ({'; '.join(ours)}), which the encoder was "
             f"trained on, got those of {names[1]!r} ({'; '.join(theirs)}); probe on a data set "
             "with equal tokens"
         )
-
-
-def _token_of(spec: InputSpec) -> str:
-    """What must be equal for an embedding to be the same map, in words."""
-    if isinstance(spec, Signal):
-        return f"signal of {spec.channels} channels, {spec.token_length} steps a token"
-    if isinstance(spec, Image):
-        return f"image of {spec.channels} channels, patches of {spec.patch[0]} x {spec.patch[1]}"
-    if isinstance(spec, Tabular):
-        return f"{spec.columns} columns"
-    symbols = hashlib.sha256(repr(spec.alphabet).encode()).hexdigest()[:8] if spec.alphabet else "-"
-    return f"symbols of a vocabulary of {spec.vocabulary} (alphabet {symbols})"

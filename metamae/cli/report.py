@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from metamae.cli.terminal import make_console
-from metamae.config.schema import METHODS
-from metamae.errors import ConfigError, suggest
+from metamae.config.schema import check_method
+from metamae.errors import ConfigError
 from metamae.files import write_text
 from metamae.report.figure import draw_report
 from metamae.report.rows import find_results, write_results
@@ -36,10 +36,7 @@ def add_report(commands: Any) -> None:
 def run_report(options: argparse.Namespace) -> int:
     """Run ``metamae report``."""
     for name in (options.method, options.against):
-        if name not in METHODS:
-            raise ConfigError(
-                f"expected a method among {', '.join(METHODS)}, {suggest(name, METHODS)}"
-            )
+        check_method(name)
     _check_picture(options.figure)
     rows = find_results(options.paths)
     sections = make_report(rows, method=options.method, against=options.against)

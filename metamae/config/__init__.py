@@ -5,7 +5,7 @@
 """
 
 from metamae.config.presets import list_presets, load_preset, make_config, override
-from metamae.config.schema import COMPARED, METHODS, PRESETS, Config
+from metamae.config.schema import COMPARED, METHODS, PRESETS, Config, known_methods
 from metamae.config.sections import (
     LEARNABLE,
     AdaptationConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "MaskingConfig",
     "ProbeConfig",
     "TrainingConfig",
+    "known_methods",
     "list_presets",
     "load_preset",
     "make_config",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import yaml
@@ -30,6 +31,34 @@ from metamae.errors import ConfigError, suggest
 
 METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
 """Known methods, in the order of a report."""
+
+_registered: list[str] = []
+
+
+def known_methods() -> tuple[str, ...]:
+    """:data:`METHODS`, and what others have registered, in that order."""
+    return (*METHODS, *_registered)
+
+
+def check_method(name: str) -> None:
+    """Raise ``ConfigError`` unless a method is known.
+
+    Packages that name a module under the entry point ``metamae.methods`` are asked for it, by
+    importing that module, which calls :func:`metamae.methods.register_method`.
+    """
+    if name not in known_methods():
+        for entry in entry_points(group="metamae.methods"):
+            entry.load()
+    known = known_methods()
+    if name not in known:
+        raise ConfigError(f"expected a method among {', '.join(known)}, {suggest(name, known)}")
+
+
+def add_method(name: str) -> None:
+    """Make a method's name known; :func:`metamae.methods.register_method` does the rest."""
+    if name not in known_methods():
+        _registered.append(name)
+
 
 PRESETS = ("pocket", "paper", "shared")
 """Kinds of presets: small; Table 8 of the paper; Table 9, three settings shared."""
@@ -68,10 +97,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the method's name, the seed, and what does not go together."""
-        if self.method not in METHODS:
-            raise ConfigError(
-                f"expected a method among {', '.join(METHODS)}, {suggest(self.method, METHODS)}"
-            )
+        check_method(self.method)
         require(self.seed >= 0, "seed >= 0", self.seed)
         told = "on" in (self.training.compile, self.training.cuda_graphs)
         policy = self.adaptation.differentiation

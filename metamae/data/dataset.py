@@ -194,17 +194,17 @@ class Dataset:
         pretrain: Unlabelled examples; ``None`` for a set made for probing only.
         train: Labelled examples for the probe.
         test: Labelled examples for the reported number, and for nothing else.
-        stands_for: Name of the full data set whose paper preset fits this one.
+        stands_for: Name of the full data set whose paper preset fits this one, if one does.
         card: Provenance, licence, split rule and known shortcuts.
     """
 
     name: str
     inputs: Inputs
-    task: Task | None
-    pretrain: Partition | None
-    train: Partition | None
-    test: Partition | None
-    stands_for: str
+    task: Task | None = None
+    pretrain: Partition | None = None
+    train: Partition | None = None
+    test: Partition | None = None
+    stands_for: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from metamae.config.schema import METHODS
+from metamae.config.schema import known_methods
 from metamae.data import load_dataset
 from metamae.errors import ConfigError
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.sweep import RESULTS, SweepRun
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
+from metamae.report.comparison import rank
 from metamae.report.curves import draw_curves, draw_settings
 from metamae.report.reconstructions import draw_reconstructions
 from metamae.report.rows import DEFAULT, Result, read_results
@@ -69,7 +70,8 @@ class Demo:
         for name in order:
             self._draw(name, [row for row in rows if row.dataset == name])
         return sorted(
-            rows, key=lambda row: (order.index(row.dataset), METHODS.index(row.method), row.seed)
+            rows,
+            key=lambda row: (order.index(row.dataset), rank(known_methods(), row.method), row.seed),
         )
 
     def _adopt_earlier_folders(self) -> None:
@@ -121,7 +123,7 @@ class Demo:
             return
         histories = {
             method: [read_history(self.out / cell.name / HISTORY) for cell in cells[method]]
-            for method in METHODS
+            for method in known_methods()
             if method in cells
         }
         draw_curves(histories, self.picture(name, "curves"))

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from metamae.config.presets import list_presets, make_config
-from metamae.config.schema import METHODS, PRESETS, Config
+from metamae.config.schema import METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 from metamae.errors import ConfigError, suggest
@@ -112,9 +112,11 @@ class Sweep:
                 raise ConfigError(f"expected one or more {what} in a sweep, got none")
         for protocol in self.protocols:
             labels_of(protocol)
-        _check_names("methods", self.methods, METHODS)
+        for method in self.methods:
+            check_method(method)
         for name, variant in self.variants.items():
-            _check_names(f"the methods of variant {name!r}", variant.methods, METHODS)
+            for method in variant.methods:
+                check_method(method)
             if variant.ablation:
                 _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
             if variant.ablation and variant.methods:

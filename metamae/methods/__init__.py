@@ -6,7 +6,13 @@
 :mod:`~metamae.methods.building` makes any of them from a configuration.
 """
 
-from metamae.methods.building import BASELINES, POLICIES, build_adapter, build_method
+from metamae.methods.building import (
+    BASELINES,
+    POLICIES,
+    build_adapter,
+    build_method,
+    register_method,
+)
 from metamae.methods.mae import MAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method, NoDraw, PretextLoss
@@ -21,4 +27,5 @@ __all__ = [
     "PretextLoss",
     "build_adapter",
     "build_method",
+    "register_method",
 ]

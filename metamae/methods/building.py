@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from metalearn import (
     Checkpointed,
@@ -20,7 +21,7 @@ from metalearn import (
     Unrolled,
 )
 from metalearn.randomness import seeded
-from metamae.config.schema import Config
+from metamae.config.schema import METHODS, Config, add_method
 from metamae.config.sections import AdaptationConfig
 from metamae.data.dataset import Task
 from metamae.errors import ConfigError
@@ -47,6 +48,38 @@ POLICIES: dict[str, GradientPolicy] = {
 """Gradient policies by the name that a configuration uses."""
 
 
+Builder: TypeAlias = Callable[[Config, Inputs, Task | None], Method[Any]]
+_registered: dict[str, Builder] = {}
+
+
+def register_method(name: str, build: Builder) -> None:
+    """Make a method of your own known by name, to configurations, sweeps, commands and reports.
+
+    Registering a name again replaces its builder, so that a module may be reloaded. Where commands
+    and the workers of a sweep are to find the method, name its module under the entry point
+    ``metamae.methods`` of your package; ``docs/extending.md`` shows how.
+
+    Args:
+        name: Its name, which no method of the package may have.
+        build: Makes it from the configuration, the inputs, and the task where there is one; the
+            weights come from torch's global generator, which is seeded.
+
+    Raises:
+        ConfigError: the name of a method of the package.
+
+    Example:
+        >>> from metamae.methods import register_method
+        >>> register_method("mae", lambda config, inputs, task: None)
+        Traceback (most recent call last):
+        ...
+        metamae.errors.ConfigError: expected a new name for a method, got 'mae', which is taken
+    """
+    if name in METHODS:
+        raise ConfigError(f"expected a new name for a method, got {name!r}, which is taken")
+    add_method(name)
+    _registered[name] = build
+
+
 def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Method[Any]:
     """Build a method with weights that depend on ``config.seed`` alone.
 
@@ -69,9 +102,10 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
         >>> build_method(make_config("sensors"), (spec,)).network.encoder.norm.normalized_shape
         (128,)
     """
-    if config.method in BASELINES:
+    build = build_baseline if config.method in BASELINES else _registered.get(config.method)
+    if build is not None:
         with seeded(config.seed):
-            return build_baseline(config, inputs, task)
+            return build(config, inputs, task)
     _refuse_blind_decoder(config)
     masking = Masking(inputs, config.masking.mask_ratio, config.masking.nearby_ratio)
     with seeded(config.seed):

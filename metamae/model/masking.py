@@ -87,7 +87,7 @@ def neighbour_table(inputs: Inputs) -> Tensor:
     """Neighbours of every token, int64 ``(L, 4)``; missing ones hold ``L``.
 
     1-D inputs: the token before and the one after. 2-D inputs: the four edge neighbours. Never
-    across inputs.
+    across inputs. With grids of three axes and more, two columns an axis.
 
     Example:
         >>> from metamae.inputs import Tabular
@@ -98,7 +98,8 @@ def neighbour_table(inputs: Inputs) -> Tensor:
                 [1, 3, 3, 3]])
     """
     total = sum(spec.tokens for spec in inputs)
-    table = torch.full((total, 4), total, dtype=torch.int64)
+    columns = max(4, *(2 * len(spec.grid) for spec in inputs))
+    table = torch.full((total, columns), total, dtype=torch.int64)
     offset = 0
     for spec in inputs:
         index = torch.arange(spec.tokens).reshape(spec.grid) + offset

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metamae.config.schema import METHODS
+from metamae.config.schema import known_methods
 from metamae.data.pocket import POCKET
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.rows import DEFAULT, Result
@@ -146,7 +146,7 @@ def _order(line: Summary) -> tuple[tuple[int, str], ...]:
     return (
         rank(POCKET, line.dataset),
         rank(POCKET, line.transfer),
-        rank(METHODS, line.method),
+        rank(known_methods(), line.method),
         rank((DEFAULT,), line.variant),
         (line.steps, ""),
         rank(PROTOCOLS, line.protocol),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.data.dataset import Partition
-from metamae.inputs import Image, InputSpec, Tabular, Tokens
+from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 from metamae.methods.mae import MAE
 from metamae.model.masking import Split
 from metamae.randomness import generator
@@ -113,10 +113,10 @@ def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hid
 def _draw_lines(
     axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array
 ) -> None:
-    assert not isinstance(spec, Tokens | Image)
-    shown = spec.unpatchify((truth if tokens is None else tokens).unsqueeze(0))[0].numpy()
-    limits = spec.unpatchify(truth.unsqueeze(0))[0].numpy()
-    series, width = (shown[None], 1) if isinstance(spec, Tabular) else (shown, spec.token_length)
+    """Channels over time, columns side by side; of an unknown kind, the values of its tokens."""
+    shown, limits = (_series(spec, x).numpy() for x in (truth if tokens is None else tokens, truth))
+    width = shown.shape[-1] // len(hidden)
+    series = np.atleast_2d(shown)
     mask = np.repeat(hidden, width)
     for start in np.flatnonzero(hidden):
         axis.axvspan(start * width - 0.5, (start + 1) * width - 0.5, color=MASKED, lw=0)
@@ -127,6 +127,12 @@ def _draw_lines(
     margin = 0.1 * float(np.ptp(limits)) + 1e-3
     axis.set_ylim(float(limits.min()) - margin, float(limits.max()) + margin)
     axis.set_xlim(-0.5, series.shape[-1] - 0.5)
+
+
+def _series(spec: InputSpec, tokens: Tensor) -> Tensor:
+    if isinstance(spec, Signal | Tabular):
+        return spec.unpatchify(tokens.unsqueeze(0))[0]
+    return tokens.flatten()
 
 
 def _draw_image(

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from metamae.config.schema import METHODS
+from metamae.config.schema import known_methods
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import (
     Paired,
@@ -148,7 +148,7 @@ def _overall(rows: Sequence[Result]) -> list[Section]:
     if len(names) < 2:
         return []
     protocols = sorted({one.protocol for one in averages}, key=lambda name: rank(PROTOCOLS, name))
-    methods = sorted({one.method for one in averages}, key=lambda name: rank(METHODS, name))
+    methods = sorted({one.method for one in averages}, key=lambda name: rank(known_methods(), name))
     shown = {
         (one.method, one.protocol): with_spread(one.mean, one.spread, "accuracy")
         for one in averages

@@ -242,7 +242,10 @@ def test_a_folder_name_with_brackets(command: Command, name: str) -> None:
     [
         (["--dataset", "sensor"], ["got 'sensor'; did you mean 'sensors'?"]),
         (["--dataset", ""], ["expected a data set among sensors"]),
-        (["--methods", "mea"], ["names among random, emix, ", "got 'mea'; did you mean 'mae'?"]),
+        (
+            ["--methods", "mea"],
+            ["expected a method among random, emix, ", "got 'mea'; did you mean 'mae'?"],
+        ),
         (["--seeds", "0"], ["at least 1 seed, got 0"]),
         (["--seeds", "-2"], ["at least 1 seed, got -2"]),
         (["--steps", "-3"], ["training.steps >= 0, got -3"]),

@@ -382,6 +382,10 @@ def test_no_seeds_are_refused(tmp_path: Path, seeds: int) -> None:
 
 @pytest.mark.parametrize("methods", [(), ("mea",), ("mae", "caprice")])
 def test_unknown_methods_are_refused(tmp_path: Path, methods: tuple[str, ...]) -> None:
-    expected = "in methods, got" if methods else "one or more methods in a sweep, got none"
+    expected = (
+        "expected a method among random, emix, .*, got"
+        if methods
+        else "one or more methods in a sweep, got none"
+    )
     with pytest.raises(ConfigError, match=expected):
         tiny(tmp_path, methods=methods)

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +47,20 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_neighbours_on_a_grid_of_three_axes() -> None:
+    """Every token of a 2 x 2 x 3 block touches those one step away on one axis."""
+
+    class Block:
+        name, grid, tokens = "block", (2, 2, 3), 12
+
+    table = neighbour_table((Block(),))  # type: ignore[arg-type]
+    places = [np.array(np.unravel_index(n, Block.grid)) for n in range(12)]
+    for token, place in enumerate(places):
+        expected = {n for n in range(12) if abs(places[n] - place).sum() == 1}
+        assert set(table[token].tolist()) - {12} == expected
+    assert table.shape == (12, 6)
+
+
 def test_counts_are_the_published_ones(name: str) -> None:
     """`int(L (1 - ratio))` visible; the baselines' `ceil(L ratio)` masked gives the same."""
     tokens, ratio, visible, masked = PUBLISHED[name]
