@@ -5,7 +5,7 @@ Figures load matplotlib and have to be imported by their modules: :mod:`~metamae
 """
 
 from metamae.report.comparison import average_over_sets, pair_results, summarise_results
-from metamae.report.published import look_up, published
+from metamae.report.published import look_up
 from metamae.report.rows import Key, Result, find_results, read_results, write_results
 from metamae.report.tables import Section, make_report, summarise
 from metamae.report.wording import LABELS, mean_and_spread
@@ -21,7 +21,6 @@ __all__ = [
     "make_report",
     "mean_and_spread",
     "pair_results",
-    "published",
     "read_results",
     "summarise",
     "summarise_results",

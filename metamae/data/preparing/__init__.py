@@ -3,7 +3,6 @@
 To add one, see :mod:`metamae.data.sources`.
 """
 
-from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Option, Source, Stored

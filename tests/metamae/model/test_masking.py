@@ -47,20 +47,6 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_neighbours_on_a_grid_of_three_axes() -> None:
-    """Every token of a 2 x 2 x 3 block touches those one step away on one axis."""
-
-    class Block:
-        name, grid, tokens = "block", (2, 2, 3), 12
-
-    table = neighbour_table((Block(),))  # type: ignore[arg-type]
-    places = [np.array(np.unravel_index(n, Block.grid)) for n in range(12)]
-    for token, place in enumerate(places):
-        expected = {n for n in range(12) if abs(places[n] - place).sum() == 1}
-        assert set(table[token].tolist()) - {12} == expected
-    assert table.shape == (12, 6)
-
-
 def test_counts_are_the_published_ones(name: str) -> None:
     """`int(L (1 - ratio))` visible; the baselines' `ceil(L ratio)` masked gives the same."""
     tokens, ratio, visible, masked = PUBLISHED[name]
@@ -261,3 +247,17 @@ def test_impossible_nearby_ratios_are_refused(ratio: float) -> None:
     """A probability."""
     with pytest.raises(ConfigError, match=r"nearby ratio in \[0, 1\]"):
         Masking((row(8),), 0.5, ratio)
+
+
+def test_neighbours_on_a_grid_of_three_axes() -> None:
+    """Every token of a 2 x 2 x 3 block touches those one step away on one axis."""
+
+    class Block:
+        name, grid, tokens = "block", (2, 2, 3), 12
+
+    table = neighbour_table((Block(),))  # type: ignore[arg-type]
+    places = [np.array(np.unravel_index(n, Block.grid)) for n in range(12)]
+    for token, place in enumerate(places):
+        expected = {n for n in range(12) if abs(places[n] - place).sum() == 1}
+        assert set(table[token].tolist()) - {12} == expected
+    assert table.shape == (12, 6)
