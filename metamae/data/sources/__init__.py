@@ -50,7 +50,7 @@ def get_source(name: str) -> Source:
     """
     for module, names in _MODULES.items():
         if name in names:
-            found = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
-            source: Source = next(one for one in found if one.name == name)
+            sources = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
+            source: Source = next(source for source in sources if source.name == name)
             return source
     raise DataError(f"expected a data set among {', '.join(SOURCES)}, {suggest(name, SOURCES)}")

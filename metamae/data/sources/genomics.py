@@ -93,9 +93,7 @@ def _write_probe(writer: Writer, names: list[str], genera: list[str], first: int
             "check that the file is the published one"
         )
     labels = writer.save("labels", np.array([numbers[name] for name in names], np.uint8))
-    train, test = ninety_ten(shuffled(len(names)))
-    writer.partition("train", {"dna": "reads"}, labels=labels, index=train)
-    writer.partition("test", {"dna": "reads"}, labels=labels, index=test)
+    writer.probe({"dna": "reads"}, labels, *ninety_ten(shuffled(len(names))))
 
 
 def _source(
@@ -110,7 +108,7 @@ def _source(
         layouts=(
             Layout("published", {"archive": "genomics_ood.zip"}),
             Layout("unpacked", {"archive": "genomics_ood"}),
-            Layout("dabs", {role: f"genomics/{table}" for role, table in tables.items()}),
+            Layout.within("dabs", "genomics", tables),
         ),
         prepare=prepare,
         task=Task(kind="classification", metric="accuracy", classes=known, complete=False),

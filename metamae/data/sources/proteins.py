@@ -14,7 +14,7 @@ from metamae.data.dataset import Array, PartitionName, Task
 from metamae.data.formats.letters import Letters
 from metamae.data.formats.tables import json_records, table_records
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Layout, Source, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
@@ -113,21 +113,18 @@ def _prepare_pfam(raw: Raw, writer: Writer) -> None:
     _write_clans(raw, writer, sorted(clans), np.frombuffer(transfer, np.int64))
 
 
-def _write_clans(raw: Raw, writer: Writer, clans: list[int], found: Array) -> None:
+def _write_clans(raw: Raw, writer: Writer, clans: list[int], transfer: Array) -> None:
     """The clan's rank among those of the pretraining file is the label; the map is noted."""
-    order = np.arange(len(found))
+    order = np.arange(len(transfer))
     if "archive" in raw.paths:
-        order = shuffled(len(found))[-TRANSFER_ROWS:]
-    known = np.isin(found, clans)
+        order = shuffled(len(transfer))[-TRANSFER_ROWS:]
+    known = np.isin(transfer, clans)
     unknown = int((~known[order]).sum())
     if unknown:
         raw.reporter.say(f"{unknown} rows of clans that pretraining never saw are left out")
-    labels = writer.save("labels", np.searchsorted(clans, found).astype(np.int32))
-    for part, index in zip(("train", "test"), ninety_ten(order), strict=True):
-        split: PartitionName = "train" if part == "train" else "test"
-        writer.partition(
-            split, {"protein": "transfer_sequences"}, labels=labels, index=index[known[index]]
-        )
+    labels = writer.save("labels", np.searchsorted(clans, transfer).astype(np.int32))
+    train, test = (index[known[index]] for index in ninety_ten(order))
+    writer.probe({"protein": "transfer_sequences"}, labels, train, test)
     writer.note(clans=clans, classes=[str(clan) for clan in clans], rows_of_unknown_clans=unknown)
 
 
@@ -167,10 +164,10 @@ _FILES = {"train": "train", "test": "valid"}
 
 
 def _one(value: Any, text: str) -> float:
-    found = numbers(value)
-    if len(found) != 1 or not np.isfinite(found[0]):
+    values = numbers(value)
+    if len(values) != 1 or not np.isfinite(values[0]):
         raise DataError(f"expected one number, got {value!r}")
-    return found[0]
+    return values[0]
 
 
 def _fold(value: Any, text: str) -> int:
@@ -181,25 +178,22 @@ def _fold(value: Any, text: str) -> int:
 
 
 def _structure(value: Any, text: str) -> Array:
-    found = np.array(numbers(value), np.int64)
-    if len(found) != len(text) or not np.isin(found, range(PAD_CLASS)).all():
+    classes = np.array(numbers(value), np.int64)
+    if len(classes) != len(text) or not np.isin(classes, range(PAD_CLASS)).all():
         raise DataError(
             f"expected {len(text)} classes from 0 to {PAD_CLASS - 1}, one per residue, got "
-            f"{len(found)} from {found.min(initial=0)} to {found.max(initial=0)}"
+            f"{len(classes)} from {classes.min(initial=0)} to {classes.max(initial=0)}"
         )
     padded = np.full(LENGTH, PAD_CLASS, np.int64)
-    padded[: len(found)] = found[:LENGTH]
+    padded[: len(classes)] = classes[:LENGTH]
     return padded
 
 
-def _layouts(
-    archive: str, dabs: Mapping[str, str], metamae: Mapping[str, str]
-) -> tuple[Layout, ...]:
+def _layouts(archive: str, tables: Mapping[str, str], metamae: str) -> tuple[Layout, ...]:
     return (
-        Layout("published", {"archive": f"{archive}.tar.gz"}),
-        Layout("unpacked", {"archive": archive}),
-        Layout("dabs", dabs),
-        Layout("metamae", metamae),
+        *packed_or_not("archive", {"archive": f"{archive}.tar.gz"}, unpacked=archive),
+        Layout.within("dabs", "proteins", tables),
+        Layout.within("metamae", metamae, tables),
     )
 
 
@@ -210,11 +204,7 @@ def _task(name: str, archive: str, task: Task, reader: _Reader) -> Source:
         modality="proteins",
         origin=f"{archive}.tar.gz of TAPE (raw, JSON)",
         inputs=_inputs,
-        layouts=_layouts(
-            archive,
-            {part: f"proteins/{table}" for part, table in tables.items()},
-            {part: f"pfam/transfer/{table}" for part, table in tables.items()},
-        ),
+        layouts=_layouts(archive, tables, "pfam/transfer"),
         prepare=reader,
         task=task,
         pretrained_on="pfam",
@@ -222,8 +212,6 @@ def _task(name: str, archive: str, task: Task, reader: _Reader) -> Source:
         "test files), as in the benchmark",
     )
 
-
-_DABS_PFAM = {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"}
 
 SOURCES = (
     Source(
@@ -233,8 +221,8 @@ SOURCES = (
         inputs=_inputs,
         layouts=_layouts(
             "pfam",
-            {role: f"proteins/{table}" for role, table in _DABS_PFAM.items()},
-            {role: f"pfam/{table}" for role, table in _DABS_PFAM.items()},
+            {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"},
+            "pfam",
         ),
         prepare=_prepare_pfam,
         task=Task(

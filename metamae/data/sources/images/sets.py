@@ -13,8 +13,8 @@ from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.pictures import decode_picture
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source
-from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.source import Option, Source, packed_or_not
+from metamae.data.preparing.views import View, lines, store_halves, tables
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.images import lists as lists
 from metamae.data.sources.images.imagenet32 import (
@@ -38,10 +38,8 @@ def _save(
     view: View,
     decode: Callable[[bytes, str], Array] = small_picture,
 ) -> None:
-    """Decode all listed pictures of a set; as they are, unless told otherwise."""
-    array = image_array(writer)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
-    save_halves(writer, halves, rows, array, "image")
+    """Decode all listed pictures of a set; as they are, unless another decoder is passed."""
+    store_halves(writer, image_array(writer), view, halves, decode)
 
 
 def _prepare_cub(raw: Raw, writer: Writer) -> None:
@@ -97,17 +95,14 @@ def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
     array = image_array(writer)
     labels: list[Array] = []
     view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("images"))
-    starts = {}
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        starts[name] = array.rows
+        cut = array.rows  # at last, where the test batch begins
         with writer.reading(name):
-            images, found = read_member(view, name)
+            images, classes = read_member(view, name)
             array.extend(images)
-            labels.append(found)
+            labels.append(classes)
     writer.save("label", np.concatenate(labels) if labels else np.zeros(0, np.int64))
-    arrays, cut = {"image": "image"}, starts["test_batch"]
-    writer.partition("train", arrays, labels="label", index=np.arange(cut))
-    writer.partition("test", arrays, labels="label", index=np.arange(cut, array.rows))
+    writer.probe({"image": "image"}, "label", np.arange(cut), np.arange(cut, array.rows))
 
 
 def _source(
@@ -122,17 +117,14 @@ def _source(
     options: Mapping[str, Option] | None = None,
 ) -> Source:
     """One set; ``folders`` are the unpacked archive's, the DABS downloader's, and MetaMAE's."""
-    kinds = zip(("unpacked", "dabs", "metamae"), folders, strict=True)
+    unpacked, dabs, metamae = folders
     return Source(
         name=name,
         modality="RGB images",
         origin=origin,
         inputs=image_inputs,
         token_size=(4, 4),
-        layouts=(
-            Layout("published", published),
-            *(Layout(kind, {"images": folder}) for kind, folder in kinds),
-        ),
+        layouts=packed_or_not("images", published, unpacked=unpacked, dabs=dabs, metamae=metamae),
         prepare=prepare,
         task=Task(kind="classification", metric="accuracy", classes=classes),
         pretrained_on="imagenet32",

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from metamae.data.preparing.listing import Halves, Listing, cut_per_class, index_of
+from metamae.data.preparing.listing import Halves, cut_per_class, index_of
 from metamae.errors import DataError
 
 AUDIOMNIST_TEST = frozenset((5, 13, 18, 22, 26, 32, 33, 42, 45, 51, 52, 60))
@@ -141,8 +141,3 @@ def _number(text: str, name: str) -> int:
     if not text.isdecimal():
         raise DataError(f"expected the folder of a speaker's number in {name}, got {text!r}")
     return int(text)
-
-
-def unlabelled(names: Iterable[str]) -> Listing:
-    """Files without labels, in the order of their names."""
-    return Listing(sorted(names))

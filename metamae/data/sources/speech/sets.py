@@ -12,8 +12,8 @@ from metamae.data.formats.audio import read_clip
 from metamae.data.formats.mel import MELS, log_mel
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source
-from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
+from metamae.data.preparing.views import View, lines, store, store_halves, tables
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources.speech import lists as lists
 from metamae.inputs import Image, Inputs
@@ -38,15 +38,13 @@ def spectrograms(content: bytes, name: str, *, tail: bool = False) -> Array:
     return pictures[:, np.newaxis].astype(np.float16)
 
 
-def _array(writer: Writer, name: str = "spectrogram") -> RowWriter:
+def _array(writer: Writer, name: str) -> RowWriter:
     return writer.array(name, (1, MELS, MELS), np.float16)
 
 
 def _save(writer: Writer, halves: Halves, view: View) -> None:
     """Write the heads of all listed clips."""
-    array = _array(writer)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, spectrograms)
-    save_halves(writer, halves, rows, array, "spectrogram")
+    store_halves(writer, _array(writer, "spectrogram"), view, halves, spectrograms)
 
 
 def _prepare_librispeech(raw: Raw, writer: Writer) -> None:
@@ -137,13 +135,11 @@ def _source(
     )
 
 
-def _clips(published: Mapping[str, str], **folders: str) -> tuple[Layout, ...]:
-    unpacked = (Layout(name, {"clips": folder}) for name, folder in folders.items())
-    return (Layout("published", published), *unpacked)
+_clips = partial(packed_or_not, "clips")
 
 
 def _subsets(kind: str, where: str) -> Layout:
-    return Layout(kind, {one: where.format(one) for one in (*PRETRAINING, "dev-clean")})
+    return Layout(kind, {subset: where.format(subset) for subset in (*PRETRAINING, "dev-clean")})
 
 
 _FLUENT = "fluent_speech_commands_dataset"

@@ -17,7 +17,7 @@ from metamae import ConfigError, DataError, load_dataset
 from metamae.cli import data as commands
 from metamae.data.dataset import Selected
 from metamae.data.formats.libraries import need_module
-from metamae.data.preparing import prepared
+from metamae.data.preparing import prepare
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources import SOURCES, get_source
@@ -88,7 +88,7 @@ def test_a_preparation_that_dies_leaves_nothing(
     if moment == "prepare":
         monkeypatch.setattr(RowWriter, "extend", die)
     else:
-        monkeypatch.setattr(prepared, moment, die)
+        monkeypatch.setitem(prepare.__globals__, moment, die)
     with pytest.raises(KeyboardInterrupt):
         made("higgs", tmp_path)
     assert list((tmp_path / "prepared").iterdir()) == []

@@ -77,7 +77,7 @@ def test_unreadable_and_absent_files_are_skipped_and_counted(kind: str, tmp_path
     halves = Halves(
         ("no", "yes"), Listing(["d/c", "d/bad", "d/c"], [1, 0, 1]), Listing(["d/a"], [0])
     )
-    save_halves(writer, halves, rows, array, "letters")
+    save_halves(writer, halves, rows, array)
     writer.close()
     values = np.load(tmp_path / "x.npy")
     assert [
