@@ -157,12 +157,11 @@ class Source:
         Raises:
             DataError: none is; the message says what to put where.
         """
-        for layout in self.layouts:
-            there = layout.find(data_dir, self.name)
-            if len(there) == len(layout.paths):
-                return layout, there
-        nearest = max(self.layouts, key=lambda layout: len(layout.find(data_dir, self.name)))
-        there = nearest.find(data_dir, self.name)
+        candidates = [(layout, layout.find(data_dir, self.name)) for layout in self.layouts]
+        for layout, paths in candidates:
+            if len(paths) == len(layout.paths):
+                return layout, paths
+        nearest, there = max(candidates, key=lambda pair: len(pair[1]))
         missing = [str(data_dir / p) for role, p in nearest.paths.items() if role not in there]
         raise DataError(
             f"expected the raw files of {self.name!r}, missing {', '.join(missing)}; "

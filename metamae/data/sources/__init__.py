@@ -1,7 +1,12 @@
 """The full data sets by name. Modules are imported when a name of theirs is asked for.
 
-A module defines ``SOURCES``, a tuple of :class:`~metamae.data.preparing.source.Source`. Importing
-it must not need optional libraries: readers import them when they run.
+To add one, write a file here that defines ``SOURCES``, a tuple of
+:class:`~metamae.data.preparing.source.Source` (a small one to copy is ``genomics.py``): where the
+raw files may lie, the function that reads them with :mod:`metamae.data.formats` and writes arrays,
+and what a probe predicts. Importing it must not need optional libraries: readers import them when
+they run. Then name it in ``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a
+preset ``presets/paper/NAME.yaml`` too. Its test, ``tests/metamae/data/sources/test_NAME.py``, makes
+tiny raw files in every layout (``tests/metamae/data/packing.py``) and reads them back.
 """
 
 from __future__ import annotations

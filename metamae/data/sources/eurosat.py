@@ -132,7 +132,7 @@ SOURCES = (
             Layout.within("metamae", "eurosat_all", _TABLES),
         ),
         prepare=_prepare,
-        task=Task(kind="classification", metric="accuracy", classes=CLASSES, complete=False),
+        task=Task.of_classes(CLASSES, complete=False),
         pretrained_on="eurosat",
         split="shuffled with seed 42, 90 % to pretraining and 10 % to the probe, each cut 90/10 "
         "without another shuffle, the last tenth of pretraining unused. From the archive the "

@@ -227,12 +227,7 @@ SOURCES = (
             metamae="sensor/pamap2",
         ),
         prepare=_prepare,
-        task=Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(ACTIVITIES.values()),
-            complete=False,
-        ),
+        task=Task.of_classes(ACTIVITIES.values(), complete=False),
         pretrained_on="pamap2",
         split="subjects 105 and 106 are held out, the other seven train; windows are drawn "
         "uniformly over (subject, activity) pairs longer than 320 rows; the probe draws 50,000 "

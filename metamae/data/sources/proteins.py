@@ -225,12 +225,7 @@ SOURCES = (
             "pfam",
         ),
         prepare=_prepare_pfam,
-        task=Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(str(n) for n in range(CLANS)),
-            complete=False,
-        ),
+        task=Task.of_classes(map(str, range(CLANS)), complete=False),
         pretrained_on="pfam",
         split="all of pfam_train to pretraining; pfam_valid shuffled with seed 42, its last "
         "200,000 rows cut 90/10 for the probe; labels are ranks among pfam_train's clans",
@@ -238,12 +233,7 @@ SOURCES = (
     _task(
         "scop",
         "remote_homology",
-        Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(str(n) for n in range(FOLDS)),
-            complete=False,
-        ),
+        Task.of_classes(map(str, range(FOLDS)), complete=False),
         _Reader("remote_homology", "fold_label", (), np.int32, _fold),
     ),
     _task(

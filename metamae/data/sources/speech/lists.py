@@ -22,6 +22,9 @@ FLUENT: Mapping[str, tuple[str, ...]] = {
 }
 """Classes of the three Fluent Speech tasks, in the published order."""
 
+FLUENT_TABLES = ("train_data.csv", "valid_data.csv", "test_data.csv")
+"""Validation rows are for training too."""
+
 COMMANDS = (
     *("eight", "right", "happy", "three", "yes", "up", "no", "stop", "on", "four", "nine", "zero"),
     *("down", "go", "six", "two", "left", "five", "off", "seven", "one", "cat", "bird", "marvin"),
@@ -63,15 +66,12 @@ def fluent(tables: Mapping[str, str], task: str) -> Halves:
     """Spoken commands; training and validation rows together are the training part.
 
     Args:
-        tables: Text of ``train_data.csv``, ``valid_data.csv`` and ``test_data.csv`` by name.
+        tables: Text of :data:`FLUENT_TABLES` by name.
         task: ``location``, ``action`` or ``object``.
     """
     halves = Halves(FLUENT[task])
-    for name, half in zip(
-        ("train_data.csv", "valid_data.csv", "test_data.csv"),
-        (halves.train, halves.train, halves.test),
-        strict=True,
-    ):
+    parts = (halves.train, halves.train, halves.test)
+    for name, half in zip(FLUENT_TABLES, parts, strict=True):
         for number, row in enumerate(csv.DictReader(io.StringIO(tables[name])), start=2):
             if row.get("path") is None or row.get(task) is None:
                 raise DataError(f"expected columns path and {task} in line {number} of {name}")
