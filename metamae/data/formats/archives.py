@@ -182,7 +182,10 @@ class Single(Bundle):
 
 
 class _TarMember(io.RawIOBase):
-    """A member read from front to back; closes its archive unless that is kept."""
+    """A member read from front to back; closes its archive unless that is kept.
+
+    What tarfile hands out of a stream has no ``seekable``, which text readers ask for.
+    """
 
     def __init__(
         self, archive: tarfile.TarFile, info: tarfile.TarInfo, *, keep: bool = False

@@ -95,6 +95,55 @@ def batch(values: list[int], labels: list[int]) -> bytes:
     return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
+class _Module:
+    """Pickles as a class or function of a library that is not installed."""
+
+    def __init__(self, module: str, name: str, args: tuple[Any, ...], state: Any = None) -> None:
+        self.told = (module, name, args, state)
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes the pickles of an old pandas, opcode by opcode."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if not isinstance(obj, _Module):
+            super().save(obj, save_persistent_id)
+            return
+        module, name, args, state = obj.told
+        self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
+        super().save(args)
+        self.write(pickle.REDUCE)
+        if state is not None:
+            self.save(state)
+            self.write(pickle.BUILD)
+
+
+def old_table(columns: dict[str, list[Any]]) -> bytes:
+    """As pandas 0.14 to 0.25 pickled: a block manager whose state holds axes and blocks."""
+    index = {
+        "axes": [
+            _Module("pandas.indexes.base", "_new_Index", (None, {"data": _objects([*columns])})),
+            _Module("pandas.indexes.range", "RangeIndex", ()),
+        ],
+        "blocks": [
+            {"values": _objects(values)[None], "mgr_locs": slice(place, place + 1, 1)}
+            for place, values in enumerate(columns.values())
+        ],
+    }
+    state = ([], [], [], {"0.14.1": index})
+    manager = _Module("pandas.core.internals", "BlockManager", (), state)
+    frame = _Module("pandas.core.frame", "DataFrame", (), {"_data": manager, "_typ": "dataframe"})
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(frame)
+    return file.getvalue()
+
+
+def _objects(values: list[Any]) -> Array:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
 def cub() -> dict[str, bytes]:
     root = "CUB_200_2011"
     names = ["001.Albatross/a.jpg", "001.Albatross/b.jpg", "002.Auklet/c.jpg", "002.Auklet/d.jpg"]
