@@ -18,6 +18,7 @@ from metamae.cli import data as commands
 from metamae.data.dataset import Selected
 from metamae.data.formats.libraries import need_module
 from metamae.data.preparing import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources import SOURCES, get_source
@@ -30,6 +31,11 @@ from tests.metamae.data.sources.test_pamap2 import archive
 def higgs(data_dir: Path, rows: int = 200) -> Path:
     lines = "".join(higgs_line(i % 2, i) for i in range(rows))
     return put(data_dir / "HIGGS.csv.gz", lines.encode())
+
+
+def higgs_made(data_dir: Path) -> Prepared:
+    higgs(data_dir)
+    return made("higgs", data_dir)
 
 
 def command(*words: str) -> tuple[int, str]:
@@ -63,8 +69,7 @@ def test_a_manifest_names_every_raw_file(tmp_path: Path) -> None:
 
 def test_others_may_read_a_prepared_set(tmp_path: Path) -> None:
     """The temporary folder it is made in is open to its owner alone."""
-    higgs(tmp_path)
-    assert made("higgs", tmp_path).folder.stat().st_mode & 0o777 == 0o755
+    assert higgs_made(tmp_path).folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_manifest_says_where_everything_came_from(tmp_path: Path) -> None:
@@ -122,27 +127,21 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["short", "missing", "no manifest", "format", "cut manifest"])
 def test_a_damaged_prepared_set_is_found_at_opening(kind: str, tmp_path: Path) -> None:
-    higgs(tmp_path)
-    folder = made("higgs", tmp_path).folder
-    rows, manifest = folder / "rows.npy", folder / "manifest.json"
-    if kind == "short":
-        rows.write_bytes(rows.read_bytes()[:-1])
-    elif kind == "missing":
-        rows.unlink()
-    elif kind == "no manifest":
-        manifest.unlink()
-    elif kind == "format":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
-    else:
-        manifest.write_text(manifest.read_text()[:50])
+    folder = higgs_made(tmp_path).folder
+    path = folder / ("rows.npy" if kind in ("short", "missing") else "manifest.json")
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "format":
+        path.write_text(json.dumps(json.loads(content) | {"format": 0}))
+    elif kind in ("short", "cut manifest"):
+        path.write_bytes(content[: -1 if kind == "short" else 50])
     with pytest.raises(DataError, match=r"got a damaged or older one.*--again"):
         load_dataset("higgs", data_dir=tmp_path)
     assert "damaged" in command("list", "--data-dir", str(tmp_path))[1]
 
 
 def test_changed_bytes_are_found_by_checksums(tmp_path: Path) -> None:
-    higgs(tmp_path)
-    path = made("higgs", tmp_path).folder / "rows.npy"
+    path = higgs_made(tmp_path).folder / "rows.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -193,7 +192,8 @@ def test_the_list_names_every_set() -> None:
     for name in SOURCES:
         source = get_source(name)
         assert (source.name, source.pretrained_on in SOURCES) == (name, True)
-        assert source.specify(()), source.layouts
+        assert source.specify(())
+        assert source.layouts
 
 
 def test_a_missing_library_names_the_extra() -> None:

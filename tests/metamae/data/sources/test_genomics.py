@@ -52,7 +52,7 @@ def test_known_genera(mark: str, tmp_path: Path) -> None:
     put(tmp_path / "dabs/genomics/genomicsPretrain.csv", dabs_table(10, 0, 40, mark))
     put(tmp_path / "dabs/genomics/genomicsTransferID.csv", dabs_table(10, 0, 30, mark))
     raw, dabs = (made("genomics", tmp_path / kind).dataset() for kind in ("raw", "dabs"))
-    assert raw.card["layout"], dabs.card["layout"] == ("published", "dabs")
+    assert (raw.card["layout"], dabs.card["layout"]) == ("published", "dabs")
     for data in (raw, dabs):
         pretrain = data.need("pretrain").batch(slice(None))["dna"].numpy()
         assert [number_of(row) for row in pretrain] == shuffled(40)[:36].tolist()
