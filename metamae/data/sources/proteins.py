@@ -6,6 +6,7 @@ import re
 from array import array
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -95,15 +96,11 @@ def _members(
 
 
 def _prepare_pfam(raw: Raw, writer: Writer) -> None:
-    sequences = {
-        key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8)
-        for key in ("pretrain", "transfer")
-    }
+    files = {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
+    sequences = {key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8) for key in files}
     clans: set[int] = set()
     transfer = array("q")
-    for key, name, file in _members(
-        raw, {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
-    ):
+    for key, name, file in _members(raw, files):
         for number, record in enumerate(_records(file, name, "clan"), start=1):
             with writer.reading(f"record {number} of {name}"):
                 row, clan = encode_protein(_field(record, "primary")), int(_field(record, "clan"))
@@ -197,28 +194,26 @@ def _layouts(archive: str, tables: Mapping[str, str], metamae: str) -> tuple[Lay
     )
 
 
-def _task(name: str, archive: str, task: Task, reader: _Reader) -> Source:
-    tables = {part: f"{archive}_{file}.csv" for part, file in _FILES.items()}
-    return Source(
+_source = partial(Source, modality="proteins", inputs=_inputs, pretrained_on="pfam")
+
+
+def _task(name: str, task: Task, reader: _Reader) -> Source:
+    tables = {part: f"{reader.name}_{file}.csv" for part, file in _FILES.items()}
+    return _source(
         name=name,
-        modality="proteins",
-        origin=f"{archive}.tar.gz of TAPE (raw, JSON)",
-        inputs=_inputs,
-        layouts=_layouts(archive, tables, "pfam/transfer"),
+        origin=f"{reader.name}.tar.gz of TAPE (raw, JSON)",
+        layouts=_layouts(reader.name, tables, "pfam/transfer"),
         prepare=reader,
         task=task,
-        pretrained_on="pfam",
         split="TAPE's training file trains the probe, TAPE's validation file tests it (not TAPE's "
         "test files), as in the benchmark",
     )
 
 
 SOURCES = (
-    Source(
+    _source(
         name="pfam",
-        modality="proteins",
         origin="pfam.tar.gz of TAPE (raw, JSON)",
-        inputs=_inputs,
         layouts=_layouts(
             "pfam",
             {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"},
@@ -226,18 +221,15 @@ SOURCES = (
         ),
         prepare=_prepare_pfam,
         task=Task.of_classes(map(str, range(CLANS)), complete=False),
-        pretrained_on="pfam",
         split="all of pfam_train to pretraining; pfam_valid shuffled with seed 42, its last "
         "200,000 rows cut 90/10 for the probe; labels are ranks among pfam_train's clans",
     ),
     _task(
         "scop",
-        "remote_homology",
         Task.of_classes(map(str, range(FOLDS)), complete=False),
         _Reader("remote_homology", "fold_label", (), np.int32, _fold),
     ),
     _task(
-        "secondary_structure",
         "secondary_structure",
         Task(
             kind="token_classification",
@@ -250,12 +242,10 @@ SOURCES = (
     ),
     _task(
         "stability",
-        "stability",
         Task(kind="regression", metric="spearman"),
         _Reader("stability", "stability_score", (), np.float32, _one),
     ),
     _task(
-        "fluorescence",
         "fluorescence",
         Task(kind="regression", metric="spearman"),
         _Reader("fluorescence", "log_fluorescence", (), np.float32, _one),

@@ -75,9 +75,8 @@ def _prepare_fluent(raw: Raw, writer: Writer, task: str) -> None:
     bundle = raw.bundle("clips")
     view = View.around("data/train_data.csv", bundle)
     contents = tables(bundle, *(f"data/{name}" for name in lists.FLUENT_TABLES))
-    texts = [content.decode("utf-8-sig") for content in contents]
-    by_name = dict(zip(lists.FLUENT_TABLES, texts, strict=True))
-    _save(writer, lists.fluent(by_name, task), view)
+    texts = (content.decode("utf-8-sig") for content in contents)
+    _save(writer, lists.fluent(dict(zip(lists.FLUENT_TABLES, texts, strict=True)), task), view)
 
 
 def _prepare_google_speech(raw: Raw, writer: Writer) -> None:
