@@ -6,7 +6,8 @@ raw files may lie, the function that reads them with :mod:`metamae.data.formats`
 and what a probe predicts. Importing it must not need optional libraries: readers import them when
 they run. Then name it in ``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a
 preset ``presets/paper/NAME.yaml`` too. Its test, ``tests/metamae/data/sources/test_NAME.py``, makes
-tiny raw files in every layout (``tests/metamae/data/packing.py``) and reads them back.
+tiny raw files in every layout (``tests/metamae/data/packing.py``) and reads them back;
+``benchmarks/made_sets.py`` asks for such files of every set.
 """
 
 from __future__ import annotations
