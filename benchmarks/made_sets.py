@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from metamae.data.sources import SOURCES
-from tests.metamae.data import (
+from tests.metamae.data.formats import test_tables
+from tests.metamae.data.making import as_json, put
+from tests.metamae.data.packing import pack
+from tests.metamae.data.sources import (
     test_genomics,
     test_images,
     test_images_by_table,
     test_pamap2,
     test_proteins,
-    test_tables,
     test_vision_language,
 )
-from tests.metamae.data.making import as_json, put
-from tests.metamae.data.packing import pack
 
 ROWS = 1000
 """Examples of sets whose raw form is lines of text; of the others, as many as the tests make."""
@@ -85,7 +85,7 @@ def _wafermap(name: str, data_dir: Path) -> None:
 
 
 def _speech(name: str, data_dir: Path) -> None:
-    from tests.metamae.data import test_speech  # skips by itself where soundfile is missing
+    from tests.metamae.data.sources import test_speech  # skips by itself where soundfile is missing
 
     if name == "librispeech":
         test_speech.librispeech(data_dir, "published")

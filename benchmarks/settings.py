@@ -24,7 +24,7 @@ from metamae.model.transformer import Attention
 from metamae.randomness import generator
 from metamae.training.compiling import CompiledLoss
 from metamae.training.devices import autocast
-from tests.metamae.straight import straighten
+from tests.metamae.model.straight import straighten
 
 SHAPES: dict[str, tuple[Inputs, int]] = {
     "higgs": ((Tabular(name="row", columns=28),), 32),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared, folder_of
-from metamae.data.preparing.source import Source
+from metamae.data.preparing.source import Source, options_text
 from metamae.data.sources import SOURCES, get_source
 from metamae.errors import ConfigError, DataError, MetamaeError
 from metamae.progress import Reporter
@@ -122,9 +122,9 @@ def _check(source: Source, data_dir: Path, verify: bool, reporter: Reporter) -> 
             f"not prepared yet; {'run' if complete else 'when the files are there, run'}: {command}"
         )
         return 0 if complete and not lacking else 1
-    found = Prepared.open(source, data_dir)
-    _describe(found, reporter)
-    damaged = found.verify(reporter) if verify else []
+    prepared = Prepared.open(source, data_dir)
+    _describe(prepared, reporter)
+    damaged = prepared.verify(reporter) if verify else []
     if damaged:
         say(f"damaged arrays: {', '.join(damaged)}; run: {command} --again")
         return 1
@@ -135,26 +135,25 @@ def _check(source: Source, data_dir: Path, verify: bool, reporter: Reporter) -> 
 def _check_layouts(source: Source, data_dir: Path, reporter: Reporter) -> bool:
     complete = False
     for layout in source.layouts:
-        found = layout.find(data_dir, source.name)
-        whole = len(found) == len(layout.paths)
+        there = layout.find(data_dir, source.name)
+        whole = len(there) == len(layout.paths)
         complete |= whole
         reporter.say(f"layout {layout.name}: {'complete' if whole else 'incomplete'}")
         for role, path in layout.paths.items():
-            state = f"found   {found[role]}" if role in found else f"missing {data_dir / path}"
+            state = f"found   {there[role]}" if role in there else f"missing {data_dir / path}"
             reporter.say(f"  {role}: {state}")
     return complete
 
 
-def _describe(found: Prepared, reporter: Reporter) -> None:
-    data, manifest = found.dataset(), found.manifest
+def _describe(prepared: Prepared, reporter: Reporter) -> None:
+    data, manifest = prepared.dataset(), prepared.manifest
     parts = {part: getattr(data, part) for part in ("pretrain", "train", "test")}
     rows = ", ".join(f"{part} {len(p)}" for part, p in parts.items() if p is not None)
-    reporter.say(f"prepared in {found.folder} by metamae {manifest['metamae']}: {rows}")
-    if found.options:
-        chosen = ", ".join(f"{name}={value}" for name, value in found.options.items())
-        reporter.say(f"options: {chosen}")
-    for told in manifest["skipped"]:
-        reporter.say(f"skipped {told['file']}: {told['reason']}")
+    reporter.say(f"prepared in {prepared.folder} by metamae {manifest['metamae']}: {rows}")
+    if prepared.options:
+        reporter.say(f"options: {options_text(prepared.options)}")
+    for entry in manifest["skipped"]:
+        reporter.say(f"skipped {entry['file']}: {entry['reason']}")
 
 
 def _prepare(
@@ -195,9 +194,9 @@ def _prepare_all(options: argparse.Namespace, reporter: Reporter) -> int:
     return 1 if failed else 0
 
 
-def _options(given: Sequence[str]) -> dict[str, str]:
+def _options(settings: Sequence[str]) -> dict[str, str]:
     chosen = {}
-    for text in given:
+    for text in settings:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"expected an option like labels=dabs, got {text!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metamae.errors import DataError
+from metamae.errors import ConfigError, DataError
 from metamae.inputs import Inputs, LabelledBatch, Tokens
 
 Array = NDArray[Any]
@@ -66,6 +66,12 @@ class Task:
     classes: tuple[str, ...] = ()
     ignore: int | None = None
     complete: bool = True
+
+    @classmethod
+    def of_classes(cls, classes: Iterable[str] = (), *, complete: bool = True) -> Task:
+        """One class per example, judged by accuracy; no names where only the files know them."""
+        names = tuple(classes)
+        return cls(kind="classification", metric="accuracy", classes=names, complete=complete)
 
     @property
     def outputs(self) -> int:
@@ -210,14 +216,14 @@ class Dataset:
     def __post_init__(self) -> None:
         """Check that labels are there and that no class is absent from training."""
         labelled: tuple[PartitionName, PartitionName] = ("train", "test")
-        given = [split for split in labelled if getattr(self, split) is not None]
-        for split in given:
+        there = [split for split in labelled if getattr(self, split) is not None]
+        for split in there:
             if self.need(split).labels is None:
                 raise DataError(f"expected labels in the {split} partition of {self.name!r}")
-        if bool(given) != (self.task is not None) or len(given) == 1:
+        if bool(there) != (self.task is not None) or len(there) == 1:
             raise DataError(
                 f"expected {self.name!r} to have a task, training and test rows, or none of them, "
-                f"got {'a' if self.task else 'no'} task and {given or 'no labelled rows'}"
+                f"got {'a' if self.task else 'no'} task and {there or 'no labelled rows'}"
             )
         if self.task is not None and self.task.kind != "regression":
             train, test = self.need("train").labels, self.need("test").labels
@@ -234,8 +240,8 @@ class Dataset:
             >>> len(load_dataset("basic_motions").need("test"))
             40
         """
-        found: Partition | None = getattr(self, part)
-        if found is None:
+        partition: Partition | None = getattr(self, part)
+        if partition is None:
             use, other = (
                 ("probing", "pretrain on another set and probe on this one")
                 if part == "pretrain"
@@ -245,7 +251,7 @@ class Dataset:
                 f"expected a {part} partition, {self.name!r} has none: it is for {use} only; "
                 f"{other}"
             )
-        return found
+        return partition
 
     def need_task(self) -> Task:
         """The probe's task, which must be there.
@@ -257,6 +263,21 @@ class Dataset:
             self.need("train")
             raise AssertionError("a data set with labelled rows has a task")
         return self.task
+
+
+def choose_token_size(
+    name: str, chosen: Sequence[int], default: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The token size asked for, or the data set's own when that is empty.
+
+    Raises:
+        ConfigError: more numbers than a token of the set has sides.
+    """
+    if len(chosen) > len(default):
+        raise ConfigError(
+            f"expected {len(default)} numbers as the token size of {name!r}, got {list(chosen)}"
+        )
+    return tuple(chosen) or default
 
 
 def check_classes(
@@ -275,12 +296,12 @@ def check_classes(
     """
     assert train is not None
     assert test is not None
-    seen, asked = set(np.unique(train).tolist()), set(np.unique(test).tolist())
-    unknown = sorted(label for label in seen | asked if not 0 <= label < len(classes))
+    seen, tested = set(np.unique(train).tolist()), set(np.unique(test).tolist())
+    unknown = sorted(label for label in seen | tested if not 0 <= label < len(classes))
     if unknown:
         raise DataError(f"expected labels from 0 to {len(classes) - 1}, got {unknown}")
-    if complete and asked - seen:
-        absent = ", ".join(classes[int(label)] for label in sorted(asked - seen))
+    if complete and tested - seen:
+        absent = ", ".join(classes[int(label)] for label in sorted(tested - seen))
         raise DataError(
             f"expected every tested class among the training rows, none is there for: {absent}; "
             "add labelled rows of these classes, or drop them from the test rows"

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from metamae.data.dataset import Affine, Array, Dataset, Partition, Task
-from metamae.errors import ConfigError, DataError
+from metamae.data.dataset import Affine, Array, Dataset, Partition, Task, choose_token_size
+from metamae.errors import DataError
 from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular, Tokens
 
 Card = dict[str, Any]
@@ -176,13 +176,9 @@ def load_pocket(name: str, token_size: TokenSize = ()) -> Dataset:
         (16, 1797, 'accuracy')
     """
     recipe, card = _RECIPES[name], read_card(name)
-    if len(token_size) > len(recipe.token_size):
-        raise ConfigError(
-            f"expected {len(recipe.token_size)} numbers as the token size of {name!r}, "
-            f"got {list(token_size)}"
-        )
+    token_size = choose_token_size(name, token_size, recipe.token_size)
     arrays = _read_arrays(name, card)
-    inputs = recipe.inputs(card, token_size or recipe.token_size)
+    inputs = recipe.inputs(card, token_size)
     scaling = _scaling(recipe, arrays, inputs[0].name)
     partitions = {
         split: _partition(recipe, arrays, split, inputs, scaling)

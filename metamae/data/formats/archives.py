@@ -50,9 +50,11 @@ class Bundle(ABC):
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading."""
 
-    @abstractmethod
     def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """Matching members and their content, in the order that is cheap to read."""
+        """Matching members and their content, in the order that is cheap to read: by name."""
+        for name in self.match(pattern):
+            with self.open(name) as file:
+                yield name, file
 
     def match(self, pattern: str) -> list[str]:
         """Names that match a pattern, sorted."""
@@ -64,14 +66,14 @@ class Bundle(ABC):
         Raises:
             DataError: none or several match.
         """
-        found = self.match(pattern)
-        if len(found) != 1:
-            what = f"{len(found)} ({', '.join(found[:3])})" if found else "none"
+        names = self.match(pattern)
+        if len(names) != 1:
+            what = f"{len(names)} ({', '.join(names[:3])})" if names else "none"
             raise DataError(
                 f"expected one file {pattern} in {self.path}, found {what}; "
                 "check that the archive is complete and is the published one"
             )
-        return found[0]
+        return names[0]
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -97,18 +99,12 @@ class Folder(Bundle):
 
     def names(self) -> list[str]:
         """All files below the folder, but hidden ones."""
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(str(p.as_posix()) for p in found if not p.name.startswith("."))
+        paths = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(str(p.as_posix()) for p in paths if not p.name.startswith("."))
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file below the folder."""
         return (self.path / name).open("rb")
-
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """By name."""
-        for name in self.match(pattern):
-            with self.open(name) as file:
-                yield name, file
 
 
 class Zip(Bundle):
@@ -140,12 +136,6 @@ class Zip(Bundle):
         """Open a member."""
         return self.archive.open(name)
 
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """By name."""
-        for name in self.match(pattern):
-            with self.open(name) as file:
-                yield name, file
-
 
 class Tar(Bundle):
     """A .tar archive, compressed or not. Compressed ones are read from front to back only."""
@@ -168,7 +158,7 @@ class Tar(Bundle):
         raise DataError(f"expected a member {name} in {self.path}, found none")
 
     def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """In the archive's order."""
+        """In the archive's own order."""
         with self.base() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             for info in archive:
                 name = _clean(info.name)
@@ -190,15 +180,12 @@ class Single(Bundle):
             return _gunzip(self.base())
         return self.base()
 
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """The file itself."""
-        for name in self.match(pattern):
-            with self.open(name) as file:
-                yield name, file
-
 
 class _TarMember(io.RawIOBase):
-    """A member read from front to back; closes its archive unless that is kept."""
+    """A member read from front to back; closes its archive unless that is kept.
+
+    What tarfile hands out of a stream has no ``seekable``, which text readers ask for.
+    """
 
     def __init__(
         self, archive: tarfile.TarFile, info: tarfile.TarInfo, *, keep: bool = False

@@ -31,13 +31,13 @@ class Letters:
         Raises:
             DataError: a letter outside the alphabet, with its place.
         """
-        found = self.table[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
-        if (found == _UNKNOWN).any():
-            place = int(np.argmax(found == _UNKNOWN))
+        places = self.table[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
+        if (places == _UNKNOWN).any():
+            place = int(np.argmax(places == _UNKNOWN))
             raise DataError(
                 f"expected letters among {self.letters}, got {text[place]!r} at place {place + 1}"
             )
-        return found
+        return places
 
     def encode_to(self, text: str, length: int, pad: str) -> Array:
         """Indices of the first ``length`` letters, filled with ``pad`` at the end.

@@ -1,4 +1,4 @@
-"""Pickled pandas tables, read without pandas and without running code from the file.
+"""Pickled pandas tables and batches of images, read without running code from the file.
 
 A pickle can name any function of any library. Here only NumPy's array constructors are called;
 everything of pandas becomes an inert record of its arguments, from which the columns are taken.
@@ -40,9 +40,9 @@ class _Inert:
     state: Any
 
     def __new__(cls, *args: Any) -> _Inert:
-        made = super().__new__(cls)
-        made.args, made.state = args, None
-        return made
+        record = super().__new__(cls)
+        record.args, record.state = args, None
+        return record
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -52,16 +52,22 @@ class _Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows NumPy arrays, and pandas by name only."""
+    """Knows plain values and NumPy arrays, of a table also pandas by name only; no more."""
+
+    def __init__(self, file: IO[bytes], *, table: bool) -> None:
+        super().__init__(file, encoding="latin1")
+        self.table = table
 
     def find_class(self, module: str, name: str) -> Any:
         root = module.partition(".")[0]
         if root == "numpy" and name in _NUMPY:
             return _NUMPY[name]
-        if root == "pandas":
-            return type(name, (_Inert,), {})
         if (module, name) == ("_codecs", "encode"):
             return _encode
+        if not self.table:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if root == "pandas":
+            return type(name, (_Inert,), {})
         if module in ("copyreg", "copy_reg") and name == "_reconstructor":
             return _reconstruct
         if module in ("builtins", "__builtin__") and name in _BUILTINS:
@@ -99,7 +105,7 @@ def read_frame(file: IO[bytes], name: str) -> dict[str, Array]:
 which no table needs
     """
     try:
-        frame = _Unpickler(file, encoding="latin1").load()
+        frame = _Unpickler(file, table=True).load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as fault:
         reason = str(fault) or type(fault).__name__
         raise DataError(f"expected a pickled table in {name}: {reason}") from fault
@@ -114,8 +120,8 @@ which no table needs
 
 def _manager(frame: Any) -> _Inert:
     state = frame.state if isinstance(frame.state, dict) else frame.args[0]
-    found: _Inert = state["_mgr"] if "_mgr" in state else state["_data"]
-    return found
+    manager: _Inert = state["_mgr"] if "_mgr" in state else state["_data"]
+    return manager
 
 
 def _columns(manager: _Inert) -> dict[str, Array]:
@@ -134,18 +140,18 @@ def _parts(manager: _Inert) -> tuple[Array, list[tuple[Any, Any]]]:
     """Column names, and values with their places, of new and old block managers."""
     state = manager.state
     if isinstance(state, tuple) and len(state) >= 4:
-        told = state[3]["0.14.1"]
-        return _array(told["axes"][0]), [(b["values"], b["mgr_locs"]) for b in told["blocks"]]
+        parts = state[3]["0.14.1"]
+        return _array(parts["axes"][0]), [(b["values"], b["mgr_locs"]) for b in parts["blocks"]]
     blocks, axes = manager.args[:2]
     return _array(axes[0]), [(block.args[0], block.args[1]) for block in blocks]
 
 
 def _array(value: Any) -> Array:
     """The first array inside nested records."""
-    found = _search(value)
-    if found is None:
+    array = _search(value)
+    if array is None:
         raise ValueError("no array where one has to be")
-    return found
+    return array
 
 
 def _search(value: Any) -> Array | None:
@@ -158,57 +164,41 @@ def _search(value: Any) -> Array | None:
         inside = value.values()
     elif isinstance(value, list | tuple):
         inside = value
-    return next((found for item in inside if (found := _search(item)) is not None), None)
+    return next((array for item in inside if (array := _search(item)) is not None), None)
 
 
 def _text(name: Any) -> str:
     return name.decode("latin1") if isinstance(name, bytes) else str(name)
 
 
-_ALLOWED = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
+_BYTES = 3 * 32 * 32
+"""Of an image in a batch."""
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Knows plain values and NumPy arrays, and refuses everything else that a pickle can name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def read_batch(file: IO[bytes], name: str, *, side: int = 32) -> tuple[Array, Array]:
+def read_batch(file: IO[bytes], name: str) -> tuple[Array, Array]:
     """One batch of CIFAR-10 or ImageNet32: a pickled dict of ``data`` and ``labels``.
 
     Args:
         file: The file, as Python 2 or 3 wrote it.
         name: What the file is called in an error.
-        side: Height and width of the images.
 
     Returns:
-        uint8 ``(N, 3, side, side)`` and int64 ``(N,)``, labels as they are in the file.
+        uint8 ``(N, 3, 32, 32)`` and int64 ``(N,)``, labels as they are in the file.
 
     Raises:
         DataError: a damaged file, one that would run code, or other arrays than expected.
     """
     try:
-        batch = _ArraysOnly(file, encoding="latin1").load()
+        batch = _Unpickler(file, table=False).load()
     # A damaged pickle fails in as many ways as there are instructions in it.
     except Exception as fault:
         raise DataError(f"expected a pickled batch of images in {name}: {fault}") from fault
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise DataError(f"expected data and labels in {name}, got {type(batch).__name__}")
     data, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
-    if data.dtype != np.uint8 or data.shape != (len(labels), 3 * side * side):
+    if data.dtype != np.uint8 or data.shape != (len(labels), _BYTES):
         raise DataError(
-            f"expected {len(labels)} rows of {3 * side * side} bytes in {name}, got {data.dtype} "
+            f"expected {len(labels)} rows of {_BYTES} bytes in {name}, got {data.dtype} "
             f"{data.shape}"
         )
-    return data.reshape(-1, 3, side, side), labels.astype(np.int64)
+    return data.reshape(-1, 3, 32, 32), labels.astype(np.int64)

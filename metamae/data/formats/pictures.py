@@ -17,8 +17,8 @@ SIDE = 32
 """Side of the paper's RGB images."""
 
 
-def decode_picture(content: bytes, name: str, *, side: int = SIDE, box: Box | None = None) -> Array:
-    """Decode any format that Pillow knows, crop to a box, and resize to a square.
+def decode_picture(content: bytes, name: str, *, box: Box | None = None) -> Array:
+    """Decode any format that Pillow knows, crop to a box, and resize to a small square.
 
     The aspect ratio is not kept, as published. Gray, CMYK and palette images become RGB. Resizing
     is Pillow's bilinear filter, which averages where it shrinks.
@@ -26,11 +26,10 @@ def decode_picture(content: bytes, name: str, *, side: int = SIDE, box: Box | No
     Args:
         content: The file.
         name: What the file is called in an error.
-        side: Height and width of the result.
         box: Part of the image to keep; what lies beyond its edges is cut off.
 
     Returns:
-        uint8 ``(3, side, side)``.
+        uint8 ``(3, 32, 32)``.
 
     Raises:
         DataError: a file that is no image or is cut short, or a box outside the image.
@@ -51,7 +50,7 @@ def decode_picture(content: bytes, name: str, *, side: int = SIDE, box: Box | No
         if left >= right or upper >= lower:
             raise DataError(f"expected a box inside the image {name}, got {box} in {image.size}")
         image = image.crop((left, upper, right, lower))
-    return _resize(image, side, side)
+    return _resize(image, SIDE)
 
 
 def decode_centre(content: bytes, name: str) -> Array:
@@ -64,7 +63,7 @@ def decode_centre(content: bytes, name: str) -> Array:
         DataError: a file that is no image or is cut short.
     """
     tall = _decode(content, name).resize((480, 640), Image.Resampling.BILINEAR)
-    return _resize(tall.crop((0, 80, 480, 560)), 224, 224)
+    return _resize(tall.crop((0, 80, 480, 560)), 224)
 
 
 def _decode(content: bytes, name: str) -> Image.Image:
@@ -79,6 +78,6 @@ def _decode(content: bytes, name: str) -> Image.Image:
     raise DataError(f"expected an image in {name}, got {len(content)} bytes: {reason}")
 
 
-def _resize(image: Image.Image, height: int, width: int) -> Array:
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+def _resize(image: Image.Image, side: int) -> Array:
+    resized = image.resize((side, side), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -55,12 +55,12 @@ def _top(text: io.TextIOWrapper, name: str) -> tuple[str, int]:
 def _under(text: io.TextIOWrapper, key: str, name: str) -> tuple[str, int]:
     """The end of what was read up to the list of a key, and where its first item begins."""
     start, buffer = re.compile(rf'"{re.escape(key)}"\s*:\s*\['), ""
-    while (found := start.search(buffer)) is None:
+    while (match := start.search(buffer)) is None:
         if not (more := text.read(_CHUNK)):
             raise DataError(f"expected a list {key!r} in {name}, found none")
         # The end of the text so far may hold the beginning of the key.
         buffer = buffer[-len(key) - 64 :] + more
-    return buffer, found.end()
+    return buffer, match.end()
 
 
 def _list_items(

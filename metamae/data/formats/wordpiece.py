@@ -50,7 +50,7 @@ class WordPiece:
             raise DataError(f"expected different entries in the vocabulary, {count} occur twice")
 
     @classmethod
-    def read(cls, path: Path, *, entries: int = WORDS) -> WordPiece:
+    def read(cls, path: Path) -> WordPiece:
         """Read a vocabulary file: one piece a line, in the order of their indices.
 
         Raises:
@@ -65,9 +65,9 @@ class WordPiece:
             ) from fault
         pieces = tuple(line.rstrip("\r") for line in lines)
         pieces = pieces[:-1] if pieces[-1] == "" else pieces
-        if len(pieces) != entries:
+        if len(pieces) != WORDS:
             raise DataError(
-                f"expected {entries} entries in the vocabulary {path}, got {len(pieces)}; it has "
+                f"expected {WORDS} entries in the vocabulary {path}, got {len(pieces)}; it has "
                 "to be the vocab.txt of bert-base-uncased"
             )
         return cls(pieces)
@@ -98,7 +98,7 @@ class WordPiece:
         unknown = [self._index["[UNK]"]]
         if len(word) > _LONGEST_WORD:
             return unknown
-        found: list[int] = []
+        indices: list[int] = []
         start = 0
         while start < len(word):
             prefix = "##" if start else ""
@@ -107,9 +107,9 @@ class WordPiece:
                     break
             else:
                 return unknown
-            found.append(index)
+            indices.append(index)
             start = stop
-        return found
+        return indices
 
 
 def _words(text: str) -> Iterator[str]:

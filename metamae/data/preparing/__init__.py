@@ -8,4 +8,4 @@ from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Option, Source, Stored
 from metamae.data.preparing.writer import Writer
 
-__all__ = ["Layout", "Option", "Prepared", "Raw", "Source", "Stored", "Writer", "prepare"]
+__all__ = ["Layout", "Option", "Prepared", "Raw", "Source", "Stored", "Writer"]

@@ -13,7 +13,7 @@ from typing import Any
 from metamae.data.formats.archives import intact
 from metamae.data.preparing.prepared import FORMAT, MANIFEST, Prepared, folder_of, sha256
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Source
+from metamae.data.preparing.source import Source, options_text
 from metamae.data.preparing.writer import Writer
 from metamae.errors import ConfigError
 from metamae.files import write_json
@@ -55,7 +55,6 @@ def prepare(
     _clear_leftovers(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
-    writer = Writer(temporary, on_error=on_error, reporter=reporter)
     try:
         raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
         with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
@@ -81,19 +80,16 @@ def prepare(
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
-        writer.abandon()
         shutil.rmtree(temporary, ignore_errors=True)
     return Prepared.open(source, data_dir)
 
 
-def _keep(found: Prepared, options: Mapping[str, str]) -> Prepared:
-    if found.options == options:
-        return found
-    asked = ", ".join(f"{name}={value}" for name, value in options.items())
-    made = ", ".join(f"{name}={value}" for name, value in found.options.items())
+def _keep(prepared: Prepared, options: Mapping[str, str]) -> Prepared:
+    if prepared.options == options:
+        return prepared
     raise ConfigError(
-        f"expected {found.source.name!r} to be prepared with {asked}, it was made with {made}; "
-        "add --again to make it anew"
+        f"expected {prepared.source.name!r} to be prepared with {options_text(options)}, it was "
+        f"made with {options_text(prepared.options)}; add --again to make it anew"
     )
 
 
@@ -104,33 +100,33 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _describe_arrays(writer: Writer, reporter: Reporter) -> dict[str, dict[str, Any]]:
-    told = {}
+    entries = {}
     with reporter.stage("checksums", total=len(writer.arrays), unit="files") as stage:
         for name, array in writer.arrays.items():
-            told[name] = {
+            entries[name] = {
                 "shape": [array.rows, *array.shape],
                 "dtype": str(array.dtype),
                 "bytes": array.path.stat().st_size,
                 "sha256": sha256(array.path),
             }
             stage.advance()
-    return told
+    return entries
 
 
 def _describe_sources(paths: Mapping[str, Path], reporter: Reporter) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of each raw file; of a folder, over its files' names and contents."""
     files = {role: _files(path) for role, path in paths.items()}
-    total = sum(len(found) for found in files.values())
-    told = {}
+    total = sum(map(len, files.values()))
+    entries = {}
     with reporter.stage("checksums of raw files", total=total, unit="files") as stage:
         for role, path in paths.items():
-            told[role] = {
+            entries[role] = {
                 "path": str(path),
                 "files": len(files[role]),
                 "bytes": sum(file.stat().st_size for file in files[role]),
                 "sha256": _digest(path, files[role], stage),
             }
-    return told
+    return entries
 
 
 def _files(path: Path) -> list[Path]:

@@ -61,15 +61,15 @@ class Prepared:
             if manifest["format"] != FORMAT or manifest["name"] != source.name:
                 raise ValueError(f"format {manifest['format']} of {manifest['name']}")
             manifest["partitions"], manifest["facts"], manifest["options"]
-            made = cls(source, folder, manifest)
-            for name, told in manifest["arrays"].items():
-                made._check_size(name, told)
+            prepared = cls(source, folder, manifest)
+            for name, entry in manifest["arrays"].items():
+                prepared._check_size(name, entry)
         except (OSError, ValueError, KeyError, TypeError) as fault:
             raise DataError(
                 f"expected a whole prepared set in {folder}, got a damaged or older one "
                 f"({fault}); run: {command} --again"
             ) from fault
-        return made
+        return prepared
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,20 +89,20 @@ class Prepared:
         Raises:
             DataError: its header does not say what the manifest says.
         """
-        told = self.manifest["arrays"][name]
+        entry = self.manifest["arrays"][name]
         path = self.folder / f"{name}.npy"
         try:
-            found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as fault:
-            if told["shape"][0]:
+            if entry["shape"][0]:
                 raise DataError(f"expected an array in {path}: {fault}; prepare again") from fault
-            return np.zeros(told["shape"], told["dtype"])  # nothing to map
-        if [*found.shape] != told["shape"] or str(found.dtype) != told["dtype"]:
+            return np.zeros(entry["shape"], entry["dtype"])  # nothing to map
+        if [*array.shape] != entry["shape"] or str(array.dtype) != entry["dtype"]:
             raise DataError(
-                f"expected {path} with shape {told['shape']} and type {told['dtype']}, got "
-                f"{[*found.shape]} and {found.dtype}; prepare again"
+                f"expected {path} with shape {entry['shape']} and type {entry['dtype']}, got "
+                f"{[*array.shape]} and {array.dtype}; prepare again"
             )
-        return found
+        return array
 
     def verify(self, reporter: Reporter | None = None) -> list[str]:
         """Compare the checksum of every array; returns the names of damaged ones."""
@@ -110,8 +110,8 @@ class Prepared:
         stage = (reporter or Reporter(None)).stage("checksums", total=len(arrays), unit="files")
         damaged = []
         with stage as bar:
-            for name, told in arrays.items():
-                if sha256(self.folder / f"{name}.npy") != told["sha256"]:
+            for name, entry in arrays.items():
+                if sha256(self.folder / f"{name}.npy") != entry["sha256"]:
                     damaged.append(name)
                 bar.advance()
         return damaged
@@ -139,20 +139,20 @@ class Prepared:
     def stored_partitions(self, inputs: Inputs) -> dict[str, Partition]:
         """Partitions whose examples are rows of arrays."""
         return {
-            part: self._partition(told, inputs)
-            for part, told in self.manifest["partitions"].items()
+            part: self._partition(entry, inputs)
+            for part, entry in self.manifest["partitions"].items()
         }
 
-    def _partition(self, told: Mapping[str, Any], inputs: Inputs) -> Partition:
-        index = None if told["index"] is None else self.array(told["index"])
+    def _partition(self, entry: Mapping[str, Any], inputs: Inputs) -> Partition:
+        index = None if entry["index"] is None else self.array(entry["index"])
 
         def rows(name: str) -> Rows:
             whole = self.array(name)
             return whole if index is None else Selected(whole, index)
 
-        labels = None if told["labels"] is None else np.asarray(rows(told["labels"])[:])
+        labels = None if entry["labels"] is None else np.asarray(rows(entry["labels"])[:])
         return Partition(
-            arrays={spec.name: rows(told["arrays"][spec.name]) for spec in inputs},
+            arrays={spec.name: rows(entry["arrays"][spec.name]) for spec in inputs},
             inputs=inputs,
             scaling=self.source.scaling,
             labels=labels
@@ -160,10 +160,10 @@ class Prepared:
             else labels.astype(np.int64),
         )
 
-    def _check_size(self, name: str, told: Mapping[str, Any]) -> None:
+    def _check_size(self, name: str, entry: Mapping[str, Any]) -> None:
         size = (self.folder / f"{name}.npy").stat().st_size
-        if size != told["bytes"]:
-            raise ValueError(f"{name}.npy has {size} bytes instead of {told['bytes']}")
+        if size != entry["bytes"]:
+            raise ValueError(f"{name}.npy has {size} bytes instead of {entry['bytes']}")
 
 
 def sha256(path: Path) -> str:

@@ -36,12 +36,12 @@ class Raw:
             DataError: none matches, or the archive is damaged.
         """
         members = self.walk(role, pattern)
-        found = next(members, None)
-        if found is None:
+        first = next(members, None)
+        if first is None:
             self.bundle(role).one(pattern)  # raises: the file is not there
             raise DataError(f"expected {pattern} in {self.paths[role]}, found none")
         try:
-            yield found[1]
+            yield first[1]
         finally:
             members.close()
 

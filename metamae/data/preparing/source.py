@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from metamae.data.dataset import Affine, Array, Partition, Task
+from metamae.data.dataset import Affine, Array, Partition, Task, choose_token_size
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.writer import Writer
 from metamae.errors import ConfigError, DataError, suggest
@@ -57,13 +57,24 @@ class Layout:
 
     def find(self, data_dir: Path, source: str) -> dict[str, Path]:
         """Role to existing path; roles whose path is missing are left out."""
-        found = {}
+        there = {}
         for role, path in self.paths.items():
             for base in (data_dir / source, data_dir):
                 if (base / path).exists():
-                    found[role] = base / path
+                    there[role] = base / path
                     break
-        return found
+        return there
+
+    @classmethod
+    def within(cls, name: str, folder: str, files: Mapping[str, str]) -> Layout:
+        """Files that lie together in a folder."""
+        return cls(name, {role: f"{folder}/{file}" for role, file in files.items()})
+
+
+def packed_or_not(role: str, published: Mapping[str, str], **folders: str) -> tuple[Layout, ...]:
+    """The published archives, or a folder that has all that is in them, by name of the layout."""
+    unpacked = (Layout(name, {role: folder}) for name, folder in folders.items())
+    return (Layout("published", published), *unpacked)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,11 @@ class Option:
 
     choices: tuple[str, ...]
     meaning: str
+
+
+def options_text(options: Mapping[str, str]) -> str:
+    """Options as one writes them, ``labels=all, test_subjects=105``."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +145,11 @@ class Source:
                     f"expected option {name} of {self.name!r} among {', '.join(choices)}, "
                     f"{suggest(value, choices)}"
                 )
-        return {name: options.get(name, one.choices[0]) for name, one in self.options.items()}
+        return {name: options.get(name, known.choices[0]) for name, known in self.options.items()}
 
     def specify(self, token_size: Sequence[int]) -> Inputs:
         """Input specifications for a token size; the set's own when empty."""
-        if len(token_size) > len(self.token_size):
-            raise ConfigError(
-                f"expected {len(self.token_size)} numbers as the token size of {self.name!r}, "
-                f"got {list(token_size)}"
-            )
-        return self.inputs(tuple(token_size) or self.token_size)
+        return self.inputs(choose_token_size(self.name, token_size, self.token_size))
 
     def locate(self, data_dir: Path) -> tuple[Layout, dict[str, Path]]:
         """The first layout that is complete, with its paths.
@@ -146,12 +157,11 @@ class Source:
         Raises:
             DataError: none is; the message says what to put where.
         """
-        for layout in self.layouts:
-            found = layout.find(data_dir, self.name)
-            if len(found) == len(layout.paths):
-                return layout, found
-        nearest = max(self.layouts, key=lambda one: len(one.find(data_dir, self.name)))
-        there = nearest.find(data_dir, self.name)
+        candidates = [(layout, layout.find(data_dir, self.name)) for layout in self.layouts]
+        for layout, paths in candidates:
+            if len(paths) == len(layout.paths):
+                return layout, paths
+        nearest, there = max(candidates, key=lambda pair: len(pair[1]))
         missing = [str(data_dir / p) for role, p in nearest.paths.items() if role not in there]
         raise DataError(
             f"expected the raw files of {self.name!r}, missing {', '.join(missing)}; "

@@ -9,9 +9,9 @@ from typing import IO
 
 import numpy as np
 
-from metamae.data.dataset import Array, PartitionName
+from metamae.data.dataset import Array
 from metamae.data.formats.archives import Bundle, Tar
-from metamae.data.preparing.listing import Halves, Listing
+from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
 
@@ -94,8 +94,8 @@ def tables(bundle: Bundle, *names: str) -> list[bytes]:
         DataError: a file is missing, or there are several.
     """
     view = View({name: (bundle, bundle.one(name)) for name in names})
-    found = {name: file.read() for name, file in view.walk(names)}
-    return [found[name] for name in names]
+    contents = {name: file.read() for name, file in view.walk(names)}
+    return [contents[name] for name in names]
 
 
 def lines(content: bytes) -> list[str]:
@@ -141,29 +141,37 @@ def store(
     return rows
 
 
-def save_halves(
-    writer: Writer, halves: Halves, rows: Mapping[str, tuple[int, int]], array: RowWriter, name: str
+def store_halves(
+    writer: Writer,
+    array: RowWriter,
+    view: View,
+    halves: Halves,
+    decode: Callable[[bytes, str], Array],
 ) -> None:
-    """Write labels and both labelled partitions; rows were made by :func:`store`.
+    """Decode all files of a labelled set; the arguments are those of :func:`store`."""
+    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
+    save_halves(writer, halves, rows, array)
+
+
+def save_halves(
+    writer: Writer, halves: Halves, rows: Mapping[str, tuple[int, int]], array: RowWriter
+) -> None:
+    """Write labels and both labelled partitions.
 
     Args:
         writer: Where they go.
         halves: Files and labels of both.
-        rows: Rows of the files that could be read; the others are left out.
-        array: The array they are rows of.
-        name: Name of the input.
+        rows: Rows of the files that could be read, of :func:`store`; the others are left out.
+        array: The array they are rows of, called like the input.
     """
     labels = np.zeros(array.rows, np.int64)
-    parts: tuple[tuple[PartitionName, Listing], ...] = (
-        ("train", halves.train),
-        ("test", halves.test),
-    )
-    for _, half in parts:
-        for file, label in zip(half.files, half.labels, strict=True):
-            if file in rows:
-                labels[rows[file][0]] = label
-    writer.save("label", labels)
-    for part, half in parts:
-        index = np.array([rows[file][0] for file in half.files if file in rows], np.int64)
-        writer.partition(part, {name: array.path.stem}, labels="label", index=index)
+    indices = []
+    for half in (halves.train, halves.test):
+        pairs = zip(half.files, half.labels, strict=True)
+        stored = [(rows[file][0], label) for file, label in pairs if file in rows]
+        index, values = np.array(stored, np.int64).reshape(-1, 2).T
+        labels[index] = values
+        indices.append(index)
+    name = array.path.stem
+    writer.probe({name: name}, writer.save("label", labels), *indices)
     writer.note(classes=list(halves.classes))

@@ -53,18 +53,18 @@ class RowWriter:
         Raises:
             DataError: rows of another shape, or values that the array's type cannot hold.
         """
-        given = np.asarray(rows)
-        if given.shape[1:] != self.shape:
+        values = np.asarray(rows)
+        if values.shape[1:] != self.shape:
             raise DataError(
-                f"expected rows of shape {self.shape} in {self.path.stem}, got {given.shape[1:]}"
+                f"expected rows of shape {self.shape} in {self.path.stem}, got {values.shape[1:]}"
             )
-        if self.dtype.kind in "iu" and given.size:
+        if self.dtype.kind in "iu" and values.size:
             limits = np.iinfo(self.dtype)
-            low, high = given.min(), given.max()
+            low, high = values.min(), values.max()
             if low < limits.min or high > limits.max:
                 raise DataError(f"expected values that fit {self.dtype}, got {low} to {high}")
-        self.file.write(np.ascontiguousarray(given, self.dtype).data)
-        self.rows += len(given)
+        self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        self.rows += len(values)
 
     def close(self) -> None:
         """Complete the header with the number of rows."""
@@ -94,7 +94,7 @@ class Writer:
         self.skipped: list[dict[str, str]] = []
 
     def __enter__(self) -> Writer:
-        """Files are closed at the end of the block, whatever happens in it."""
+        """Files are closed at the end of the block, complete or not, whatever happens in it."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,6 +124,11 @@ class Writer:
         """Declare a partition: input name to array name, labels' array name, and which rows."""
         chosen = None if index is None else self.save(f"{part}_index", np.asarray(index, np.int64))
         self.partitions[part] = {"arrays": dict(arrays), "labels": labels, "index": chosen}
+
+    def probe(self, arrays: Mapping[str, str], labels: str, train: Array, test: Array) -> None:
+        """Declare both labelled partitions, which are rows of the same arrays."""
+        self.partition("train", arrays, labels=labels, index=train)
+        self.partition("test", arrays, labels=labels, index=test)
 
     def note(self, **facts: Any) -> None:
         """Keep facts that opening the set needs, such as a label map (JSON values)."""
@@ -159,8 +164,8 @@ class Writer:
         """
         for array in self.arrays.values():
             array.close()
-        for part, told in self.partitions.items():
-            names = [told["index"]] if told["index"] else list(told["arrays"].values())
+        for part, entry in self.partitions.items():
+            names = [entry["index"]] if entry["index"] else list(entry["arrays"].values())
             if not all(self.arrays[name].rows for name in names):
                 raise DataError(
                     f"expected examples for the {part} partition, found none"
@@ -168,11 +173,6 @@ class Writer:
                     + "; check that the files are the published ones"
                 )
         return self.facts
-
-    def abandon(self) -> None:
-        """Let go of the files, complete or not."""
-        for array in self.arrays.values():
-            array.file.close()
 
 
 Facts = Mapping[str, Any]

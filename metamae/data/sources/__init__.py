@@ -1,7 +1,13 @@
 """The full data sets by name. Modules are imported when a name of theirs is asked for.
 
-A module defines ``SOURCES``, a tuple of :class:`~metamae.data.preparing.source.Source`. Importing
-it must not need optional libraries: readers import them when they run.
+To add one, write a file here that defines ``SOURCES``, a tuple of
+:class:`~metamae.data.preparing.source.Source` (a small one to copy is ``genomics.py``): where the
+raw files may lie, the function that reads them with :mod:`metamae.data.formats` and writes arrays,
+and what a probe predicts. Importing it must not need optional libraries: readers import them when
+they run. Then name it in ``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a
+preset ``presets/paper/NAME.yaml`` too. Its test, ``tests/metamae/data/sources/test_NAME.py``, makes
+tiny raw files in every layout (``tests/metamae/data/packing.py``) and reads them back;
+``benchmarks/made_sets.py`` asks for such files of every set.
 """
 
 from __future__ import annotations
@@ -50,7 +56,7 @@ def get_source(name: str) -> Source:
     """
     for module, names in _MODULES.items():
         if name in names:
-            found = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
-            source: Source = next(one for one in found if one.name == name)
+            sources = importlib.import_module(f"metamae.data.sources.{module}").SOURCES
+            source: Source = next(source for source in sources if source.name == name)
             return source
     raise DataError(f"expected a data set among {', '.join(SOURCES)}, {suggest(name, SOURCES)}")

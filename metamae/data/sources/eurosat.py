@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metamae.data.dataset import Affine, Array, PartitionName, Task
+from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.libraries import need_module
 from metamae.data.formats.pickles import read_frame
 from metamae.data.preparing.raw import Raw
@@ -32,6 +32,7 @@ CLASSES = (
 )
 BANDS = (*(f"B{n:02d}" for n in range(1, 9)), "B09", "B10", "B11", "B12", "B8A")
 SHAPE = (13, 64, 64)
+_TABLES = {"pretrain": "pretrain.pkl", "transfer": "transfer.pkl"}
 # fmt: off
 MEAN = (1354.3003, 1117.7579, 1042.2800, 947.6443, 1199.6334, 2001.9829, 2372.5579, 2299.6663,
         731.0175, 12.0956, 1822.4083, 1119.5759, 2598.4456)
@@ -58,12 +59,9 @@ def _prepare(raw: Raw, writer: Writer) -> None:
         pretrain, transfer = _read_images(raw, writer)
     else:
         pretrain, transfer = _read_pickles(raw, writer)
-    train, test = ninety_ten(transfer)
     arrays = {"image": "images"}
     writer.partition("pretrain", arrays, index=ninety_ten(pretrain)[0])
-    labelled: tuple[tuple[PartitionName, Array], ...] = (("train", train), ("test", test))
-    for part, index in labelled:
-        writer.partition(part, arrays, labels="labels", index=index)
+    writer.probe(arrays, "labels", *ninety_ten(transfer))
 
 
 def _read_images(raw: Raw, writer: Writer) -> tuple[Array, Array]:
@@ -87,7 +85,7 @@ def _read_pickles(raw: Raw, writer: Writer) -> tuple[Array, Array]:
     """The benchmark's two tables, shuffled already."""
     images, labels = writer.array("images", SHAPE, np.float32), writer.array("labels", (), np.uint8)
     ends = []
-    for role in ("pretrain", "transfer"):
+    for role in _TABLES:
         path = raw.paths[role]
         with raw.open(role) as file:
             table = read_frame(file, str(path))
@@ -130,20 +128,11 @@ SOURCES = (
         layouts=(
             Layout("published", {"images": "EuroSATallBands.zip"}),
             Layout("unpacked", {"images": "ds"}),
-            Layout(
-                "dabs",
-                {
-                    "pretrain": "satellite_images/pretrain.pkl",
-                    "transfer": "satellite_images/transfer.pkl",
-                },
-            ),
-            Layout(
-                "metamae",
-                {"pretrain": "eurosat_all/pretrain.pkl", "transfer": "eurosat_all/transfer.pkl"},
-            ),
+            Layout.within("dabs", "satellite_images", _TABLES),
+            Layout.within("metamae", "eurosat_all", _TABLES),
         ),
         prepare=_prepare,
-        task=Task(kind="classification", metric="accuracy", classes=CLASSES, complete=False),
+        task=Task.of_classes(CLASSES, complete=False),
         pretrained_on="eurosat",
         split="shuffled with seed 42, 90 % to pretraining and 10 % to the probe, each cut 90/10 "
         "without another shuffle, the last tenth of pretraining unused. From the archive the "

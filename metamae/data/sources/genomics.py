@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,9 @@ GENERA = (
 )
 """Genera known in training; the benchmark numbers all others from ten on, by name."""
 
-OTHER_GENERA = 60
+NUMBERED = [str(number) for number in range(60)]
+"""The other genera, where the files do not name them."""
+
 _TRAIN = "before_2011_in_tr.txt"
 _KNOWN = "between_2011-2016_in_val.txt"
 _OTHER = "between_2011-2016_ood_val.txt"
@@ -48,15 +50,14 @@ def _prepare_known(raw: Raw, writer: Writer) -> None:
     pretraining = ninety_ten(shuffled(writer.arrays["pretrain_reads"].rows))[0]
     writer.partition("pretrain", {"dna": "pretrain_reads"}, index=pretraining)
     names = _read(raw, writer, "probe", _KNOWN, "reads")
-    _write_probe(writer, names, list(GENERA), first=0)
+    _write_probe(writer, names, GENERA, first=0)
 
 
 def _prepare_other(raw: Raw, writer: Writer) -> None:
     names = _read(raw, writer, "probe", _OTHER, "reads")
     genera = sorted({name for name in names if not name.isdigit()})
-    numbered = [str(number) for number in range(OTHER_GENERA)]
-    _write_probe(writer, names, genera or numbered, first=len(GENERA))
-    writer.note(classes=genera or numbered)
+    _write_probe(writer, names, genera or NUMBERED, first=len(GENERA))
+    writer.note(classes=genera or NUMBERED)
 
 
 def _read(raw: Raw, writer: Writer, role: str, member: str, target: str) -> list[str]:
@@ -82,7 +83,7 @@ def _encode(text: str) -> Array:
     return DNA.encode(letters)
 
 
-def _write_probe(writer: Writer, names: list[str], genera: list[str], first: int) -> None:
+def _write_probe(writer: Writer, names: list[str], genera: Sequence[str], first: int) -> None:
     """Labels by genus name, or by the benchmark's number minus ``first``."""
     numbers = {name: label for label, name in enumerate(genera)}
     numbers |= {str(first + label): label for label in range(len(genera))}
@@ -93,15 +94,15 @@ def _write_probe(writer: Writer, names: list[str], genera: list[str], first: int
             "check that the file is the published one"
         )
     labels = writer.save("labels", np.array([numbers[name] for name in names], np.uint8))
-    train, test = ninety_ten(shuffled(len(names)))
-    writer.partition("train", {"dna": "reads"}, labels=labels, index=train)
-    writer.partition("test", {"dna": "reads"}, labels=labels, index=test)
+    writer.probe({"dna": "reads"}, labels, *ninety_ten(shuffled(len(names))))
 
 
 def _source(
-    name: str, prepare: Callable[[Raw, Writer], None], classes: int, tables: dict[str, str]
+    name: str,
+    prepare: Callable[[Raw, Writer], None],
+    classes: Sequence[str],
+    tables: Mapping[str, str],
 ) -> Source:
-    known = GENERA if classes == len(GENERA) else tuple(str(n) for n in range(classes))
     return Source(
         name=name,
         modality="genomics",
@@ -110,10 +111,10 @@ def _source(
         layouts=(
             Layout("published", {"archive": "genomics_ood.zip"}),
             Layout("unpacked", {"archive": "genomics_ood"}),
-            Layout("dabs", {role: f"genomics/{table}" for role, table in tables.items()}),
+            Layout.within("dabs", "genomics", tables),
         ),
         prepare=prepare,
-        task=Task(kind="classification", metric="accuracy", classes=known, complete=False),
+        task=Task.of_classes(classes, complete=False),
         pretrained_on="genomics",
         split="the published training file, shuffled with seed 42, its first 90 % to pretraining; "
         "a validation file shuffled with seed 42, 90/10, to the probe. From the archive the rows "
@@ -125,8 +126,8 @@ SOURCES = (
     _source(
         "genomics",
         _prepare_known,
-        len(GENERA),
+        GENERA,
         {"pretrain": "genomicsPretrain.csv", "probe": "genomicsTransferID.csv"},
     ),
-    _source("genomics_ood", _prepare_other, OTHER_GENERA, {"probe": "genomicsTransferOOD.csv"}),
+    _source("genomics_ood", _prepare_other, NUMBERED, {"probe": "genomicsTransferOOD.csv"}),
 )

@@ -51,11 +51,8 @@ def _prepare(raw: Raw, writer: Writer) -> None:
         first = rows.rows
         with raw.open("transfer") as file:
             _read(file, rows, labels, header=True)
-    transfer = first + shuffled(rows.rows - first)
-    train, test = ninety_ten(transfer)
     writer.partition("pretrain", {"row": "rows"}, index=ninety_ten(shuffled(first))[0])
-    writer.partition("train", {"row": "rows"}, labels="labels", index=train)
-    writer.partition("test", {"row": "rows"}, labels="labels", index=test)
+    writer.probe({"row": "rows"}, "labels", *ninety_ten(first + shuffled(rows.rows - first)))
 
 
 def _read(file: IO[bytes], rows: RowWriter, labels: RowWriter, *, header: bool) -> None:
@@ -124,12 +121,10 @@ SOURCES = (
         layouts=(
             Layout("published", {"all": "HIGGS.csv.gz"}),
             Layout("unpacked", {"all": "HIGGS.csv"}),
-            Layout(
+            Layout.within(
                 "dabs",
-                {
-                    "pretrain": "particle_physics/higgsPretrain.csv",
-                    "transfer": "particle_physics/higgsTransfer.csv",
-                },
+                "particle_physics",
+                {"pretrain": "higgsPretrain.csv", "transfer": "higgsTransfer.csv"},
             ),
         ),
         prepare=_prepare,

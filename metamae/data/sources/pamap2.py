@@ -15,7 +15,7 @@ import numpy as np
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Partition, Task
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, Stored
+from metamae.data.preparing.source import Option, Source, Stored, packed_or_not
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Signal
@@ -130,8 +130,8 @@ def _prepare(raw: Raw, writer: Writer) -> None:
                 table = fill_gaps(read_recording(file))
                 for activity in ACTIVITIES:
                     joined = table[table[:, 1] == activity, 2:]
-                    told = {"subject": subject, "activity": activity}
-                    segments.append(told | {"first": rows.rows, "rows": len(joined)})
+                    place = {"first": rows.rows, "rows": len(joined)}
+                    segments.append({"subject": subject, "activity": activity} | place)
                     rows.extend(joined)
             stage.advance()
     classes = [ACTIVITIES[activity] for activity in label_map(raw.options["labels"])]
@@ -178,9 +178,9 @@ def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:
     recording = prepared.array("recordings")
     tested = TEST_SUBJECTS[prepared.options["test_subjects"]]
     labels = label_map(prepared.options["labels"])
-    told = [s for s in prepared.facts["segments"] if s["rows"] > LENGTH and s["activity"] in labels]
-    trained = [s for s in told if s["subject"] not in HELD_OUT]
-    tests = [s for s in told if s["subject"] in tested]
+    long = [s for s in prepared.facts["segments"] if s["rows"] > LENGTH and s["activity"] in labels]
+    trained = [s for s in long if s["subject"] not in HELD_OUT]
+    tests = [s for s in long if s["subject"] in tested]
     distinct = sum(s["rows"] - LENGTH for s in trained)
     seed = int(prepared.facts["seed"])
 
@@ -219,19 +219,15 @@ SOURCES = (
         origin="PAMAP2_Dataset.zip from the UCI machine learning repository",
         inputs=_inputs,
         token_size=(5,),
-        layouts=(
-            Layout("published", {"recordings": "PAMAP2_Dataset.zip"}),
-            Layout("unpacked", {"recordings": "PAMAP2_Dataset"}),
-            Layout("dabs", {"recordings": "sensor/pamap2/PAMAP2_Dataset"}),
-            Layout("metamae", {"recordings": "sensor/pamap2"}),
+        layouts=packed_or_not(
+            "recordings",
+            {"recordings": "PAMAP2_Dataset.zip"},
+            unpacked="PAMAP2_Dataset",
+            dabs="sensor/pamap2/PAMAP2_Dataset",
+            metamae="sensor/pamap2",
         ),
         prepare=_prepare,
-        task=Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(ACTIVITIES.values()),
-            complete=False,
-        ),
+        task=Task.of_classes(ACTIVITIES.values(), complete=False),
         pretrained_on="pamap2",
         split="subjects 105 and 106 are held out, the other seven train; windows are drawn "
         "uniformly over (subject, activity) pairs longer than 320 rows; the probe draws 50,000 "

@@ -6,6 +6,7 @@ import re
 from array import array
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from metamae.data.dataset import Array, PartitionName, Task
 from metamae.data.formats.letters import Letters
 from metamae.data.formats.tables import json_records, table_records
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Layout, Source, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
@@ -95,15 +96,11 @@ def _members(
 
 
 def _prepare_pfam(raw: Raw, writer: Writer) -> None:
-    sequences = {
-        key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8)
-        for key in ("pretrain", "transfer")
-    }
+    files = {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
+    sequences = {key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8) for key in files}
     clans: set[int] = set()
     transfer = array("q")
-    for key, name, file in _members(
-        raw, {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
-    ):
+    for key, name, file in _members(raw, files):
         for number, record in enumerate(_records(file, name, "clan"), start=1):
             with writer.reading(f"record {number} of {name}"):
                 row, clan = encode_protein(_field(record, "primary")), int(_field(record, "clan"))
@@ -113,21 +110,18 @@ def _prepare_pfam(raw: Raw, writer: Writer) -> None:
     _write_clans(raw, writer, sorted(clans), np.frombuffer(transfer, np.int64))
 
 
-def _write_clans(raw: Raw, writer: Writer, clans: list[int], found: Array) -> None:
+def _write_clans(raw: Raw, writer: Writer, clans: list[int], transfer: Array) -> None:
     """The clan's rank among those of the pretraining file is the label; the map is noted."""
-    order = np.arange(len(found))
+    order = np.arange(len(transfer))
     if "archive" in raw.paths:
-        order = shuffled(len(found))[-TRANSFER_ROWS:]
-    known = np.isin(found, clans)
+        order = shuffled(len(transfer))[-TRANSFER_ROWS:]
+    known = np.isin(transfer, clans)
     unknown = int((~known[order]).sum())
     if unknown:
         raw.reporter.say(f"{unknown} rows of clans that pretraining never saw are left out")
-    labels = writer.save("labels", np.searchsorted(clans, found).astype(np.int32))
-    for part, index in zip(("train", "test"), ninety_ten(order), strict=True):
-        split: PartitionName = "train" if part == "train" else "test"
-        writer.partition(
-            split, {"protein": "transfer_sequences"}, labels=labels, index=index[known[index]]
-        )
+    labels = writer.save("labels", np.searchsorted(clans, transfer).astype(np.int32))
+    train, test = (index[known[index]] for index in ninety_ten(order))
+    writer.probe({"protein": "transfer_sequences"}, labels, train, test)
     writer.note(clans=clans, classes=[str(clan) for clan in clans], rows_of_unknown_clans=unknown)
 
 
@@ -167,10 +161,10 @@ _FILES = {"train": "train", "test": "valid"}
 
 
 def _one(value: Any, text: str) -> float:
-    found = numbers(value)
-    if len(found) != 1 or not np.isfinite(found[0]):
+    values = numbers(value)
+    if len(values) != 1 or not np.isfinite(values[0]):
         raise DataError(f"expected one number, got {value!r}")
-    return found[0]
+    return values[0]
 
 
 def _fold(value: Any, text: str) -> int:
@@ -181,85 +175,61 @@ def _fold(value: Any, text: str) -> int:
 
 
 def _structure(value: Any, text: str) -> Array:
-    found = np.array(numbers(value), np.int64)
-    if len(found) != len(text) or not np.isin(found, range(PAD_CLASS)).all():
+    classes = np.array(numbers(value), np.int64)
+    if len(classes) != len(text) or not np.isin(classes, range(PAD_CLASS)).all():
         raise DataError(
             f"expected {len(text)} classes from 0 to {PAD_CLASS - 1}, one per residue, got "
-            f"{len(found)} from {found.min(initial=0)} to {found.max(initial=0)}"
+            f"{len(classes)} from {classes.min(initial=0)} to {classes.max(initial=0)}"
         )
     padded = np.full(LENGTH, PAD_CLASS, np.int64)
-    padded[: len(found)] = found[:LENGTH]
+    padded[: len(classes)] = classes[:LENGTH]
     return padded
 
 
-def _layouts(
-    archive: str, dabs: Mapping[str, str], metamae: Mapping[str, str]
-) -> tuple[Layout, ...]:
+def _layouts(archive: str, tables: Mapping[str, str], metamae: str) -> tuple[Layout, ...]:
     return (
-        Layout("published", {"archive": f"{archive}.tar.gz"}),
-        Layout("unpacked", {"archive": archive}),
-        Layout("dabs", dabs),
-        Layout("metamae", metamae),
+        *packed_or_not("archive", {"archive": f"{archive}.tar.gz"}, unpacked=archive),
+        Layout.within("dabs", "proteins", tables),
+        Layout.within("metamae", metamae, tables),
     )
 
 
-def _task(name: str, archive: str, task: Task, reader: _Reader) -> Source:
-    tables = {part: f"{archive}_{file}.csv" for part, file in _FILES.items()}
-    return Source(
+_source = partial(Source, modality="proteins", inputs=_inputs, pretrained_on="pfam")
+
+
+def _task(name: str, task: Task, reader: _Reader) -> Source:
+    tables = {part: f"{reader.name}_{file}.csv" for part, file in _FILES.items()}
+    return _source(
         name=name,
-        modality="proteins",
-        origin=f"{archive}.tar.gz of TAPE (raw, JSON)",
-        inputs=_inputs,
-        layouts=_layouts(
-            archive,
-            {part: f"proteins/{table}" for part, table in tables.items()},
-            {part: f"pfam/transfer/{table}" for part, table in tables.items()},
-        ),
+        origin=f"{reader.name}.tar.gz of TAPE (raw, JSON)",
+        layouts=_layouts(reader.name, tables, "pfam/transfer"),
         prepare=reader,
         task=task,
-        pretrained_on="pfam",
         split="TAPE's training file trains the probe, TAPE's validation file tests it (not TAPE's "
         "test files), as in the benchmark",
     )
 
 
-_DABS_PFAM = {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"}
-
 SOURCES = (
-    Source(
+    _source(
         name="pfam",
-        modality="proteins",
         origin="pfam.tar.gz of TAPE (raw, JSON)",
-        inputs=_inputs,
         layouts=_layouts(
             "pfam",
-            {role: f"proteins/{table}" for role, table in _DABS_PFAM.items()},
-            {role: f"pfam/{table}" for role, table in _DABS_PFAM.items()},
+            {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"},
+            "pfam",
         ),
         prepare=_prepare_pfam,
-        task=Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(str(n) for n in range(CLANS)),
-            complete=False,
-        ),
-        pretrained_on="pfam",
+        task=Task.of_classes(map(str, range(CLANS)), complete=False),
         split="all of pfam_train to pretraining; pfam_valid shuffled with seed 42, its last "
         "200,000 rows cut 90/10 for the probe; labels are ranks among pfam_train's clans",
     ),
     _task(
         "scop",
-        "remote_homology",
-        Task(
-            kind="classification",
-            metric="accuracy",
-            classes=tuple(str(n) for n in range(FOLDS)),
-            complete=False,
-        ),
+        Task.of_classes(map(str, range(FOLDS)), complete=False),
         _Reader("remote_homology", "fold_label", (), np.int32, _fold),
     ),
     _task(
-        "secondary_structure",
         "secondary_structure",
         Task(
             kind="token_classification",
@@ -272,12 +242,10 @@ SOURCES = (
     ),
     _task(
         "stability",
-        "stability",
         Task(kind="regression", metric="spearman"),
         _Reader("stability", "stability_score", (), np.float32, _one),
     ),
     _task(
-        "fluorescence",
         "fluorescence",
         Task(kind="regression", metric="spearman"),
         _Reader("fluorescence", "log_fluorescence", (), np.float32, _one),

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from metamae.data.dataset import Affine, Array, Partition, PartitionName, Rows, Task
+from metamae.data.dataset import Affine, Array, Partition, Rows, Task
 from metamae.data.formats.archives import Folder
 from metamae.data.formats.libraries import need_module
 from metamae.data.formats.pickles import read_frame
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source, Stored
+from metamae.data.preparing.source import Layout, Source, Stored, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
-from metamae.data.preparing.writer import RowWriter, Writer
+from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Image, Inputs
 
@@ -36,6 +36,7 @@ CLASSES = (
     "near-full",
 )
 MAPS, FAILURES = "waferMap", "failureType"
+_TABLES = {"labeled": "labeled.pkl", "unlabeled": "unlabeled.pkl"}
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,9 @@ def _prepare(raw: Raw, writer: Writer) -> None:
                 labels.append(CLASSES.index(kind))
             else:
                 raise DataError(f"expected a failure among {', '.join(CLASSES)}, got {kind!r}")
-    _write_splits(writer, unlabelled, images)
-
-
-def _write_splits(writer: Writer, unlabelled: RowWriter, images: RowWriter) -> None:
     pretraining = ninety_ten(shuffled(unlabelled.rows))[0]
     writer.partition("pretrain", {"image": "unlabelled_images"}, index=pretraining)
-    train, test = ninety_ten(shuffled(images.rows))
-    labelled: tuple[tuple[PartitionName, Array], ...] = (("train", train), ("test", test))
-    for part, index in labelled:
-        writer.partition(part, {"image": "images"}, labels="labels", index=index)
+    writer.probe({"image": "images"}, "labels", *ninety_ten(shuffled(images.rows)))
 
 
 def _entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -136,13 +130,13 @@ def _unpacked(raw: Raw, scratch: Path) -> Iterator[Path]:
 
 def _matlab_value(file: Any, reference: Any) -> Any:
     """What a reference points to: a number array, a text, or nothing; cells of one are opened."""
-    found = file[reference]
-    if found.attrs.get("MATLAB_empty", 0):
+    cell = file[reference]
+    if cell.attrs.get("MATLAB_empty", 0):
         return None
-    values = found[()]
+    values = cell[()]
     if values.dtype == object:
         return _matlab_value(file, values.ravel()[0])
-    if found.attrs.get("MATLAB_class") == b"char":
+    if cell.attrs.get("MATLAB_class") == b"char":
         return "".join(chr(code) for code in values.ravel())
     return values.T  # MATLAB keeps columns together
 
@@ -198,20 +192,10 @@ SOURCES = (
         inputs=_inputs,
         token_size=(4, 4),
         layouts=(
-            Layout("published", {"matlab": "MIR-WM811K.zip"}),
-            Layout("unpacked", {"matlab": "MIR-WM811K"}),
+            *packed_or_not("matlab", {"matlab": "MIR-WM811K.zip"}, unpacked="MIR-WM811K"),
             Layout("published as one table", {"all": "LSWMD.pkl"}),
-            Layout(
-                "dabs",
-                {
-                    "labeled": "semiconductors/labeled.pkl",
-                    "unlabeled": "semiconductors/unlabeled.pkl",
-                },
-            ),
-            Layout(
-                "metamae",
-                {"labeled": "wafer_map/labeled.pkl", "unlabeled": "wafer_map/unlabeled.pkl"},
-            ),
+            Layout.within("dabs", "semiconductors", _TABLES),
+            Layout.within("metamae", "wafer_map", _TABLES),
         ),
         prepare=_prepare,
         task=Task(kind="classification", metric="weighted_f1", classes=CLASSES, complete=False),

@@ -1,16 +1,22 @@
-"""Tiny archives in the published layouts, made where a test runs."""
+"""Raw files put where a reader looks for them, and sets prepared from them."""
 
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from metamae import DataError
+from metamae.data.dataset import Partition
 from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
+from metamae.data.preparing.writer import Writer
 from metamae.data.sources import get_source
+from metamae.progress import Reporter
+from tests.metamae.data.packing import as_json as as_json
 from tests.metamae.data.packing import pack
 
 
@@ -28,5 +34,19 @@ def made(name: str, data_dir: Path, **settings: Any) -> Prepared:
     return prepare(get_source(name), data_dir, **settings)
 
 
-def as_json(records: list[dict[str, Any]]) -> bytes:
-    return json.dumps(records).encode()
+def skipping(name: str, data_dir: Path, message: str) -> tuple[Prepared, list[str]]:
+    """A set with damage: refused with this message, then prepared without the files returned."""
+    with pytest.raises(DataError, match=f"readable {message}"):
+        made(name, data_dir)
+    assert not list((data_dir / "prepared").iterdir())
+    done = made(name, data_dir, on_error="skip")
+    return done, [entry["file"] for entry in done.manifest["skipped"]]
+
+
+def writing(folder: Path, on_error: str = "skip") -> Writer:
+    return Writer(folder, on_error=on_error, reporter=Reporter(None))
+
+
+def reds(rows: Partition) -> Any:
+    """Mean red of every image, in bytes."""
+    return rows.batch(slice(None))["image"][:, 0].mean((1, 2)) * 255

@@ -9,10 +9,13 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+
+from metamae.data.dataset import Array
 
 Contents = Mapping[str, bytes]
 
@@ -27,16 +30,32 @@ def pack(contents: Contents, place: Path) -> Path:
                 archive.writestr(name, content)
     elif kind in ("tar", "tar.gz", "tar.bz2", "tar.xz", "tgz"):
         packing = kind.rpartition(".")[2].replace("tgz", "gz").replace("tar", "")
-        with tarfile.open(place, f"w:{packing}") as archive:  # type: ignore[call-overload]
-            for name, content in contents.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+        place.write_bytes(tar(contents, packing))
     else:
         for name, content in contents.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
     return place
+
+
+def tar(contents: Contents, packing: str = "") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=f"w:{packing}") as archive:  # type: ignore[call-overload]
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def encode_picture(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
 
 
 def picture(
@@ -48,19 +67,21 @@ def picture(
         "RGB": (value, value // 2, value // 2),
         "CMYK": (value, 0, 255 - value, 0),
     }
+    return encode_picture(Image.new(mode, size, colours[mode]), kind)
+
+
+def encode_sound(wave: Array, rate: int = 16_000, kind: str = "WAV") -> bytes:
+    import soundfile
+
     file = io.BytesIO()
-    Image.new(mode, size, colours[mode]).save(file, kind)
+    soundfile.write(file, wave, rate, format=kind, subtype="PCM_16")
     return file.getvalue()
 
 
 def sound(value: int, *, samples: int = 4_000, rate: int = 16_000, kind: str = "WAV") -> bytes:
     """A tone whose pitch tells clips apart."""
-    import soundfile
-
     wave = 0.3 * np.sin(2 * np.pi * (200 + 100 * value) / rate * np.arange(samples))
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, format=kind, subtype="PCM_16")
-    return file.getvalue()
+    return encode_sound(wave, rate, kind)
 
 
 def text(*lines: str) -> bytes:
@@ -72,6 +93,55 @@ def batch(values: list[int], labels: list[int]) -> bytes:
     data = np.repeat(np.array(values, np.uint8)[:, None], 3072, axis=1)
     content = pickle.dumps({"data": data, "labels": labels}, 2)
     return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+class _Module:
+    """Pickles as a class or function of a library that is not installed."""
+
+    def __init__(self, module: str, name: str, args: tuple[Any, ...], state: Any = None) -> None:
+        self.told = (module, name, args, state)
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes the pickles of an old pandas, opcode by opcode."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if not isinstance(obj, _Module):
+            super().save(obj, save_persistent_id)
+            return
+        module, name, args, state = obj.told
+        self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
+        super().save(args)
+        self.write(pickle.REDUCE)
+        if state is not None:
+            self.save(state)
+            self.write(pickle.BUILD)
+
+
+def old_table(columns: dict[str, list[Any]]) -> bytes:
+    """As pandas 0.14 to 0.25 pickled: a block manager whose state holds axes and blocks."""
+    index = {
+        "axes": [
+            _Module("pandas.indexes.base", "_new_Index", (None, {"data": _objects([*columns])})),
+            _Module("pandas.indexes.range", "RangeIndex", ()),
+        ],
+        "blocks": [
+            {"values": _objects(values)[None], "mgr_locs": slice(place, place + 1, 1)}
+            for place, values in enumerate(columns.values())
+        ],
+    }
+    state = ([], [], [], {"0.14.1": index})
+    manager = _Module("pandas.core.internals", "BlockManager", (), state)
+    frame = _Module("pandas.core.frame", "DataFrame", (), {"_data": manager, "_typ": "dataframe"})
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(frame)
+    return file.getvalue()
+
+
+def _objects(values: list[Any]) -> Array:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def cub() -> dict[str, bytes]:
@@ -121,15 +191,13 @@ def aircraft() -> dict[str, bytes]:
     root = "fgvc-aircraft-2013b/data"
     half = np.zeros((40, 60, 3), np.uint8)
     half[10:30, 20:50] = 200
-    boxed = io.BytesIO()
-    Image.fromarray(half).save(boxed, "PNG")
     return {
         f"{root}/images_variant_trainval.txt": text("0034309 707-320", "0034958 Tu-154"),
         f"{root}/images_variant_test.txt": text("1514522 707-320"),
         f"{root}/images_box.txt": text(
             "0034309 20 10 50 30", "0034958 1 1 60 40", "1514522 1 1 60 40"
         ),
-        f"{root}/images/0034309.jpg": boxed.getvalue(),
+        f"{root}/images/0034309.jpg": encode_picture(Image.fromarray(half), "PNG"),
         f"{root}/images/0034958.jpg": picture(90),
         f"{root}/images/1514522.jpg": picture(120),
     }
@@ -222,14 +290,13 @@ def coco(year: str = "2017") -> dict[str, dict[str, bytes]]:
             for n in ids
         ]
         common = {"images": [{"id": n, "file_name": name} for n, name in names.items()]}
-        annotations[f"annotations/captions_{part}.json"] = json.dumps(
+        categories = [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
+        annotations[f"annotations/captions_{part}.json"] = as_json(
             common | {"annotations": captions[2:]}
-        ).encode()
-        annotations[f"annotations/instances_{part}.json"] = json.dumps(
-            common
-            | {"annotations": objects[:-1]}
-            | {"categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]}
-        ).encode()
+        )
+        annotations[f"annotations/instances_{part}.json"] = as_json(
+            common | {"annotations": objects[:-1], "categories": categories}
+        )
         archives[f"{part}.zip"] = {f"{part}/{name}": picture(9 * n) for n, name in names.items()}
     return archives
 
@@ -252,13 +319,11 @@ def vqa() -> dict[str, dict[str, bytes]]:
             for one in questions
         ]
         archives[f"Questions_{short}_mscoco.zip"] = {
-            f"MultipleChoice_mscoco_{part}_questions.json": json.dumps(
-                {"questions": questions}
-            ).encode(),
+            f"MultipleChoice_mscoco_{part}_questions.json": as_json({"questions": questions}),
             f"OpenEnded_mscoco_{part}_questions.json": b"{}",
         }
         archives[f"Annotations_{short}_mscoco.zip"] = {
-            f"mscoco_{part}_annotations.json": json.dumps({"annotations": answers}).encode()
+            f"mscoco_{part}_annotations.json": as_json({"annotations": answers})
         }
     return archives
 

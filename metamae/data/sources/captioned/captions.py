@@ -48,9 +48,9 @@ def coco(
     Returns:
         Examples by ascending image id.
     """
-    text = {int(one["image_id"]): str(one["caption"]) for one in captions}
-    last = {int(one["image_id"]): int(one["category_id"]) for one in objects}
-    names = {int(one["id"]): str(one["name"]) for one in categories}
+    text = {int(record["image_id"]): str(record["caption"]) for record in captions}
+    last = {int(record["image_id"]): int(record["category_id"]) for record in objects}
+    names = {int(record["id"]): str(record["name"]) for record in categories}
     rank = {category: number for number, category in enumerate(sorted(names))}
     images = sorted(text.keys() & last.keys())
     unknown = [last[image] for image in images if last[image] not in rank]
@@ -123,18 +123,22 @@ def vqa(
         seed: Seed of the draws.
         part: Name of the partition, which gets draws of its own.
     """
-    answers = {int(one["question_id"]): str(one["multiple_choice_answer"]) for one in annotations}
+    answers = {
+        int(record["question_id"]): str(record["multiple_choice_answer"]) for record in annotations
+    }
     random = np.random.default_rng(fold(seed, f"wrong answers {part}"))
     examples = []
-    for one in questions:
+    for record in questions:
         replaced, which = random.random(2)
-        answer = answers.get(int(one["question_id"]))
+        answer = answers.get(int(record["question_id"]))
         if answer is None:
-            raise DataError(f"expected an annotation of question {one['question_id']}, found none")
-        if answer not in one["multiple_choices"]:
+            raise DataError(
+                f"expected an annotation of question {record['question_id']}, found none"
+            )
+        if answer not in record["multiple_choices"]:
             continue
-        others = [choice for choice in one["multiple_choices"] if choice != answer]
+        others = [choice for choice in record["multiple_choices"] if choice != answer]
         label = 0 if replaced < 0.5 and others else 1
         shown = answer if label else str(others[int(which * len(others))])
-        examples.append(Question(int(one["image_id"]), str(one["question"]), shown, label))
+        examples.append(Question(int(record["image_id"]), str(record["question"]), shown, label))
     return examples

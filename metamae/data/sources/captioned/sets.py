@@ -46,63 +46,65 @@ def _write(writer: Writer, part: PartitionName, pairs: Pairs, images: Bundle) ->
     view = View.tails(r"(COCO_\w+_)?\d{12}\.jpg", images)
     rows = store(writer, array, view, pairs.files, lambda *file: decode_centre(*file)[np.newaxis])
     place = np.array([rows.get(file, (-1,))[0] for file in pairs.files], np.int64)[pairs.image]
-    kept = place >= 0
-    writer.save(f"row_{part}", place[kept])
-    writer.save(f"text_{part}", pairs.texts[kept])
-    labels = None if pairs.labels is None else writer.save(f"label_{part}", pairs.labels[kept])
+    readable = place >= 0
+    writer.save(f"row_{part}", place[readable])
+    writer.save(f"text_{part}", pairs.texts[readable])
+    labels = None if pairs.labels is None else writer.save(f"label_{part}", pairs.labels[readable])
     writer.partition(part, {"image": f"image_{part}", "text": f"text_{part}"}, labels=labels)
 
 
-def _partitions(found: Stored, inputs: Inputs) -> dict[str, Partition]:
+def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:
     """Images are looked up by the texts that belong to them."""
     return {
         part: Partition(
             arrays={
-                "image": Selected(found.array(f"image_{part}"), found.array(f"row_{part}")),
-                "text": found.array(f"text_{part}"),
+                "image": Selected(prepared.array(f"image_{part}"), prepared.array(f"row_{part}")),
+                "text": prepared.array(f"text_{part}"),
             },
             inputs=inputs,
             scaling=SCALING,
-            labels=None if told["labels"] is None else np.array(found.array(told["labels"])),
+            labels=None if entry["labels"] is None else np.array(prepared.array(entry["labels"])),
         )
-        for part, told in found.manifest["partitions"].items()
+        for part, entry in prepared.manifest["partitions"].items()
     }
+
+
+_HALVES: tuple[tuple[PartitionName, str, str], ...] = (
+    ("train", "train", "train"),
+    ("test", "validation", "val"),
+)
+"""Partition, its word in the roles, and its word in the names of files."""
 
 
 def _prepare_mscoco(raw: Raw, writer: Writer) -> None:
     pieces = WordPiece.read(raw.paths["vocabulary"])
-    found = read_captions(raw.bundle("annotations"), "train2017")
-    _write(writer, "pretrain", captioned_pairs(found, pieces), raw.bundle("train"))
+    captioned = read_captions(raw.bundle("annotations"), "train2017")
+    _write(writer, "pretrain", captioned_pairs(captioned, pieces), raw.bundle("train"))
 
 
 def _prepare_mismatched_caption(raw: Raw, writer: Writer) -> None:
     pieces = WordPiece.read(raw.paths["vocabulary"])
-    parts: tuple[tuple[PartitionName, str, str], ...] = (
-        ("train", "train", "train2017"),
-        ("test", "validation", "val2017"),
-    )
-    for part, role, name in parts:
-        found = read_captions(raw.bundle("annotations"), name)
-        swaps = swap_captions(len(found.images), int(raw.options["seed"]), name)
-        _write(writer, part, captioned_pairs(found, pieces, swaps=swaps), raw.bundle(role))
+    for part, role, word in _HALVES:
+        captioned = read_captions(raw.bundle("annotations"), f"{word}2017")
+        swaps = swap_captions(len(captioned.images), int(raw.options["seed"]), f"{word}2017")
+        _write(writer, part, captioned_pairs(captioned, pieces, swaps=swaps), raw.bundle(role))
 
 
 def _prepare_vqa(raw: Raw, writer: Writer) -> None:
     pieces = WordPiece.read(raw.paths["vocabulary"])
-    parts: tuple[tuple[PartitionName, str, str], ...] = (
-        ("train", "train", "train2014"),
-        ("test", "validation", "val2014"),
-    )
-    for part, role, name in parts:
 
-        def bundle(what: str, role: str = role) -> Bundle:
-            asked = f"{role}_{what}" if what != "annotations" else what
-            return raw.bundle(asked if asked in raw.paths else "all")
+    def bundle(role: str) -> Bundle:
+        return raw.bundle(role if role in raw.paths else "all")
 
-        seed = int(raw.options["seed"])
-        found = read_questions(bundle("questions"), bundle("answers"), name, seed)
-        names = read_names(bundle("annotations"), name)
-        _write(writer, part, question_pairs(found, names, pieces), bundle("images"))
+    for part, role, word in _HALVES:
+        questions = read_questions(
+            bundle(f"{role}_questions"),
+            bundle(f"{role}_answers"),
+            f"{word}2014",
+            int(raw.options["seed"]),
+        )
+        names = read_names(bundle("annotations"), f"{word}2014")
+        _write(writer, part, question_pairs(questions, names, pieces), bundle(f"{role}_images"))
 
 
 def _inputs(patch: Sequence[int]) -> Inputs:

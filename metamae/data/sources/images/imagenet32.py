@@ -91,10 +91,10 @@ def _classes(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tupl
 
 def _inner(packed: bytes) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        for one in archive:
-            file = archive.extractfile(one)
+        for member in archive:
+            file = archive.extractfile(member)
             if file is not None:
-                yield one.name.rpartition("/")[2], file.read()
+                yield member.name.rpartition("/")[2], file.read()
 
 
 SOURCES = (

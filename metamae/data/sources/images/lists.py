@@ -113,24 +113,20 @@ def aircraft(
         test: Lines of ``images_variant_test.txt``.
         boxes: Lines of ``images_box.txt``: name, xmin, ymin, xmax, ymax.
     """
-    parts = [
-        [(name, variant) for name, variant in _pairs(lines, file).items()]
-        for lines, file in (
-            (trainval, "images_variant_trainval.txt"),
-            (test, "images_variant_test.txt"),
-        )
-    ]
-    halves = Halves(tuple(sorted({variant for part in parts for _, variant in part})))
-    for half, part in zip((halves.train, halves.test), parts, strict=True):
-        for name, variant in part:
+    training = _pairs(trainval, "images_variant_trainval.txt")
+    testing = _pairs(test, "images_variant_test.txt")
+    halves = Halves(tuple(sorted({*training.values(), *testing.values()})))
+    for half, variants in ((halves.train, training), (halves.test, testing)):
+        for name, variant in variants.items():
             half.add(f"{name}.jpg", index_of(variant, halves.classes, name))
-    found = {}
-    for name, values in _pairs(boxes, "images_box.txt").items():
-        found[f"{name}.jpg"] = _box(values.split(), name)
-    absent = [file for file in (*halves.train.files, *halves.test.files) if file not in found]
+    corners = {
+        f"{name}.jpg": _box(values.split(), name)
+        for name, values in _pairs(boxes, "images_box.txt").items()
+    }
+    absent = [file for file in (*halves.train.files, *halves.test.files) if file not in corners]
     if absent:
         raise DataError(f"expected a box of every image in images_box.txt, none for {absent[0]}")
-    return halves, found
+    return halves, corners
 
 
 def _box(values: Sequence[str], name: str) -> Box:

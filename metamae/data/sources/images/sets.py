@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from scipy.io import loadmat
@@ -13,8 +14,8 @@ from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.pictures import decode_picture
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source
-from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
+from metamae.data.preparing.views import View, lines, store_halves, tables
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.images import lists as lists
 from metamae.data.sources.images.imagenet32 import (
@@ -38,10 +39,8 @@ def _save(
     view: View,
     decode: Callable[[bytes, str], Array] = small_picture,
 ) -> None:
-    """Decode all listed pictures of a set; as they are, unless told otherwise."""
-    array = image_array(writer)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, decode)
-    save_halves(writer, halves, rows, array, "image")
+    """Decode all listed pictures of a set; as they are, unless another decoder is passed."""
+    store_halves(writer, image_array(writer), view, halves, decode)
 
 
 def _prepare_cub(raw: Raw, writer: Writer) -> None:
@@ -97,99 +96,96 @@ def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
     array = image_array(writer)
     labels: list[Array] = []
     view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("images"))
-    starts = {}
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        starts[name] = array.rows
+        cut = array.rows  # at last, where the test batch begins
         with writer.reading(name):
-            images, found = read_member(view, name)
+            images, classes = read_member(view, name)
             array.extend(images)
-            labels.append(found)
+            labels.append(classes)
     writer.save("label", np.concatenate(labels) if labels else np.zeros(0, np.int64))
-    arrays, cut = {"image": "image"}, starts["test_batch"]
-    writer.partition("train", arrays, labels="label", index=np.arange(cut))
-    writer.partition("test", arrays, labels="label", index=np.arange(cut, array.rows))
+    writer.probe({"image": "image"}, "label", np.arange(cut), np.arange(cut, array.rows))
 
 
-def _source(
-    name: str,
-    prepare: Callable[[Raw, Writer], None],
-    origin: str,
-    split: str,
-    *,
-    published: Mapping[str, str],
-    folders: tuple[str, str, str],
-    classes: tuple[str, ...] = (),
-    options: Mapping[str, Option] | None = None,
-) -> Source:
-    """One set; ``folders`` are the unpacked archive's, the DABS downloader's, and MetaMAE's."""
-    kinds = zip(("unpacked", "dabs", "metamae"), folders, strict=True)
-    return Source(
-        name=name,
-        modality="RGB images",
-        origin=origin,
-        inputs=image_inputs,
-        token_size=(4, 4),
-        layouts=(
-            Layout("published", published),
-            *(Layout(kind, {"images": folder}) for kind, folder in kinds),
-        ),
-        prepare=prepare,
-        task=Task(kind="classification", metric="accuracy", classes=classes),
-        pretrained_on="imagenet32",
-        split=split,
-        scaling={"image": Affine.divide(255)},
-        options=options or {},
-    )
+def _layouts(
+    archives: Mapping[str, str], unpacked: str, dabs: str, metamae: str
+) -> tuple[Layout, ...]:
+    return packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
 
+
+_source = partial(
+    Source,
+    modality="RGB images",
+    inputs=image_inputs,
+    token_size=(4, 4),
+    pretrained_on="imagenet32",
+    scaling={"image": Affine.divide(255)},
+)
 
 SOURCES = (
     _source(
-        "cifar10",
-        _prepare_cifar10,
-        "cifar-10-python.tar.gz from the CIFAR page of the University of Toronto",
-        "the official 50,000 and 10,000 images.",
-        published={"images": "cifar-10-python.tar.gz"},
-        folders=("cifar-10-batches-py", "natural_images/cifar10", "cifar-10-batches-py"),
-        classes=CIFAR10,
+        name="cifar10",
+        origin="cifar-10-python.tar.gz from the CIFAR page of the University of Toronto",
+        layouts=_layouts(
+            {"images": "cifar-10-python.tar.gz"},
+            "cifar-10-batches-py",
+            "natural_images/cifar10",
+            "cifar-10-batches-py",
+        ),
+        prepare=_prepare_cifar10,
+        task=Task.of_classes(CIFAR10),
+        split="the official 50,000 and 10,000 images.",
     ),
     _source(
-        "cub",
-        _prepare_cub,
-        "CUB_200_2011.tgz from Caltech",
-        "the official one, by train_test_split.txt.",
-        published={"images": "CUB_200_2011.tgz"},
-        folders=("CUB_200_2011", "natural_images/cu_birds/CUB_200_2011", "CUB_200_2011"),
+        name="cub",
+        origin="CUB_200_2011.tgz from Caltech",
+        layouts=_layouts(
+            {"images": "CUB_200_2011.tgz"},
+            "CUB_200_2011",
+            "natural_images/cu_birds/CUB_200_2011",
+            "CUB_200_2011",
+        ),
+        prepare=_prepare_cub,
+        task=Task.of_classes(),
+        split="the official one, by train_test_split.txt.",
     ),
     _source(
-        "vgg_flowers",
-        _prepare_vgg_flowers,
-        "102flowers.tgz and imagelabels.mat from the Visual Geometry Group, Oxford",
-        "80/20 per class with one RandomState(42), classes in order of first appearance; the "
+        name="vgg_flowers",
+        origin="102flowers.tgz and imagelabels.mat from the Visual Geometry Group, Oxford",
+        layouts=_layouts(
+            {"images": "102flowers.tgz", "labels": "imagelabels.mat"},
+            "flowers-102",
+            "natural_images/flowers",
+            "flowers102",
+        ),
+        prepare=_prepare_vgg_flowers,
+        task=Task.of_classes(),
+        split="80/20 per class with one RandomState(42), classes in order of first appearance; the "
         "official split is not used.",
-        published={"images": "102flowers.tgz", "labels": "imagelabels.mat"},
-        folders=("flowers-102", "natural_images/flowers", "flowers102"),
     ),
     _source(
-        "dtd",
-        _prepare_dtd,
-        "dtd-r1.0.1.tar.gz from the Visual Geometry Group, Oxford",
-        "train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
-        published={"images": "dtd-r1.0.1.tar.gz"},
-        folders=("dtd", "natural_images/dtd/dtd", "imagenet/dtd"),
+        name="dtd",
+        origin="dtd-r1.0.1.tar.gz from the Visual Geometry Group, Oxford",
+        layouts=_layouts(
+            {"images": "dtd-r1.0.1.tar.gz"}, "dtd", "natural_images/dtd/dtd", "imagenet/dtd"
+        ),
+        prepare=_prepare_dtd,
+        task=Task.of_classes(),
+        split="train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
     ),
     _source(
-        "traffic_sign",
-        _prepare_traffic_sign,
-        "GTSRB_Final_Training_Images.zip of the German Traffic Sign Recognition Benchmark",
-        "training images only, 80/20 per class with one RandomState(42) over sorted names; the "
-        "published order is that of a file system. Frames of one sign fall on both sides unless "
-        "split=tracks.",
-        published={"images": "GTSRB_Final_Training_Images.zip"},
-        folders=(
+        name="traffic_sign",
+        origin="GTSRB_Final_Training_Images.zip of the German Traffic Sign Recognition Benchmark",
+        layouts=_layouts(
+            {"images": "GTSRB_Final_Training_Images.zip"},
             "GTSRB/Final_Training",
             "natural_images/traffic_sign/GTSRB",
             "imagenet/traffic_sign/GTSRB",
         ),
+        prepare=_prepare_traffic_sign,
+        task=Task.of_classes(),
+        split="training images only, 80/20 per class with one RandomState(42) over sorted names; "
+        "the published order is that of a file system. Frames of one sign fall on both sides "
+        "unless split=tracks.",
         options={
             "split": Option(
                 ("frames", "tracks"),
@@ -199,16 +195,17 @@ SOURCES = (
         },
     ),
     _source(
-        "aircraft",
-        _prepare_aircraft,
-        "fgvc-aircraft-2013b.tar.gz from the Visual Geometry Group, Oxford",
-        "trainval against test; cropped to the published boxes. As many classes as the lists "
-        "name, 100; published heads have 102, two of them unused.",
-        published={"images": "fgvc-aircraft-2013b.tar.gz"},
-        folders=(
+        name="aircraft",
+        origin="fgvc-aircraft-2013b.tar.gz from the Visual Geometry Group, Oxford",
+        layouts=_layouts(
+            {"images": "fgvc-aircraft-2013b.tar.gz"},
             "fgvc-aircraft-2013b",
             "natural_images/aircraft/fgvc-aircraft-2013b",
             "imagenet/fgvc-aircraft-2013b",
         ),
+        prepare=_prepare_aircraft,
+        task=Task.of_classes(),
+        split="trainval against test; cropped to the published boxes. As many classes as the lists "
+        "name, 100; published heads have 102, two of them unused.",
     ),
 )

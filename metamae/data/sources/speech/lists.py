@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from metamae.data.preparing.listing import Halves, Listing, cut_per_class, index_of
+from metamae.data.preparing.listing import Halves, cut_per_class, index_of
 from metamae.errors import DataError
 
 AUDIOMNIST_TEST = frozenset((5, 13, 18, 22, 26, 32, 33, 42, 45, 51, 52, 60))
@@ -21,6 +21,9 @@ FLUENT: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Classes of the three Fluent Speech tasks, in the published order."""
+
+FLUENT_TABLES = ("train_data.csv", "valid_data.csv", "test_data.csv")
+"""Validation rows are for training too."""
 
 COMMANDS = (
     *("eight", "right", "happy", "three", "yes", "up", "no", "stop", "on", "four", "nine", "zero"),
@@ -63,15 +66,12 @@ def fluent(tables: Mapping[str, str], task: str) -> Halves:
     """Spoken commands; training and validation rows together are the training part.
 
     Args:
-        tables: Text of ``train_data.csv``, ``valid_data.csv`` and ``test_data.csv`` by name.
+        tables: Text of :data:`FLUENT_TABLES` by name.
         task: ``location``, ``action`` or ``object``.
     """
     halves = Halves(FLUENT[task])
-    for name, half in zip(
-        ("train_data.csv", "valid_data.csv", "test_data.csv"),
-        (halves.train, halves.train, halves.test),
-        strict=True,
-    ):
+    parts = (halves.train, halves.train, halves.test)
+    for name, half in zip(FLUENT_TABLES, parts, strict=True):
         for number, row in enumerate(csv.DictReader(io.StringIO(tables[name])), start=2):
             if row.get("path") is None or row.get(task) is None:
                 raise DataError(f"expected columns path and {task} in line {number} of {name}")
@@ -141,8 +141,3 @@ def _number(text: str, name: str) -> int:
     if not text.isdecimal():
         raise DataError(f"expected the folder of a speaker's number in {name}, got {text!r}")
     return int(text)
-
-
-def unlabelled(names: Iterable[str]) -> Listing:
-    """Files without labels, in the order of their names."""
-    return Listing(sorted(names))

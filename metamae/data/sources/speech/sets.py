@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,8 +12,8 @@ from metamae.data.formats.audio import read_clip
 from metamae.data.formats.mel import MELS, log_mel
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source
-from metamae.data.preparing.views import View, lines, save_halves, store, tables
+from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
+from metamae.data.preparing.views import View, lines, store, store_halves, tables
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources.speech import lists as lists
 from metamae.inputs import Image, Inputs
@@ -38,15 +38,13 @@ def spectrograms(content: bytes, name: str, *, tail: bool = False) -> Array:
     return pictures[:, np.newaxis].astype(np.float16)
 
 
-def _array(writer: Writer, name: str = "spectrogram") -> RowWriter:
+def _array(writer: Writer, name: str) -> RowWriter:
     return writer.array(name, (1, MELS, MELS), np.float16)
 
 
 def _save(writer: Writer, halves: Halves, view: View) -> None:
     """Write the heads of all listed clips."""
-    array = _array(writer)
-    rows = store(writer, array, view, halves.train.files + halves.test.files, spectrograms)
-    save_halves(writer, halves, rows, array, "spectrogram")
+    store_halves(writer, _array(writer, "spectrogram"), view, halves, spectrograms)
 
 
 def _prepare_librispeech(raw: Raw, writer: Writer) -> None:
@@ -76,10 +74,9 @@ def _prepare_audiomnist(raw: Raw, writer: Writer) -> None:
 def _prepare_fluent(raw: Raw, writer: Writer, task: str) -> None:
     bundle = raw.bundle("clips")
     view = View.around("data/train_data.csv", bundle)
-    names = ("train_data.csv", "valid_data.csv", "test_data.csv")
-    contents = tables(bundle, *(f"data/{name}" for name in names))
-    texts = {name: text.decode("utf-8-sig") for name, text in zip(names, contents, strict=True)}
-    _save(writer, lists.fluent(texts, task), view)
+    contents = tables(bundle, *(f"data/{name}" for name in lists.FLUENT_TABLES))
+    texts = (content.decode("utf-8-sig") for content in contents)
+    _save(writer, lists.fluent(dict(zip(lists.FLUENT_TABLES, texts, strict=True)), task), view)
 
 
 def _prepare_google_speech(raw: Raw, writer: Writer) -> None:
@@ -106,109 +103,87 @@ def _inputs(patch: Sequence[int]) -> Inputs:
     )
 
 
-def _source(
-    name: str,
-    prepare: Callable[[Raw, Writer], None],
-    origin: str,
-    split: str,
-    layouts: tuple[Layout, ...],
-    *,
-    mean: float,
-    deviation: float,
-    classes: tuple[str, ...] = (),
-    options: Mapping[str, Option] | None = None,
-) -> Source:
-    """One set; its decibels are scaled by the published mean and deviation."""
+def _decibels(mean: float, deviation: float) -> Mapping[str, Affine]:
+    """The published scaling of a set."""
     pair = (np.full((), value, np.float32) for value in (mean, deviation))
-    return Source(
-        name=name,
-        modality="speech",
-        origin=origin,
-        inputs=_inputs,
-        token_size=(16, 16),
-        layouts=layouts,
-        prepare=prepare,
-        task=Task(kind="classification", metric="accuracy", classes=classes),
-        pretrained_on="librispeech",
-        split=split,
-        scaling={"spectrogram": Affine(*pair)},
-        options=options or {},
-        modules=("soundfile",),
-    )
+    return {"spectrogram": Affine(*pair)}
 
 
-def _clips(published: Mapping[str, str], **folders: str) -> tuple[Layout, ...]:
-    unpacked = (Layout(name, {"clips": folder}) for name, folder in folders.items())
-    return (Layout("published", published), *unpacked)
+_source = partial(
+    Source,
+    modality="speech",
+    inputs=_inputs,
+    token_size=(16, 16),
+    pretrained_on="librispeech",
+    modules=("soundfile",),
+)
+
+_clips = partial(packed_or_not, "clips")
 
 
 def _subsets(kind: str, where: str) -> Layout:
-    return Layout(kind, {one: where.format(one) for one in (*PRETRAINING, "dev-clean")})
+    return Layout(kind, {subset: where.format(subset) for subset in (*PRETRAINING, "dev-clean")})
 
 
 _FLUENT = "fluent_speech_commands_dataset"
 
 SOURCES = (
     _source(
-        "librispeech",
-        _prepare_librispeech,
-        "train-clean-100, train-clean-360, train-other-500 and dev-clean (.tar.gz) from OpenSLR 12",
-        "pretraining on the three training subsets, head or tail of long clips by a coin; probe on "
-        "the speakers of dev-clean, each cut 80/20 with one RandomState(42).",
-        (
+        name="librispeech",
+        origin="train-clean-100, train-clean-360, train-other-500 and dev-clean (.tar.gz) from "
+        "OpenSLR 12",
+        layouts=(
             _subsets("published", "{}.tar.gz"),
             _subsets("unpacked", "LibriSpeech/{}"),
             _subsets("dabs", "speech/librispeech/LibriSpeech/{}"),
             _subsets("metamae", "speech/LibriSpeech/{}"),
         ),
-        mean=-22.924,
-        deviation=12.587,
+        prepare=_prepare_librispeech,
+        task=Task.of_classes(),
+        split="pretraining on the three training subsets, head or tail of long clips by a "
+        "coin; probe on the speakers of dev-clean, each cut 80/20 with one RandomState(42).",
+        scaling=_decibels(-22.924, 12.587),
     ),
     _source(
-        "audiomnist",
-        _prepare_audiomnist,
-        "the AudioMNIST repository (its folder, or the zip archive of its main branch)",
-        "by speaker: 12 for testing, the other 48 for training.",
-        _clips(
-            {"clips": "AudioMNIST-master.zip"},
-            unpacked="AudioMNIST",
-            dabs="speech/AudioMNIST",
+        name="audiomnist",
+        origin="the AudioMNIST repository (its folder, or the zip archive of its main branch)",
+        layouts=_clips(
+            {"clips": "AudioMNIST-master.zip"}, unpacked="AudioMNIST", dabs="speech/AudioMNIST"
         ),
-        mean=-90.293,
-        deviation=11.799,
-        classes=tuple("0123456789"),
+        prepare=_prepare_audiomnist,
+        task=Task.of_classes("0123456789"),
+        split="by speaker: 12 for testing, the other 48 for training.",
+        scaling=_decibels(-90.293, 11.799),
     ),
     *(
         _source(
-            f"fluent_{task}",
-            partial(_prepare_fluent, task=task),
-            "the Fluent Speech Commands archive of Fluent.ai",
-            "training and validation rows against test rows, the official ones.",
-            _clips(
+            name=f"fluent_{task}",
+            origin="the Fluent Speech Commands archive of Fluent.ai",
+            layouts=_clips(
                 {"clips": f"{_FLUENT}.zip"},
                 unpacked=_FLUENT,
                 dabs=f"speech/fluent_speech/{_FLUENT}",
                 metamae=f"speech/{_FLUENT}",
             ),
-            mean=-31.809,
-            deviation=13.127,
-            classes=lists.FLUENT[task],
+            prepare=partial(_prepare_fluent, task=task),
+            task=Task.of_classes(lists.FLUENT[task]),
+            split="training and validation rows against test rows, the official ones.",
+            scaling=_decibels(-31.809, 13.127),
         )
         for task in lists.FLUENT
     ),
     _source(
-        "google_speech",
-        _prepare_google_speech,
-        "speech_commands_v0.02.tar.gz from TensorFlow's data sets",
-        "testing_list.txt against all other clips.",
-        _clips(
+        name="google_speech",
+        origin="speech_commands_v0.02.tar.gz from TensorFlow's data sets",
+        layouts=_clips(
             {"clips": "speech_commands_v0.02.tar.gz"},
             unpacked="speech_commands_v0.02",
             dabs="speech/google_speech",
         ),
-        mean=-46.847,
-        deviation=19.151,
-        classes=lists.COMMANDS,
+        prepare=_prepare_google_speech,
+        task=Task.of_classes(lists.COMMANDS),
+        split="testing_list.txt against all other clips.",
+        scaling=_decibels(-46.847, 19.151),
         options={
             "train": Option(
                 ("disjoint", "as_published"),
@@ -218,17 +193,17 @@ SOURCES = (
         },
     ),
     _source(
-        "voxceleb1",
-        _prepare_voxceleb1,
-        "vox1_dev_wav.zip (its parts joined), vox1_test_wav.zip and iden_split.txt from the Visual "
-        "Geometry Group, Oxford",
-        "identification: parts 1 and 2 of iden_split.txt against part 3.",
-        _clips(
+        name="voxceleb1",
+        origin="vox1_dev_wav.zip (its parts joined), vox1_test_wav.zip and iden_split.txt from the "
+        "Visual Geometry Group, Oxford",
+        layouts=_clips(
             {"clips": "vox1_dev_wav.zip", "more": "vox1_test_wav.zip", "split": "iden_split.txt"},
             unpacked="voxceleb1",
             dabs="speech/voxceleb1",
         ),
-        mean=-37.075,
-        deviation=19.776,
+        prepare=_prepare_voxceleb1,
+        task=Task.of_classes(),
+        split="identification: parts 1 and 2 of iden_split.txt against part 3.",
+        scaling=_decibels(-37.075, 19.776),
     ),
 )

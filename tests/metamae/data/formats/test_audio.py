@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 
 import numpy as np
@@ -13,14 +12,9 @@ from metamae.data.dataset import Array
 from metamae.data.formats.audio import read_clip
 from metamae.data.formats.mel import SAMPLES
 from metamae.errors import MissingLibraryError
+from tests.metamae.data.packing import encode_sound as encode
 
-soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
-
-
-def encode(wave: Array, rate: int = 16_000, kind: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, format=kind, subtype="PCM_16")
-    return file.getvalue()
+pytest.importorskip("soundfile", reason="soundfile is not installed")
 
 
 def ramp(length: int) -> Array:

@@ -1,16 +1,20 @@
-"""Batches pickled by any Python are read; nothing in a pickle is run."""
+"""Tables and batches pickled by any pandas and Python are read; nothing in a pickle is run."""
 
 from __future__ import annotations
 
 import io
 import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.formats.pickles import read_batch
+from metamae.data.formats.pickles import read_batch, read_frame
+from tests.metamae.data.packing import old_table
 
 DATA = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
 
@@ -61,3 +65,34 @@ class Evil:
 def test_anything_else_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_batch(io.BytesIO(content), "batch_1")
+
+
+@pytest.mark.parametrize("version", ["2.2.3", "3.1.1"])
+def test_a_pickled_table_is_read_without_pandas(version: str) -> None:
+    """Columns waferMap, failureType, dieSize and label, pickled by these versions of pandas."""
+    content = (Path(__file__).parent / "pickled" / f"pandas-{version}.pkl").read_bytes()
+    table = read_frame(io.BytesIO(content), "x")
+    assert sorted(table) == ["dieSize", "failureType", "label", "waferMap"]
+    assert table["dieSize"].tolist() == [1.5, 2.0]
+    assert table["label"].tolist() == [1, 0]
+    assert table["failureType"][0] == "Center"
+    assert table["waferMap"][0].tolist() == [[0, 1], [2, 1]]
+
+
+def test_an_old_table_is_read_too() -> None:
+    maps: list[Any] = [np.eye(2, dtype=np.uint8), np.ones((1, 3), np.uint8)]
+    table = read_frame(io.BytesIO(old_table({"waferMap": maps, "n": [1, "two"]})), "x")
+    assert table["n"].tolist() == [1, "two"]
+    assert table["waferMap"][1].shape == (1, 3)
+
+
+@pytest.mark.parametrize("value", [print, Path("x"), eval, np.load, pickle.loads, np.memmap])
+def test_a_pickle_that_calls_anything_is_refused(value: Callable[..., Any]) -> None:
+    with pytest.raises(DataError, match="which no table needs"):
+        read_frame(io.BytesIO(pickle.dumps([value])), "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1]), pickle.dumps({"a": 1})])
+def test_what_is_no_table_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="expected a pickled table"):
+        read_frame(io.BytesIO(content), "x.pkl")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,12 +9,7 @@ from PIL import Image
 from metamae import DataError
 from metamae.data.dataset import Array
 from metamae.data.formats.pictures import decode_centre, decode_picture
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.metamae.data.packing import encode_picture as encode
 
 
 def noise(height: int, width: int) -> Array:

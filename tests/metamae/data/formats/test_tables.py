@@ -43,13 +43,30 @@ def test_higgs_from_the_raw_file(tmp_path: Path) -> None:
     assert data.inputs[0].column_names == COLUMNS
 
 
+def higgs_tables(data_dir: Path, label: str = "class_label") -> dict[str, Path]:
+    """The benchmark's, by role: an index in front, columns sorted."""
+    header = ",".join(["", label, *COLUMNS]) + "\n"
+    paths = {}
+    for role, rows in (("Pretrain", range(20)), ("Transfer", range(20, 40))):
+        text = "".join(f"{i}," + higgs_line(i % 2, i, COLUMNS) for i in rows)
+        path = data_dir / f"particle_physics/higgs{role}.csv"
+        paths[role.lower()] = put(path, (header + text).encode())
+    return paths
+
+
+def test_a_class_of_higgs_may_be_tested_and_never_trained(tmp_path: Path) -> None:
+    """As few rows as these may have no signal to train on; the set still opens."""
+    signal = {20, 21, *(180 + shuffled(20)[18:])}
+    lines = "".join(higgs_line(int(i in signal), i) for i in range(200))
+    put(tmp_path / "HIGGS.csv.gz", lines.encode())
+    data = made("higgs", tmp_path).dataset()
+    assert (data.need("train").labels.max(), data.need("test").labels.min()) == (0, 1)
+
+
 @pytest.mark.parametrize("label", ["class_label", "target"])
 def test_higgs_from_the_benchmarks_tables(label: str, tmp_path: Path) -> None:
-    """An index in front, columns sorted: found by name, with the same values as from the file."""
-    header = ",".join(["", label, *COLUMNS]) + "\n"
-    for file, rows in (("higgsPretrain.csv", range(20)), ("higgsTransfer.csv", range(20, 40))):
-        text = "".join(f"{i}," + higgs_line(i % 2, i, COLUMNS) for i in rows)
-        put(tmp_path / "particle_physics" / file, (header + text).encode())
+    """Found by name, with the same values as from the file."""
+    higgs_tables(tmp_path, label)
     data = made("higgs", tmp_path).dataset()
     train = data.need("train")
     first = 20 + int(shuffled(20)[0])
@@ -63,7 +80,7 @@ def test_higgs_from_the_benchmarks_tables(label: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda lines: [*lines[:7], "1,2\n", *lines[8:]], "28|29 numbers in lines 1 to 20"),
+        (lambda lines: [*lines[:7], "1,2\n", *lines[8:]], "expected 29 numbers in lines 1 to 20"),
         (lambda lines: [*lines[:7], lines[7].replace("1.", "x.", 1)], "numbers in lines 1 to 8"),
         (lambda lines: ["2" + lines[0][1:], *lines[1:]], r"labels 0 and 1, got 2.0 in line 1"),
         (lambda lines: [lines[0], lines[1][: lines[1].rindex(",")] + ",nan\n"], "finite numbers"),
@@ -94,10 +111,40 @@ def test_a_list_of_any_spacing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> No
             assert list(json_records(io.BytesIO(text.encode()), "x")) == expected
 
 
+DOCUMENT = {
+    "info": {"annotations": "not the list"},
+    "images": [{"id": 1}],
+    "annotations": [
+        {"id": n, "text": f'säy "annotations": [{n}]', "nested": {"x": [1, {"y": "]"}]}}
+        for n in range(50)
+    ],
+    "last": [],
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_lists_are_streamed(
+    chunk: int, indent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamae.data.formats.tables._CHUNK", chunk)
+    text = json.dumps(DOCUMENT, indent=indent, ensure_ascii=False).encode()
+    for key in ("images", "annotations", "last"):
+        assert list(json_records(io.BytesIO(text), "x.json", key=key)) == DOCUMENT[key]
+
+
+def test_streaming_holds_a_part_of_the_file() -> None:
+    """The first records come before the end of the file was read."""
+    file = io.BytesIO(b'{"annotations": [' + b'{"id": 1}, ' * 1_000_000)
+    records = json_records(file, "x.json", key="annotations")
+    assert [next(records)["id"] for _ in range(3)] == [1, 1, 1]
+    assert file.tell() < 2_000_000
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('[{"a": 1}, {"a"', "breaks after 1 records"),
+        ('[{"a": 1}, {"a"', "expected a whole JSON list in x, it breaks after 1 records"),
         ('[{"a": 1}', "breaks after 1 records"),
         ('{"a": 1}', "expected a JSON list in x"),
         ("", "expected a JSON list in x"),
@@ -108,6 +155,20 @@ def test_a_list_of_any_spacing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_broken_list_counts_its_records(text: str, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         list(json_records(io.BytesIO(text.encode()), "x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "expected a list 'annotations' in x.json, found none"),
+        ('{"annotations": 3}', "expected a list 'annotations' in x.json, found none"),
+        ('{"annotations": [{"id": 1}, {"id"', "expected a whole JSON list in x.json, it breaks"),
+        ('{"annotations": [{"id": 1}', "expected a whole JSON list in x.json, it breaks after"),
+    ],
+)
+def test_a_damaged_list_is_named(text: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        list(json_records(io.BytesIO(text.encode()), "x.json", key="annotations"))
 
 
 def test_a_long_list_is_never_whole_in_memory() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from metamae import ConfigError, DataError, load_dataset
 from metamae.cli import data as commands
 from metamae.data.dataset import Selected
 from metamae.data.formats.libraries import need_module
-from metamae.data.preparing import prepared
+from metamae.data.preparing import prepare
+from metamae.data.preparing.prepared import Prepared
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources import SOURCES, get_source
 from metamae.errors import MissingLibraryError
-from metamae.progress import Reporter
-from tests.metamae.data.formats.test_tables import higgs_line
-from tests.metamae.data.making import made, put
+from tests.metamae.data.formats.test_tables import higgs_line, higgs_tables
+from tests.metamae.data.making import made, put, writing
+from tests.metamae.data.sources.test_pamap2 import archive
 
 
 def higgs(data_dir: Path, rows: int = 200) -> Path:
@@ -32,29 +33,50 @@ def higgs(data_dir: Path, rows: int = 200) -> Path:
     return put(data_dir / "HIGGS.csv.gz", lines.encode())
 
 
+def higgs_made(data_dir: Path) -> Prepared:
+    higgs(data_dir)
+    return made("higgs", data_dir)
+
+
 def command(*words: str) -> tuple[int, str]:
     parser = argparse.ArgumentParser()
     commands.add_parser(parser.add_subparsers(dest="command"))
-    console = Console(record=True, width=200, force_terminal=False, quiet=False, file=_Null())
+    console = Console(record=True, width=200, force_terminal=False, file=io.StringIO())
     code = commands.run(parser.parse_args(["data", *words]), console)
     return code, console.export_text()
 
 
-class _Null:
-    def write(self, text: str) -> int:
-        return len(text)
+def described(path: Path) -> dict[str, Any]:
+    """What a manifest says of one raw file."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"path": str(path), "files": 1, "bytes": path.stat().st_size, "sha256": digest}
 
-    def flush(self) -> None:
-        return
+
+def test_a_manifest_names_every_raw_file(tmp_path: Path) -> None:
+    tables = higgs_tables(tmp_path / "dabs")
+    sources = made("higgs", tmp_path / "dabs").manifest["sources"]
+    assert sources == {role: described(path) for role, path in tables.items()}
+    archive(tmp_path / "PAMAP2_Dataset")
+    folder = made("pamap2", tmp_path).manifest["sources"]["recordings"]
+    files = sorted(p for p in (tmp_path / "PAMAP2_Dataset").rglob("*") if p.is_file())
+    assert (folder["files"], folder["bytes"]) == (11, sum(p.stat().st_size for p in files))
+    lines = (
+        f"{p.relative_to(tmp_path / 'PAMAP2_Dataset').as_posix()}\0{described(p)['sha256']}\n"
+        for p in files
+    )
+    assert folder["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_others_may_read_a_prepared_set(tmp_path: Path) -> None:
+    """The temporary folder it is made in is open to its owner alone."""
+    assert higgs_made(tmp_path).folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_manifest_says_where_everything_came_from(tmp_path: Path) -> None:
     path = higgs(tmp_path)
     done = made("higgs", tmp_path)
     manifest = json.loads((done.folder / "manifest.json").read_text())
-    told = manifest["sources"]["all"]
-    assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (told["bytes"], told["files"]) == (path.stat().st_size, 1)
+    assert manifest["sources"] == {"all": described(path)}
     assert manifest["arrays"]["rows"]["shape"] == [200, 28]
     assert manifest["skipped"] == []
     assert done.verify() == []
@@ -88,7 +110,7 @@ def test_a_preparation_that_dies_leaves_nothing(
     if moment == "prepare":
         monkeypatch.setattr(RowWriter, "extend", die)
     else:
-        monkeypatch.setattr(prepared, moment, die)
+        monkeypatch.setattr(prepare, moment, die)
     with pytest.raises(KeyboardInterrupt):
         made("higgs", tmp_path)
     assert list((tmp_path / "prepared").iterdir()) == []
@@ -105,27 +127,21 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["short", "missing", "no manifest", "format", "cut manifest"])
 def test_a_damaged_prepared_set_is_found_at_opening(kind: str, tmp_path: Path) -> None:
-    higgs(tmp_path)
-    folder = made("higgs", tmp_path).folder
-    rows, manifest = folder / "rows.npy", folder / "manifest.json"
-    if kind == "short":
-        rows.write_bytes(rows.read_bytes()[:-1])
-    elif kind == "missing":
-        rows.unlink()
-    elif kind == "no manifest":
-        manifest.unlink()
-    elif kind == "format":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
-    else:
-        manifest.write_text(manifest.read_text()[:50])
+    folder = higgs_made(tmp_path).folder
+    path = folder / ("rows.npy" if kind in ("short", "missing") else "manifest.json")
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "format":
+        path.write_text(json.dumps(json.loads(content) | {"format": 0}))
+    elif kind in ("short", "cut manifest"):
+        path.write_bytes(content[: -1 if kind == "short" else 50])
     with pytest.raises(DataError, match=r"got a damaged or older one.*--again"):
         load_dataset("higgs", data_dir=tmp_path)
     assert "damaged" in command("list", "--data-dir", str(tmp_path))[1]
 
 
 def test_changed_bytes_are_found_by_checksums(tmp_path: Path) -> None:
-    higgs(tmp_path)
-    path = made("higgs", tmp_path).folder / "rows.npy"
+    path = higgs_made(tmp_path).folder / "rows.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -136,20 +152,15 @@ def test_changed_bytes_are_found_by_checksums(tmp_path: Path) -> None:
 
 
 def test_other_options_ask_for_again(tmp_path: Path) -> None:
-    shutil.copytree(made_pamap(tmp_path / "one"), tmp_path / "prepared" / "pamap2")
+    raw = archive(tmp_path / "PAMAP2_Dataset.zip")
+    made("pamap2", tmp_path)
+    raw.unlink()
     with pytest.raises(ConfigError, match=r"labels=all, .*--again"):
         made("pamap2", tmp_path, options={"labels": "dabs"})
     with pytest.raises(ConfigError, match=r"did you mean 'labels'\?"):
         made("pamap2", tmp_path, options={"label": "dabs"})
     with pytest.raises(ConfigError, match="option labels of 'pamap2' among all, dabs"):
         made("pamap2", tmp_path, options={"labels": "d"})
-
-
-def made_pamap(data_dir: Path) -> Path:
-    from tests.metamae.data.sources.test_pamap2 import archive
-
-    archive(data_dir / "PAMAP2_Dataset.zip")
-    return made("pamap2", data_dir).folder
 
 
 def test_check_says_what_is_missing_and_where_it_goes(tmp_path: Path) -> None:
@@ -181,16 +192,13 @@ def test_the_list_names_every_set() -> None:
     for name in SOURCES:
         source = get_source(name)
         assert (source.name, source.pretrained_on in SOURCES) == (name, True)
-        assert source.specify(()), source.layouts
+        assert source.specify(())
+        assert source.layouts
 
 
 def test_a_missing_library_names_the_extra() -> None:
     with pytest.raises(MissingLibraryError, match=r"pip install 'metamae\[data\]'"):
         need_module("metamae_needs_no_such_library")
-
-
-def writing(folder: Path, on_error: str = "skip") -> Writer:
-    return Writer(folder, on_error=on_error, reporter=Reporter(None))
 
 
 def test_an_unreadable_file_stops_or_is_named_and_counted(tmp_path: Path) -> None:

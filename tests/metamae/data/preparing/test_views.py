@@ -12,8 +12,7 @@ from metamae.data.dataset import Array
 from metamae.data.formats.archives import open_bundle
 from metamae.data.preparing.listing import Halves, Listing
 from metamae.data.preparing.views import View, lines, save_halves, store, tables
-from metamae.data.preparing.writer import Writer
-from metamae.progress import Reporter
+from tests.metamae.data.making import writing
 from tests.metamae.data.packing import pack
 
 CONTENT = {
@@ -69,7 +68,7 @@ FILES = {"d/a": b"aa", "d/bad": b"!", "d/c": b"c", "d/unlisted": b"x"}
 @pytest.mark.parametrize("kind", ["folder", "x.tar.gz"])
 def test_unreadable_and_absent_files_are_skipped_and_counted(kind: str, tmp_path: Path) -> None:
     bundle = open_bundle(pack(FILES, tmp_path / kind))
-    writer = Writer(tmp_path, on_error="skip", reporter=Reporter(None))
+    writer = writing(tmp_path)
     array = writer.array("x", (), np.uint8)
     view = View.tails(r"d/\w+", bundle)
     rows = store(writer, array, view, ["d/c", "d/bad", "d/gone", "d/a", "d/c"], decode)
@@ -77,7 +76,7 @@ def test_unreadable_and_absent_files_are_skipped_and_counted(kind: str, tmp_path
     halves = Halves(
         ("no", "yes"), Listing(["d/c", "d/bad", "d/c"], [1, 0, 1]), Listing(["d/a"], [0])
     )
-    save_halves(writer, halves, rows, array, "letters")
+    save_halves(writer, halves, rows, array)
     writer.close()
     values = np.load(tmp_path / "x.npy")
     assert [
@@ -98,7 +97,7 @@ def test_unreadable_and_absent_files_are_skipped_and_counted(kind: str, tmp_path
 
 def test_the_first_unreadable_file_is_fatal_by_default(tmp_path: Path) -> None:
     bundle = open_bundle(pack(FILES, tmp_path / "folder"))
-    writer = Writer(tmp_path, on_error="fail", reporter=Reporter(None))
+    writer = writing(tmp_path, "fail")
     array = writer.array("x", (), np.uint8)
     view = View.tails(r"d/\w+", bundle)
     with pytest.raises(DataError, match=r"expected a readable d/bad: it shouts; .*--on-error skip"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +9,13 @@ import pytest
 
 from metamae import DataError, load_dataset
 from metamae.data.dataset import Dataset
-from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
-from metamae.data.sources import get_source
-from tests.metamae.data import packing
+from tests.metamae.data import making, packing
+from tests.metamae.data.making import reds, skipping
 from tests.metamae.data.packing import Contents, pack, picture
 
-Made = tuple[Callable[[], dict[str, bytes]], str, str, str]
-
 # Contents, published archive, and the folders of DABS and of MetaMAE that hold the same.
-SETS: dict[str, Made] = {
+SETS = {
     "cifar10": (packing.cifar10, "cifar-10-python.tar.gz", "natural_images/cifar10", "."),
     "cub": (packing.cub, "CUB_200_2011.tgz", "natural_images/cu_birds", "."),
     "dtd": (packing.dtd, "dtd-r1.0.1.tar.gz", "natural_images/dtd", "imagenet"),
@@ -37,31 +31,29 @@ SETS: dict[str, Made] = {
         "natural_images/aircraft",
         "imagenet",
     ),
-    "vgg_flowers": (
-        packing.flowers,
-        "flowers-102.zip",
-        "natural_images/flowers",
-        "flowers102",
-    ),
+    "vgg_flowers": (packing.flowers, "102flowers.tgz", "natural_images/flowers", "flowers102"),
 }
+
+
+def place(name: str, contents: Contents, data_dir: Path) -> None:
+    """The published archives of a set."""
+    if name == "vgg_flowers":
+        pack({"imagelabels.mat": contents["imagelabels.mat"]}, data_dir)
+        contents = {file: content for file, content in contents.items() if "/" in file}
+    pack(contents, data_dir / SETS[name][1])
 
 
 def made(name: str, contents: Contents, data_dir: Path, **options: str) -> Prepared:
     """Prepare a set from its published archives."""
-    if name == "vgg_flowers":
-        pack({k: v for k, v in contents.items() if "/" in k}, data_dir / "102flowers.tgz")
-        pack({k: v for k, v in contents.items() if "/" not in k}, data_dir)
-    else:
-        pack(contents, data_dir / SETS[name][1])
-    return prepare(get_source(name), data_dir, options=options)
+    place(name, contents, data_dir)
+    return making.made(name, data_dir, options=options)
 
 
 def colours(data: Dataset, part: str) -> list[tuple[int, int]]:
     """Mean red of every image, in bytes, and its label."""
     rows = data.need(part)  # type: ignore[arg-type]
-    reds = rows.batch(slice(None))["image"][:, 0].mean((1, 2)) * 255
-    assert rows.labels is not None
-    return [(round(float(red)), int(label)) for red, label in zip(reds, rows.labels, strict=True)]
+    pairs = zip(reds(rows).tolist(), rows.labels, strict=True)  # type: ignore[arg-type]
+    return [(round(red), int(label)) for red, label in pairs]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -75,8 +67,7 @@ def test_every_layout_gives_the_same_set(name: str, tmp_path: Path) -> None:
     for number, folder in enumerate(folders):
         data_dir = tmp_path / str(number)
         pack(make(), data_dir / folder)
-        prepare(get_source(name), data_dir)
-        other = load_dataset(name, data_dir=data_dir)
+        other = making.made(name, data_dir).dataset()
         assert other.card["layout"] != "published"
         for part in ("train", "test"):
             assert colours(other, part) == colours(published, part)
@@ -85,10 +76,8 @@ def test_every_layout_gives_the_same_set(name: str, tmp_path: Path) -> None:
 
 def test_labels_stand_beside_their_pictures(tmp_path: Path) -> None:
     """The red of made flower n is 10 n; odd flowers are of class 2."""
-    made("vgg_flowers", packing.flowers(), tmp_path)
-    data = load_dataset("vgg_flowers", data_dir=tmp_path)
-    assert data.task is not None
-    assert data.task.classes == ("1", "2")
+    data = made("vgg_flowers", packing.flowers(), tmp_path).dataset()
+    assert data.need_task().classes == ("1", "2")
     train, test = colours(data, "train"), colours(data, "test")
     assert (len(train), len(test)) == (8, 2)
     for red, label in train + test:
@@ -99,27 +88,23 @@ def test_labels_stand_beside_their_pictures(tmp_path: Path) -> None:
 
 
 def test_cifar10_has_its_official_parts(tmp_path: Path) -> None:
-    made("cifar10", packing.cifar10(), tmp_path)
-    data = load_dataset("cifar10", data_dir=tmp_path)
+    data = made("cifar10", packing.cifar10(), tmp_path).dataset()
     expected = [pair for n in range(1, 6) for pair in ((n, n), (10 * n, 9))]
     assert colours(data, "train") == expected
     assert colours(data, "test") == [(77, 9)]
-    assert data.task is not None
-    assert data.task.classes[3] == "cat"
+    assert data.need_task().classes[3] == "cat"
 
 
 def test_gray_and_cmyk_birds_are_rgb(tmp_path: Path) -> None:
-    made("cub", packing.cub(), tmp_path)
-    test = load_dataset("cub", data_dir=tmp_path).need("test").batch([0, 1])["image"] * 255
+    data = made("cub", packing.cub(), tmp_path).dataset()
+    test = data.need("test").batch([0, 1])["image"] * 255
     np.testing.assert_allclose(test[0, :, 9, 9], (20, 20, 20), atol=2)
     np.testing.assert_allclose(test[1, :, 9, 9], (225, 255, 30), atol=3)  # cyan 30, yellow 225
 
 
 def test_aircraft_are_cropped_to_their_box(tmp_path: Path) -> None:
-    made("aircraft", packing.aircraft(), tmp_path)
-    data = load_dataset("aircraft", data_dir=tmp_path)
-    assert data.task is not None
-    assert data.task.classes == ("707-320", "Tu-154")  # as many as the lists name
+    data = made("aircraft", packing.aircraft(), tmp_path).dataset()
+    assert data.need_task().classes == ("707-320", "Tu-154")  # as many as the lists name
     assert float(data.need("train").batch([0])["image"].min()) == pytest.approx(200 / 255)
 
 
@@ -139,12 +124,11 @@ def test_signs_are_split_by_frame_or_by_track(split: str, shared: bool, tmp_path
 def test_one_damaged_picture_is_fatal_or_left_out(tmp_path: Path) -> None:
     contents = packing.traffic()
     contents["GTSRB/Final_Training/Images/00001/00002_00001.ppm"] = b"P6 40 30 255\nshort"
-    with pytest.raises(DataError, match=r"readable 00001/00002_00001\.ppm: .*--on-error skip"):
-        made("traffic_sign", contents, tmp_path)
-    assert not list((tmp_path / "prepared").iterdir())
-    found = prepare(get_source("traffic_sign"), tmp_path, on_error="skip")
-    assert [one["file"] for one in found.manifest["skipped"]] == ["00001/00002_00001.ppm"]
-    data = found.dataset()
+    place("traffic_sign", contents, tmp_path)
+    name = "00001/00002_00001.ppm"
+    done, skipped = skipping("traffic_sign", tmp_path, f"{name}: .*--on-error skip")
+    assert skipped == [name]
+    data = done.dataset()
     assert len(data.need("train")) + len(data.need("test")) == 19
     assert {label for _, label in colours(data, "test")} == {0, 1}
 
@@ -172,22 +156,17 @@ def test_flowers_need_their_labels(tmp_path: Path) -> None:
         made("vgg_flowers", contents, tmp_path)
     (tmp_path / "imagelabels.mat").unlink()
     with pytest.raises(DataError, match=r"missing .*imagelabels\.mat; get 102flowers\.tgz and"):
-        prepare(get_source("vgg_flowers"), tmp_path)
+        making.made("vgg_flowers", tmp_path)
 
 
 def class_archives() -> dict[str, bytes]:
     """The published archive of ImageNet: one inner archive a class."""
-    outer = {}
-    for number in (2, 1):
-        inner = io.BytesIO()
-        with tarfile.open(fileobj=inner, mode="w") as archive:
-            for image in (1, 0):
-                content = picture(40 * number + 10 * image)
-                member = tarfile.TarInfo(f"n0{number}_{image}.JPEG")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        outer[f"n0{number}.tar"] = inner.getvalue()
-    return outer
+    return {
+        f"n0{number}.tar": packing.tar(
+            {f"n0{number}_{image}.JPEG": picture(40 * number + 10 * image) for image in (1, 0)}
+        )
+        for number in (2, 1)
+    }
 
 
 def class_folders(root: str) -> dict[str, bytes]:
@@ -196,10 +175,8 @@ def class_folders(root: str) -> dict[str, bytes]:
         for number in (1, 2)
         for image in (0, 1)
     }
-    return files | {
-        f"{root}/n01/notes.txt": b"",
-        "natural_images/imagenet/validation/n/v.JPEG": b"",
-    }
+    other = "natural_images/imagenet/validation/n/v.JPEG"
+    return files | {f"{root}/n01/notes.txt": b"", other: b""}
 
 
 @pytest.mark.parametrize("layout", ["published", "dabs", "metamae", "batches"])
@@ -212,12 +189,10 @@ def test_imagenet_at_full_size_or_small(layout: str, tmp_path: Path) -> None:
     else:
         root = "natural_images/imagenet/train" if layout == "dabs" else "train"
         pack(class_folders(root), tmp_path)
-    found = prepare(get_source("imagenet32"), tmp_path)
-    data = found.dataset()
-    assert found.manifest["layout"] == layout
+    data = making.made("imagenet32", tmp_path).dataset()
+    assert data.card["layout"] == layout
     assert data.task is None
-    reds = data.need("pretrain").batch(slice(None))["image"][:, 0].mean((1, 2)) * 255
     expected = [40, 50, 80, 90]
     if layout == "batches":
         expected = [value for n in range(1, 11) for value in (n, 20)]
-    assert reds.tolist() == pytest.approx(expected, abs=2)
+    assert reds(data.need("pretrain")).tolist() == pytest.approx(expected, abs=2)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import pickle
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,121 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from metamae import DataError
 from metamae.data.dataset import Array
-from metamae.data.formats.pickles import read_frame
 from metamae.data.preparing.splits import shuffled
 from metamae.data.sources import eurosat, wafermap
-from tests.metamae.data.making import made, put
-
-# Tables with columns waferMap, failureType, dieSize and label, pickled by these versions of pandas.
-PICKLED = {
-    "2.2.3": (
-        "c-nQ8S##4c6onmkfx7JbzAq_DpsZyrP<GP*qJUY7kR2s9bsQf{rj#Kw@IXTU5%2skkd&mI7LaEg$-ejKJ2zM"
-        "UY6mGxDom7uM#f9kjMcewn@M)p%wUatL!k+~==EEcMeDT;eM>T;MDi?Qu_)D9!fHGd&aJo+%uIGx4*GlHG>&"
-        "|+81K+LNuyvU=G4~-4hDiGucvb*YJ}@~EF+d>Y|fz>4;qP(Ssq9SgPkx(iJG@q;acCZGEiw19tejgdg5TnD="
-        "1_ijyI@&V<w|y6vHj7B3RwV8iKV&x8T~Y-NL%AWJS)UDs#POtBl8E*f9U2jg17Gif*4#`-08oa{1wJHO$Q&m"
-        ")PRZPh)E_91IP}wos{WC)lx|zBB9y=A+o91$PtdQG($zDNACnKOYX6N?QfHfPJCD-A`~p;-KHtKcw{!6CBa{"
-        ">T2O=xJRdHJ{v`yGeU4o;<#^|PjFpwoG5dNlYT&{pGT^+38jvRqd@sBxt1a=v~h~yv}?C9N^m9|=<Rq`?|6>"
-        "jd}l}H=t9>~bqp7^qcMU@y%Jr;<-dGgF}~JYz47bkcz1RKS2gf8g6k6Feppf<eH!Hk!A*^Fi(q0A<+et-LvV"
-        "Ki<z5#h8pC~!@_^u>F7DqDu7OymYilhXc%&I73Ca?WHAA1<uNj^YJk<<@;8`0}(|BH7*83IyiHnlY1b1k{XX"
-        "yj|#KDXIhjk-fHsN*7R7D*&yy_Wztqr~*c&iQef5&vVNp;t|qPJ3o&ax`cCRqyV4eRQ&D9$rJrFs_cy%kz3;"
-        "?JVb9LyUqE${OfzWUn(-)xnrBaKQqZ-En3!+%p|EU9sa=zEv7)<jqgD`g`pB+Dcs*D{JiHd1_W?e2o7m~jhA"
-        "KPIU277~I+=fj~67E*7h>(_i{0JElbE}1DpHVt9+U{YoRvWeU@Fs;U{Ch)O|S#PU;9mkDXK`VKx+LuXAjZuM"
-        "5KSb`A{s5zOi1+"
-    ),
-    "3.1.1": (
-        "c-n<j&1=*^6i?FZ_Dii&s0EASL0B&fdQvF#6UBx`XnQTgB$@1l%@>mi?TSTvu(mL_K6~_k^wyicna#SppmY|"
-        "7m!045ef-{=`P%yN)3wY}?ULpZtw7E1Qc2$lnlZSBm*;Q>9p#d&CqO+NV!B}=SU1Tf6FE(*Zboz3V*<JNw$m"
-        "c)?+?F`-cc(Jg``PPjX9u}NS&8S*iRV=GzrmaC9kt`&?UxyR;MzdLeK&FC4z-TUP)1hQX^Xi32GLd8^|?y);"
-        "HL(1NaUH(D7{iITyf}R4bB$QrDuKk8j}Wa(F(Y?9br){@!m~X7e^A1XstH^YUaGXfu(7pcY9iiY%z(cv#v^q"
-        "nu^gjtzWOIrXctd%ia9+(PG`qf=7$4oC#?=ban7@!$Y|p;N|$JNk?vTFnJ@f)eB?R;x;rkeMPiOvmsXz4Jx2"
-        "Jf*Nv0~u?Cl!Mc;#{TY>KG~*WpG8`X`weYGSUi*>$$MLkntRXMzg*vhutsOQBO%-6K=LAo_g`*@`Cn+<1O7<"
-        "&fG>|a;NZs-qiB1F>CTS{y1)wv_-hTDE=cS0(3)Jg8;!APWR9o0xDNjidf0m-C5CXkng55dt?6Y#BoiU{(VY"
-        "QiJa;mH1YPs$^ks?IDXY2xtr(~UlCu-?LH~zxqQI?@Z7y4c7ZCVczCO`}O}=%9+U{Sq=T0cj=sqp6t1(T|TC"
-        "gMCIW-$4>@fL+Rx70eOQC6la&vv%{n~iWFrkG5n)ld5R{Y$@DU?)5oI&MQvM8}yZ7?)!!(@8Hw*tompAlU}Y"
-        "@QJ{PckN{DeD+xQz`MWIKw$2aY}o}d`#1{IH^cfmpJNFGGa2U;IgWN?jIP&zEA"
-    ),
-}
-
-
-@pytest.mark.parametrize("version", PICKLED)
-def test_a_pickled_table_is_read_without_pandas(version: str) -> None:
-    table = read_frame(io.BytesIO(zlib.decompress(base64.b85decode(PICKLED[version]))), "x")
-    assert sorted(table) == ["dieSize", "failureType", "label", "waferMap"]
-    assert table["dieSize"].tolist() == [1.5, 2.0]
-    assert table["label"].tolist() == [1, 0]
-    assert table["failureType"][0] == "Center"
-    assert table["waferMap"][0].tolist() == [[0, 1], [2, 1]]
-
-
-class _Module:
-    """Pickles as a class or function of a library that is not installed."""
-
-    def __init__(self, module: str, name: str, args: tuple[Any, ...], state: Any = None) -> None:
-        self.told = (module, name, args, state)
-
-
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes the pickles of an old pandas, opcode by opcode."""
-
-    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        if not isinstance(obj, _Module):
-            super().save(obj, save_persistent_id)
-            return
-        module, name, args, state = obj.told
-        self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
-        super().save(args)
-        self.write(pickle.REDUCE)
-        if state is not None:
-            self.save(state)
-            self.write(pickle.BUILD)
-
-
-def old_table(columns: dict[str, list[Any]]) -> bytes:
-    """As pandas 0.14 to 0.25 pickled: a block manager whose state holds axes and blocks."""
-    index = {
-        "axes": [
-            _Module("pandas.indexes.base", "_new_Index", (None, {"data": _objects([*columns])})),
-            _Module("pandas.indexes.range", "RangeIndex", ()),
-        ],
-        "blocks": [
-            {"values": _objects(values)[None], "mgr_locs": slice(place, place + 1, 1)}
-            for place, values in enumerate(columns.values())
-        ],
-    }
-    state = ([], [], [], {"0.14.1": index})
-    manager = _Module("pandas.core.internals", "BlockManager", (), state)
-    frame = _Module("pandas.core.frame", "DataFrame", (), {"_data": manager, "_typ": "dataframe"})
-    file = io.BytesIO()
-    _Pickler(file, 2).dump(frame)
-    return file.getvalue()
-
-
-def _objects(values: list[Any]) -> Array:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
-
-
-def test_an_old_table_is_read_too() -> None:
-    maps: list[Any] = [np.eye(2, dtype=np.uint8), np.ones((1, 3), np.uint8)]
-    table = read_frame(io.BytesIO(old_table({"waferMap": maps, "n": [1, "two"]})), "x")
-    assert table["n"].tolist() == [1, "two"]
-    assert table["waferMap"][1].shape == (1, 3)
-
-
-@pytest.mark.parametrize("value", [print, Path("x"), eval, np.load, pickle.loads, np.memmap])
-def test_a_pickle_that_calls_anything_is_refused(value: Callable[..., Any]) -> None:
-    with pytest.raises(DataError, match="which no table needs"):
-        read_frame(io.BytesIO(pickle.dumps([value])), "x")
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1]), pickle.dumps({"a": 1})])
-def test_what_is_no_table_is_refused(content: bytes) -> None:
-    with pytest.raises(DataError, match="expected a pickled table"):
-        read_frame(io.BytesIO(content), "x.pkl")
-
+from tests.metamae.data.making import made, put, skipping
+from tests.metamae.data.packing import old_table
 
 # --- EuroSAT ---------------------------------------------------------------------------------
 
@@ -202,10 +88,8 @@ def test_one_damaged_image_is_named_or_left_out(kind: str, tmp_path: Path) -> No
         name = name.replace("River_4", "Rivet_4")
     members[name] = {"cut": content[:900], "small": tif(patch(1)[:32]), "class": content}[kind]
     put(tmp_path / "EuroSATallBands.zip", members)
-    with pytest.raises(DataError, match=rf"readable .*{name.rsplit('/', 1)[1]}: .*--on-error skip"):
-        made("eurosat", tmp_path)
-    done = made("eurosat", tmp_path, on_error="skip")
-    assert [told["file"] for told in done.manifest["skipped"]] == [name]
+    done, skipped = skipping("eurosat", tmp_path, f"{name}: .*--on-error skip")
+    assert skipped == [name]
     assert done.manifest["arrays"]["images"]["shape"] == [109, 13, 64, 64]
 
 
@@ -325,10 +209,8 @@ def test_one_odd_wafer_is_named_or_left_out(
     maps, kinds = map(list, zip(*wafers(), strict=True))
     maps[30], kinds[30] = dies, kind
     put(tmp_path / "LSWMD.pkl", old_table({"waferMap": maps, "failureType": kinds}))
-    with pytest.raises(DataError, match=f"readable wafer 30 of LSWMD.pkl: expected {expected}"):
-        made("wafermap", tmp_path)
-    done = made("wafermap", tmp_path, on_error="skip")
-    assert [told["file"] for told in done.manifest["skipped"]] == ["wafer 30 of LSWMD.pkl"]
+    message = f"wafer 30 of LSWMD.pkl: expected {expected}"
+    assert skipping("wafermap", tmp_path, message)[1] == ["wafer 30 of LSWMD.pkl"]
 
 
 def test_pixels_that_are_ready_are_taken_as_they_are() -> None:

@@ -12,24 +12,19 @@ from metamae.data.sources import get_source
 from metamae.inputs import Tokens
 
 # Tokens, values a token (or vocabulary), and outputs known before the files are read.
+SPEECH, PIXELS, CAPTIONED = [(196, 256)], [(64, 48)], [(196, 768), (32, 30_522)]
 SHAPES: dict[str, tuple[list[tuple[int, int]], int | None]] = {
-    "librispeech": ([(196, 256)], 0),
-    "audiomnist": ([(196, 256)], 10),
-    "fluent_location": ([(196, 256)], 4),
-    "fluent_action": ([(196, 256)], 6),
-    "fluent_object": ([(196, 256)], 14),
-    "google_speech": ([(196, 256)], 36),
-    "voxceleb1": ([(196, 256)], 0),
-    "imagenet32": ([(64, 48)], None),
-    "cifar10": ([(64, 48)], 10),
-    "cub": ([(64, 48)], 0),
-    "vgg_flowers": ([(64, 48)], 0),
-    "dtd": ([(64, 48)], 0),
-    "traffic_sign": ([(64, 48)], 0),
-    "aircraft": ([(64, 48)], 0),
-    "mscoco": ([(196, 768), (32, 30_522)], None),
-    "mismatched_caption": ([(196, 768), (32, 30_522)], 1),
-    "vqa": ([(196, 768), (32, 30_522)], 1),
+    **dict.fromkeys(("librispeech", "voxceleb1"), (SPEECH, 0)),
+    "audiomnist": (SPEECH, 10),
+    "fluent_location": (SPEECH, 4),
+    "fluent_action": (SPEECH, 6),
+    "fluent_object": (SPEECH, 14),
+    "google_speech": (SPEECH, 36),
+    "imagenet32": (PIXELS, None),
+    "cifar10": (PIXELS, 10),
+    **dict.fromkeys(("cub", "vgg_flowers", "dtd", "traffic_sign", "aircraft"), (PIXELS, 0)),
+    "mscoco": (CAPTIONED, None),
+    **dict.fromkeys(("mismatched_caption", "vqa"), (CAPTIONED, 1)),
 }
 
 

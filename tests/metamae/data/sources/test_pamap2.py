@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,17 @@ import torch
 
 from metamae import DataError
 from metamae.data.dataset import Array
-from metamae.data.sources.pamap2 import ACTIVITIES, CHANNELS, LENGTH, SUBJECTS, Windows, fill_gaps
-from tests.metamae.data.making import made, put
+from metamae.data.sources.pamap2 import (
+    ACTIVITIES,
+    CHANNELS,
+    COLUMNS,
+    LENGTH,
+    SUBJECTS,
+    Windows,
+    fill_gaps,
+    read_recording,
+)
+from tests.metamae.data.making import made, put, skipping
 
 WALKING, IRONING, ROPE = 4, 17, 24
 
@@ -153,11 +163,16 @@ def test_heart_rate_with_leading_and_long_gaps_is_finite(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"1 2 3\n", b"a b\n", b"", recording(103, BOUTS)[:-30]])
 def test_one_damaged_recording_is_named_or_left_out(content: bytes, tmp_path: Path) -> None:
     archive(tmp_path / "PAMAP2_Dataset.zip", subject103=content)
-    with pytest.raises(DataError, match=r"readable PAMAP2_Dataset/Protocol/subject103.dat: .*skip"):
-        made("pamap2", tmp_path)
-    done = made("pamap2", tmp_path, on_error="skip")
-    assert [told["file"][-14:] for told in done.manifest["skipped"]] == ["subject103.dat"]
+    name = "PAMAP2_Dataset/Protocol/subject103.dat"
+    done, skipped = skipping("pamap2", tmp_path, f"{name}: .*skip")
+    assert skipped == [name]
     assert len(done.dataset().need("pretrain")) == 6 * 31
+
+
+def test_a_recording_of_one_line_is_a_table() -> None:
+    table = read_recording(io.BytesIO(recording(101, [(WALKING, 1)])))
+    assert table.shape == (1, COLUMNS)
+    assert table[0, :3].tolist() == [0, WALKING, 202_000]
 
 
 def test_a_missing_recording_is_named(tmp_path: Path) -> None:

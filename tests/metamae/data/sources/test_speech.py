@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from metamae import DataError, load_dataset
+from metamae import DataError
 from metamae.data.formats.mel import SAMPLES, log_mel
-from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
-from metamae.data.sources import get_source
 from metamae.data.sources.speech.sets import PRETRAINING, spectrograms
 from metamae.training.batches import batch_indices
 from tests.metamae.data import packing
+from tests.metamae.data.making import made, skipping
 from tests.metamae.data.packing import pack, sound
 
 pytest.importorskip("soundfile", reason="soundfile is not installed")
@@ -55,7 +54,8 @@ def voxceleb_archives() -> dict[str, Mapping[str, bytes]]:
 
 
 # Classes, training and test clips; then where to put which files, by layout.
-SETS: dict[str, tuple[tuple[int, int, int], dict[str, Mapping[str, Mapping[str, bytes]]]]] = {
+Places = Mapping[str, Mapping[str, bytes]]
+SETS: dict[str, tuple[tuple[int, int, int], dict[str, Places]]] = {
     "audiomnist": (
         (10, 10, 10),
         {
@@ -98,12 +98,10 @@ def test_every_layout_gives_the_same_set(name: str, tmp_path: Path) -> None:
     for layout, places in layouts.items():
         for place, files in places.items():
             pack(files, tmp_path / layout / place)
-        prepare(get_source(name), tmp_path / layout)
-        data = load_dataset(name, data_dir=tmp_path / layout)
+        data = made(name, tmp_path / layout).dataset()
         assert data.card["layout"] == layout
         assert data.stands_for == "librispeech"
-        assert data.task is not None
-        assert len(data.task.classes) == classes
+        assert len(data.need_task().classes) == classes
         assert (len(data.need("train")), len(data.need("test"))) == (train, test)
         batches[layout] = [data.need("train"), data.need("test")]
     first, *others = batches.values()
@@ -118,7 +116,7 @@ def test_every_layout_gives_the_same_set(name: str, tmp_path: Path) -> None:
 
 def test_values_are_scaled_by_the_published_pair(tmp_path: Path) -> None:
     pack(flat(packing.audiomnist, "AudioMNIST"), tmp_path)
-    found = prepare(get_source("audiomnist"), tmp_path)
+    found = made("audiomnist", tmp_path)
     raw = found.array("spectrogram")[0].astype(np.float32)
     index = np.flatnonzero(found.array("test_index") == 0)
     part, place = ("test", index) if len(index) else ("train", None)
@@ -131,12 +129,9 @@ def test_values_are_scaled_by_the_published_pair(tmp_path: Path) -> None:
 def librispeech(data_dir: Path, layout: str) -> Prepared:
     for number, subset in enumerate((*PRETRAINING, "dev-clean")):
         speakers = (84, 251) if subset == "dev-clean" else (300 + number,)
-        files = packing.librispeech(subset, speakers)
-        pack(
-            files,
-            data_dir / (f"{subset}.tar.gz" if layout == "published" else "speech/librispeech"),
-        )
-    return prepare(get_source("librispeech"), data_dir)
+        place = f"{subset}.tar.gz" if layout == "published" else "speech/librispeech"
+        pack(packing.librispeech(subset, speakers), data_dir / place)
+    return made("librispeech", data_dir)
 
 
 @pytest.mark.parametrize("layout", ["published", "dabs"])
@@ -151,8 +146,7 @@ def test_librispeech_pretrains_on_heads_and_tails(layout: str, tmp_path: Path) -
     x = pretrain.batch(slice(None))["spectrogram"]
     long = [n for n in range(15) if not torch.equal(x[2 * n], x[2 * n + 1])]
     assert long == [0, 5, 10]  # the first clip of every subset's speaker
-    assert data.task is not None
-    assert data.task.classes == ("84", "251")
+    assert data.need_task().classes == ("84", "251")
     assert (len(data.need("train")), len(data.need("test"))) == (8, 2)
 
 
@@ -174,7 +168,7 @@ def test_probes_see_the_head(tmp_path: Path) -> None:
     path = "wav/id10001/video3/00003.wav"
     contents[path] = sound(1, samples=SAMPLES + 80_000)
     pack(flat(lambda: contents, "voxceleb1"), tmp_path)
-    data = prepare(get_source("voxceleb1"), tmp_path).dataset()
+    data = made("voxceleb1", tmp_path).dataset()
     stored = data.need("test").batch([0])["spectrogram"][0] * 19.776 - 37.075
     np.testing.assert_allclose(stored, spectrograms(contents[path], "x")[0], atol=0.1)
 
@@ -182,7 +176,7 @@ def test_probes_see_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("train", ["disjoint", "as_published"])
 def test_google_speech_can_leak_as_published(train: str, tmp_path: Path) -> None:
     pack(packing.google_speech(), tmp_path / "speech_commands_v0.02.tar.gz")
-    found = prepare(get_source("google_speech"), tmp_path, options={"train": train})
+    found = made("google_speech", tmp_path, options={"train": train})
     shared = set(found.array("train_index").tolist()) & set(found.array("test_index").tolist())
     assert len(shared) == (2 if train == "as_published" else 0)
     assert len(found.array("train_index")) == (6 if train == "as_published" else 3)
@@ -202,7 +196,7 @@ def test_a_missing_file_is_named(name: str, absent: str, message: str, tmp_path:
     del contents[absent]
     pack(contents, tmp_path / "speech")
     with pytest.raises(DataError, match=message):
-        prepare(get_source(name), tmp_path)
+        made(name, tmp_path)
 
 
 def test_damaged_clips_are_fatal_or_left_out(tmp_path: Path) -> None:
@@ -210,14 +204,10 @@ def test_damaged_clips_are_fatal_or_left_out(tmp_path: Path) -> None:
     contents["voxceleb1/wav/id10001/video1/00001.wav"] = b"RIFF"
     contents["voxceleb1/wav/id10002/video2/00002.wav"] = sound(1)[:500]
     pack(contents, tmp_path / "speech")
-    with pytest.raises(DataError, match=r"readable id10001/video1/00001\.wav: expected sound in"):
-        prepare(get_source("voxceleb1"), tmp_path)
-    found = prepare(get_source("voxceleb1"), tmp_path, on_error="skip")
-    assert sorted(one["file"] for one in found.manifest["skipped"]) == [
-        "id10001/video1/00001.wav",
-        "id10002/video2/00002.wav",
-    ]
-    data = found.dataset()
+    names = ["id10001/video1/00001.wav", "id10002/video2/00002.wav"]
+    done, skipped = skipping("voxceleb1", tmp_path, f"{names[0]}: expected sound in")
+    assert sorted(skipped) == names
+    data = done.dataset()
     assert (len(data.need("train")), len(data.need("test"))) == (2, 2)
 
 
@@ -227,6 +217,6 @@ def test_a_class_that_only_the_test_part_has_is_named(tmp_path: Path) -> None:
     kept = [line for line in lines if "id10002" not in line or line.startswith("3")]
     contents["voxceleb1/iden_split.txt"] = packing.text(*kept)
     pack(contents, tmp_path / "speech")
-    found = prepare(get_source("voxceleb1"), tmp_path)
+    found = made("voxceleb1", tmp_path)
     with pytest.raises(DataError, match="none is there for: id10002"):
         found.dataset()

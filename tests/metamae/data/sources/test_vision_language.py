@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from metamae import DataError, load_dataset, make_config
-from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
-from metamae.data.sources import get_source
 from metamae.data.sources.captioned.sets import VOCABULARY
 from metamae.methods.building import build_method
 from metamae.randomness import generator
-from tests.metamae.data import packing
+from tests.metamae.data import making, packing
+from tests.metamae.data.making import reds, skipping
 from tests.metamae.data.packing import pack
 
 PROBES = ("mismatched_caption", "vqa")
@@ -34,7 +33,7 @@ def place(name: str, layout: str, data_dir: Path) -> Path:
 
 
 def made(name: str, data_dir: Path, layout: str = "published", **options: str) -> Prepared:
-    return prepare(get_source(name), place(name, layout, data_dir), options=options)
+    return making.made(name, place(name, layout, data_dir), options=options)
 
 
 @pytest.mark.parametrize("layout", ["published", "dabs", "metamae", "unpacked"])
@@ -47,7 +46,7 @@ def test_mscoco_is_pretrained_on(layout: str, tmp_path: Path) -> None:
     assert (len(pretrain), pretrain.labels) == (22, None)
     batch = pretrain.batch([0, 21])
     assert batch["image"].shape == (2, 3, 224, 224)
-    np.testing.assert_allclose(batch["image"][:, 0].mean((1, 2)) * 255, [18, 207], atol=2)
+    np.testing.assert_allclose(reds(pretrain)[[0, 21]], [18, 207], atol=2)
     assert batch["text"][:, :7].tolist() == [
         [101, 2000, 2002, 2009, 2011, 102, 0],  # a cat 0 2
         [101, 2000, 2002, 2011, 2012, 102, 0],  # a cat 2 3
@@ -60,8 +59,8 @@ def test_mismatched_captions(layout: str, tmp_path: Path) -> None:
     found = made("mismatched_caption", tmp_path, layout, seed="3")
     data = found.dataset()
     assert found.manifest["options"] == {"seed": "3"}
-    assert data.task is not None
-    assert (data.task.outputs, data.task.classes) == (1, ("mismatched", "matched"))
+    task = data.need_task()
+    assert (task.outputs, task.classes) == (1, ("mismatched", "matched"))
     original = made("mscoco", tmp_path / "own").dataset().need("pretrain")
     train = data.need("train")
     own = (train.batch(slice(None))["text"] == original.batch(slice(None))["text"]).all(dim=1)
@@ -76,8 +75,7 @@ def test_vqa_looks_images_up(tmp_path: Path) -> None:
     train, test = data.need("train"), data.need("test")
     assert (len(train), len(test)) == (7, 7)
     assert found.array("image_train").shape == (4, 3, 224, 224)  # stored once each
-    reds = train.batch(slice(None))["image"][:, 0].mean((1, 2)) * 255
-    np.testing.assert_allclose(reds, [9, 18, 18, 27, 27, 36, 36], atol=2)
+    np.testing.assert_allclose(reds(train), [9, 18, 18, 27, 27, 36, 36], atol=2)
     again = made("vqa", tmp_path / "unpacked", "unpacked").dataset().need("train")
     assert torch.equal(again.batch(slice(None))["text"], train.batch(slice(None))["text"])
     assert np.array_equal(again.labels, train.labels)  # type: ignore[arg-type]
@@ -100,27 +98,23 @@ def test_a_damaged_image_takes_its_texts_along(name: str, tmp_path: Path) -> Non
     contents = (packing.vqa() if name == "vqa" else packing.coco())[archive]
     bad = next(file for file in contents if file.endswith("03.jpg"))
     pack(contents | {bad: b"<html>"}, tmp_path / archive)
-    with pytest.raises(DataError, match=r"readable \w+\.jpg: expected an image in \w+\.jpg"):
-        prepare(get_source(name), tmp_path)
-    found = prepare(get_source(name), tmp_path, on_error="skip")
-    assert len(found.manifest["skipped"]) == 1
-    rows = found.dataset().need("pretrain" if name == "mscoco" else "train")
+    done, skipped = skipping(name, tmp_path, r"\w+\.jpg: expected an image in \w+\.jpg")
+    assert len(skipped) == 1
+    rows = done.dataset().need("pretrain" if name == "mscoco" else "train")
     assert len(rows) == (5 if name == "vqa" else 21)
-    reds = rows.batch(slice(None))["image"][:, 0].mean((1, 2)) * 255
-    assert not np.isclose(reds, 27, atol=2).any()
+    assert not np.isclose(reds(rows), 27, atol=2).any()
 
 
 def test_a_missing_vocabulary_says_where_it_belongs(tmp_path: Path) -> None:
     place("mscoco", "published", tmp_path)
     (tmp_path / VOCABULARY).unlink()
     with pytest.raises(DataError, match=r"missing .*bert-base-uncased-vocab\.txt; get train2017"):
-        prepare(get_source("mscoco"), tmp_path)
+        making.made("mscoco", tmp_path)
 
 
 def test_a_joint_model_trains_on_228_tokens(tmp_path: Path) -> None:
     """The paper's preset, made narrow: 98 + 16 visible tokens, and one loss of both inputs."""
-    made("mscoco", tmp_path)
-    data = load_dataset("mscoco", data_dir=tmp_path)
+    data = made("mscoco", tmp_path).dataset()
     narrow = [
         f"{part}.{key}={value}"
         for part in ("encoder", "decoder")
