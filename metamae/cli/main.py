@@ -11,6 +11,7 @@ from metamae.cli.report import add_report
 from metamae.cli.sweep import add_sweep
 from metamae.cli.terminal import RESUME_HINT, guarded, make_console
 from metamae.training.allocator import keep_freed_memory
+from metamae.version import __version__
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,6 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamae", description="Self-supervised learning for any modality: MetaMAE and DABS."
     )
+    parser.add_argument("--version", action="version", version=f"metamae {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_pretrain(commands)
     add_probe(commands)

@@ -117,9 +117,9 @@ class Block(nn.Module):
 class CrossBlock(Block):
     """Pre-norm block whose tokens attend to a memory, and not to each other."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         """See the class."""
-        super().__init__(width, heads, mlp_ratio, dropout=dropout)
+        super().__init__(width, heads, mlp_ratio)
         self.memory_norm = nn.LayerNorm(width)
 
     def forward(  # type: ignore[override]

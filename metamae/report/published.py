@@ -11,8 +11,8 @@ import yaml
 
 from metamae.report.rows import DEFAULT
 
-MARKS = {"": "run by the paper's authors", "*": "from DABS 1.0", "+": "from DABS 2.0"}
-"""What the paper's marks mean (inferred)."""
+MARKS = {"*": "copied from DABS 1.0", "+": "copied from DABS 2.0"}
+"""What the paper's marks mean (inferred); numbers without one were run by its authors."""
 
 STAND_INS = {
     ("sensors", "sensors"): ("pamap2", "pamap2"),
@@ -42,7 +42,7 @@ class Published:
         variant: Variant, as in sweep files.
         value: The number: a share of one, or Spearman's correlation.
         metric: Name of the metric.
-        mark: The paper's mark, a key of :data:`MARKS`.
+        mark: The paper's mark, a key of :data:`MARKS`, or empty.
     """
 
     table: str

@@ -22,7 +22,7 @@ from metamae.report.comparison import (
     rank,
     summarise_results,
 )
-from metamae.report.published import STAND_INS, Published, look_up
+from metamae.report.published import MARKS, STAND_INS, Published, look_up
 from metamae.report.rows import DEFAULT, Result
 from metamae.report.wording import (
     describe_metric,
@@ -138,8 +138,8 @@ def _paper_notes(dataset: str, transfer: str, numbers: Sequence[Published]) -> l
 
 
 def _marks_note(numbers: Sequence[Published]) -> str:
-    texts = {"*": " * is copied from DABS 1.0.", "+": " + is copied from DABS 2.0."}
-    return "".join(texts[mark] for mark in texts if any(one.mark == mark for one in numbers))
+    used = {number.mark for number in numbers}
+    return "".join(f" {mark} is {text}." for mark, text in MARKS.items() if mark in used)
 
 
 def _overall(rows: Sequence[Result]) -> list[Section]:

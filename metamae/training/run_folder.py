@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from metamae.config.schema import Config
-from metamae.data.dataset import Task
 from metamae.errors import CheckpointError
 from metamae.inputs import Inputs
 from metamae.methods.baselines.supervised import stored_task
@@ -84,23 +83,19 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_method(
-    path: Path, inputs: Inputs, device: torch.device | str = "cpu", *, task: Task | None = None
-) -> Method[Any]:
+def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") -> Method[Any]:
     """Rebuild a trained method from its checkpoint alone.
 
     Args:
         path: The checkpoint file.
         inputs: Input specifications of the data set it was trained on.
         device: Where to put it.
-        task: Task of a supervised method; by default the one its weights were trained for.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
     """
     found = Checkpoint.load(path, device)
-    if task is None and found.config.method == "supervised":
-        task = stored_task(found.model)
+    task = stored_task(found.model) if found.config.method == "supervised" else None
     method = build_method(found.config, inputs, task).to(device)
     try:
         method.load_state_dict(found.model)

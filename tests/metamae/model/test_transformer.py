@@ -83,7 +83,7 @@ def test_plain_attention_has_second_derivatives() -> None:
 
     def call(x: Tensor, *weights: Tensor) -> Tensor:
         result: Tensor = functional_call(
-            attention, dict(zip(names, weights, strict=True)), (x,), {"twice": True}
+            attention, dict(zip(names, weights, strict=True)), (x,), {"second_order": True}
         )
         return result
 
