@@ -85,7 +85,7 @@ def run_probe(options: argparse.Namespace) -> int:
     path = options.run_dir / PROBES
     rows = {row.key: row for row in read_results(path)}
     for protocol in protocols:
-        made = [
+        new_rows = [
             probe_row(
                 trained,
                 features,
@@ -99,9 +99,9 @@ def run_probe(options: argparse.Namespace) -> int:
             )
             for number in range(options.seeds)
         ]
-        rows |= {row.key: row for row in made}
+        rows |= {row.key: row for row in new_rows}
         write_results(path, rows.values())
-        reporter.say(describe(made))
+        reporter.say(describe(new_rows))
     return 0
 
 

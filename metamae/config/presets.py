@@ -86,6 +86,6 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
         7
     """
     values = config.to_dict()
-    for one in overrides:
-        apply_override(values, one)
+    for assignment in overrides:
+        apply_override(values, assignment)
     return Config.from_dict(values)

@@ -99,19 +99,19 @@ class Config:
         """Check the method's name, the seed, and what does not go together."""
         check_method(self.method)
         require(self.seed >= 0, "seed >= 0", self.seed)
-        told = "on" in (self.training.compile, self.training.cuda_graphs)
+        forced = "on" in (self.training.compile, self.training.cuda_graphs)
         policy = self.adaptation.differentiation
         expected = (
             "adaptation.differentiation unrolled or first_order where training.compile=on or "
             "training.cuda_graphs=on"
         )
-        require(policy in TRACED or not told, expected, policy)
+        require(policy in TRACED or not forced, expected, policy)
         expected = (
             "training.cuda_graphs=off and training.compile=off or auto where learn.settings names "
             "some"
         )
-        given = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
-        require(not (told and self.learn.settings), expected, given)
+        settings = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
+        require(not (forced and self.learn.settings), expected, settings)
 
     @property
     def compiles(self) -> bool:

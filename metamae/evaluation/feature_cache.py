@@ -65,8 +65,8 @@ def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = read_intact(path, "cpu")
+        cache = read_intact(path, "cpu")
     except CheckpointError:  # a damaged cache is no loss
         return None
-    fits = isinstance(found, dict) and found.pop("key", None) == key
-    return found if fits and found.keys() == {"train", "test"} else None
+    fits = isinstance(cache, dict) and cache.pop("key", None) == key
+    return cache if fits and cache.keys() == {"train", "test"} else None

@@ -50,8 +50,8 @@ def draw_labels(labels: Array, per_class: int, *, classes: int, seed: int, draw:
         )
     random = np.random.default_rng(fold(seed, f"few labels {per_class}", draw))
     picked = [
-        random.choice(np.flatnonzero(labels == one), per_class, replace=False)
-        for one in range(classes)
+        random.choice(np.flatnonzero(labels == label), per_class, replace=False)
+        for label in range(classes)
     ]
     return np.concatenate(picked)
 

@@ -45,12 +45,12 @@ def score(task: Task, truth: Array, predicted: Array) -> float:
     """
     truth, predicted = truth.reshape(-1), predicted.reshape(-1)
     if task.ignore is not None:
-        kept = truth != task.ignore
-        if not kept.any():
+        counted = truth != task.ignore
+        if not counted.any():
             raise DataError(
                 f"expected labels other than the ignored {task.classes[task.ignore]!r}, got none"
             )
-        truth, predicted = truth[kept], predicted[kept]
+        truth, predicted = truth[counted], predicted[counted]
     return METRICS[task.metric](truth, predicted)
 
 

@@ -122,7 +122,7 @@ def fit_tuned(
     for strength in STRENGTHS:  # each starts from the solution of the stronger one before
         probe = _fit(scaler, train, labels[fit], strength, model)
         scores[strength] = score(task, labels[held], probe.model.predict(validation))
-    strength = max(scores, key=lambda one: scores[one])  # the first of equals
+    strength = max(scores, key=lambda candidate: scores[candidate])  # the first of equals
     return fit_regularised(features, labels, task, strength)
 
 

@@ -89,9 +89,9 @@ def is_finished(config: Config, run_dir: Path) -> bool:
     """
     if not (run_dir / CHECKPOINT).is_file():
         return False
-    found = Checkpoint.load(run_dir / CHECKPOINT)
-    check_same_run(found.config, config, run_dir)
-    return found.step == config.training.steps
+    checkpoint = Checkpoint.load(run_dir / CHECKPOINT)
+    check_same_run(checkpoint.config, config, run_dir)
+    return checkpoint.step == config.training.steps
 
 
 def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
@@ -101,10 +101,10 @@ def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
         CheckpointError: the run was made with other settings, or for another number of steps.
     """
     try:
-        found = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
+        earlier = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
     except OSError:
         return False  # its folder was deleted, as errors advise: run it again
-    check_same_run(found, cell.config, run_dir)
+    check_same_run(earlier, cell.config, run_dir)
     if row.steps != cell.config.training.steps:
         raise CheckpointError(
             f"expected {run_dir} to hold a run of {cell.config.training.steps} steps, its result "

@@ -206,18 +206,18 @@ def read_sweep(path: Path) -> Sweep:
     values = _section(values, known, str(path))
     if "datasets" not in values:
         raise ConfigError(f"expected a key 'datasets' in {path}, got {', '.join(values) or 'none'}")
-    given: dict[str, Any] = {"datasets": _datasets(values["datasets"])}
+    settings: dict[str, Any] = {"datasets": _datasets(values["datasets"])}
     for key in ("methods", "protocols", "overrides"):
         if key in values:
-            given[key] = _texts(values[key], key)
+            settings[key] = _texts(values[key], key)
     if "variants" in values:
-        given["variants"] = _variants(values["variants"])
+        settings["variants"] = _variants(values["variants"])
     if "seeds" in values:
-        given["seeds"] = _seeds(values["seeds"])
+        settings["seeds"] = _seeds(values["seeds"])
     if "preset" in values:
         _check_names("preset", [values["preset"]], PRESETS)
-        given["preset"] = values["preset"]
-    return Sweep(**given)
+        settings["preset"] = values["preset"]
+    return Sweep(**settings)
 
 
 def _datasets(values: Any) -> dict[str, Source]:
@@ -228,9 +228,9 @@ def _datasets(values: Any) -> dict[str, Source]:
     for name, value in _section(values, None, "datasets").items():
         _check_names("datasets", [name], names)
         inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
-        given = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
-        _check_names(f"datasets.{name}.probe", given.get("probe", ()), (*POCKET, *SOURCES))
-        sources[name] = Source(**given)
+        settings = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
+        _check_names(f"datasets.{name}.probe", settings.get("probe", ()), (*POCKET, *SOURCES))
+        sources[name] = Source(**settings)
     return sources
 
 
@@ -240,8 +240,8 @@ def _variants(values: Any) -> dict[str, Variant]:
         known = ("overrides", "methods", "datasets", "ablation")
         inner = dict(_section(value or {}, known, f"variants.{name}"))
         ablation = str(inner.pop("ablation", ""))
-        given = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
-        variants[str(name)] = Variant(ablation=ablation, **given)
+        settings = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
+        variants[str(name)] = Variant(ablation=ablation, **settings)
     return variants
 
 

@@ -79,21 +79,25 @@ class SweepRun:
         with reporter.stage(
             "sweep", total=len(cells), done=len(cells) - len(todo), unit="cells"
         ) as stage:
-            for number, (cell, made) in enumerate(self._run_cells(todo, missing, stage), start=1):
-                if isinstance(made, Exception):
+            for number, (cell, outcome) in enumerate(
+                self._run_cells(todo, missing, stage), start=1
+            ):
+                if isinstance(outcome, Exception):
                     if self.fail_fast:
-                        raise made
-                    failures[cell.name] = self._record(cell, made)
+                        raise outcome
+                    failures[cell.name] = self._record(cell, outcome)
                 else:
                     failures.pop(cell.name, None)
-                    rows |= {row.key: row for row in made}
+                    rows |= {row.key: row for row in outcome}
                     write_results(self.out / RESULTS, rows.values())
                 self._write_failures(failures)
                 left = (time.perf_counter() - start) / number * (len(todo) - number)
-                reporter.say(_line(cell, made, len(cells) - len(todo) + number, len(cells), left))
+                reporter.say(
+                    _line(cell, outcome, len(cells) - len(todo) + number, len(cells), left)
+                )
                 stage.advance()
-        asked = {key for cell in cells for key in cell.keys}
-        return [row for key, row in rows.items() if key in asked], failures
+        wanted = {key for cell in cells for key in cell.keys}
+        return [row for key, row in rows.items() if key in wanted], failures
 
     def _missing(self, cell: Cell, rows: dict[Key, Result]) -> list[Key]:
         folder = self.out / cell.name
@@ -222,13 +226,17 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _line(cell: Cell, made: list[Result] | Exception, number: int, total: int, left: float) -> str:
+def _line(
+    cell: Cell, outcome: list[Result] | Exception, number: int, total: int, left: float
+) -> str:
     head = f"[{number}/{total}] {cell.name}"
-    if isinstance(made, Exception):
-        return f"{head}: FAILED, {type(made).__name__}: {' '.join(str(made).split())}"
-    seconds = made[0].pretrain_seconds if made else 0.0
+    if isinstance(outcome, Exception):
+        return f"{head}: FAILED, {type(outcome).__name__}: {' '.join(str(outcome).split())}"
+    seconds = outcome[0].pretrain_seconds if outcome else 0.0
     values = ", ".join(
-        f"{row.protocol} {100 * row.value:.1f}" for row in made if row.transfer == made[0].transfer
+        f"{row.protocol} {100 * row.value:.1f}"
+        for row in outcome
+        if row.transfer == outcome[0].transfer
     )
     return f"{head}: {values} (pretrained in {seconds:.0f} s; {_duration(left)} left)"
 

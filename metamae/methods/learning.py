@@ -65,10 +65,10 @@ class LearningMetaMAE(MetaMAE):
     def values(self) -> dict[str, float]:
         """The learned settings as numbers; of the mask ratio, the mean."""
         with torch.no_grad():
-            found = {name: float(self.value(name)) for name in self.settings}
-            if "mask_ratio" in found:
-                found["mask_ratio"] = float((self.log_probabilities().exp() * self.ratios).sum())
-        return found
+            values = {name: float(self.value(name)) for name in self.settings}
+            if "mask_ratio" in values:
+                values["mask_ratio"] = float((self.log_probabilities().exp() * self.ratios).sum())
+        return values
 
     @property
     def ratios(self) -> Tensor:

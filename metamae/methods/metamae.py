@@ -70,15 +70,15 @@ class MetaMAE(MAE):
         self, network: MaskedAutoencoder, batch: Batch, split: Split
     ) -> dict[str, float]:
         """The same under a network that may read splits of another ratio."""
-        found = refine(network, self.meta.adapter, batch, split, final_loss=True)
-        means = found.losses.mean(dim=1)  # (steps + 1, B) -> (steps + 1,)
+        batch_refined = refine(network, self.meta.adapter, batch, split, final_loss=True)
+        means = batch_refined.losses.mean(dim=1)  # (steps + 1, B) -> (steps + 1,)
         return {"support_before": means[0].item(), "support_after": means[-1].item()}
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
         """Amortised and refined latent, both ``(B, 1 + S, D)``."""
-        found = refine(self.network, self.meta.adapter, batch, split)
-        return found.latent, found.refined
+        batch_refined = refine(self.network, self.meta.adapter, batch, split)
+        return batch_refined.latent, batch_refined.refined
 
 
 class Refined(NamedTuple):
@@ -119,7 +119,7 @@ def support_loss(
     def loss(latent: Tensor, tasks: slice | None = None) -> Tensor:
         if tasks is None:
             return network.support_loss(latent, targets, split, second_order=second_order)
-        given = {name: target[tasks] for name, target in targets.items()}
-        return network.support_loss(latent, given, split[tasks], second_order=second_order)
+        chosen = {name: target[tasks] for name, target in targets.items()}
+        return network.support_loss(latent, chosen, split[tasks], second_order=second_order)
 
     return loss

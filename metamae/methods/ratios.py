@@ -53,17 +53,17 @@ class MaskRatios:
 
     def __init__(self, inputs: Inputs) -> None:
         """See the class."""
-        found: dict[tuple[int, ...], Masking] = {}
+        maskings: dict[tuple[int, ...], Masking] = {}
         for step in range(1, GRID_STEPS):
             try:
                 masking = Masking(inputs, step / GRID_STEPS, 1.0)
             except ConfigError:  # nothing visible or nothing masked in some input
                 continue
-            found.setdefault(masking.support_counts, masking)
-        if len(found) < 2:
+            maskings.setdefault(masking.support_counts, masking)
+        if len(maskings) < 2:
             raise ConfigError("expected inputs that allow at least two mask ratios, got too few")
         tokens = sum(spec.tokens for spec in inputs)
-        self.maskings = tuple(found.values())
+        self.maskings = tuple(maskings.values())
         self.ratios = torch.tensor([sum(m.query_counts) / tokens for m in self.maskings])
 
     def nearest(self, ratio: float) -> int:
@@ -76,6 +76,6 @@ class MaskRatios:
         """Splits of ``size`` examples; each nearby token is kept with ``nearby_ratio``."""
         masking = self.maskings[number]
         split = masking.draw(size, generator)
-        kept = torch.rand(split.nearby.shape, generator=generator) < nearby_ratio
-        nearby = split.nearby & kept
+        drawn = torch.rand(split.nearby.shape, generator=generator) < nearby_ratio
+        nearby = split.nearby & drawn
         return replace(split, nearby=nearby, slots=masking.count_slots(nearby))

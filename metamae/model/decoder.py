@@ -89,9 +89,9 @@ class Decoder(_Decoder):
         projected = [torch.cat(pair, dim=1) for pair in pairs]
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            kept = rows if number == last else None
+            read = rows if number == last else None
             hidden = block(
-                hidden, kept, projected if number == 0 else None, second_order=second_order
+                hidden, read, projected if number == 0 else None, second_order=second_order
             )
         return self._normed(hidden)
 

@@ -54,7 +54,7 @@ class Split:
 
     def in_slots(self, slots: tuple[int, ...]) -> Split | None:
         """The same split with more slots, which changes no loss; ``None`` if they are too few."""
-        fits = all(mine <= given for mine, given in zip(self.slots, slots, strict=True))
+        fits = all(mine <= offered for mine, offered in zip(self.slots, slots, strict=True))
         return replace(self, slots=slots) if fits else None
 
 

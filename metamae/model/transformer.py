@@ -38,9 +38,9 @@ class Attention(nn.Module):
         if query is None:
             return self.mix(*self.qkv(x).chunk(3, dim=-1), second_order=second_order)
         width = x.shape[-1]
-        asked = F.linear(query, self.qkv.weight[:width])
+        queries = F.linear(query, self.qkv.weight[:width])
         projected = F.linear(x, self.qkv.weight[width:])
-        return self.mix(asked, *projected.chunk(2, dim=-1), second_order=second_order)
+        return self.mix(queries, *projected.chunk(2, dim=-1), second_order=second_order)
 
     def mix(self, *projected: Tensor, second_order: bool = False) -> Tensor:
         """Attend with projected queries ``(B, N, D)``, keys and values ``(B, T, D)``."""
@@ -98,8 +98,8 @@ class Block(nn.Module):
         """
         if projected is not None:
             query, key, value = projected
-            asked = query if rows is None else select(query, rows)
-            attended = self.attention.mix(asked, key, value, second_order=second_order)
+            queries = query if rows is None else select(query, rows)
+            attended = self.attention.mix(queries, key, value, second_order=second_order)
         else:
             normed = self.attention_norm(x)
             from_these = None if rows is None else select(normed, rows)
@@ -126,8 +126,8 @@ class CrossBlock(Block):
         self, x: Tensor, memory: Tensor, *, second_order: bool = False
     ) -> Tensor:
         """One block: ``x`` (B, N, D) reads from ``memory`` (B, M, D)."""
-        asked = self.attention_norm(x)
-        attended = self.attention(self.memory_norm(memory), asked, second_order=second_order)
+        queries = self.attention_norm(x)
+        attended = self.attention(self.memory_norm(memory), queries, second_order=second_order)
         x = x + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x

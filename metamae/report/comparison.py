@@ -97,13 +97,13 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
     ]
     if not common:
         return [], []
-    found = []
+    averages = []
     for protocol, method in cells:
         means = [
             statistics.mean(values[protocol, method, name][seed] for name in common)
             for seed in seeds
         ]
-        found.append(
+        averages.append(
             Average(
                 method=method,
                 protocol=protocol,
@@ -111,7 +111,7 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
                 spread=deviation(means),
             )
         )
-    return found, sorted(common, key=lambda name: rank(POCKET, name))
+    return averages, sorted(common, key=lambda name: rank(POCKET, name))
 
 
 def _summary(group: Sequence[Result]) -> Summary:

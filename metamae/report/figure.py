@@ -42,8 +42,8 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
         axis.set_axis_off()
     handles: dict[str, Artist] = {}
     for axis in figure.axes:
-        found, names = axis.get_legend_handles_labels()
-        handles |= dict(zip(names, found, strict=True))
+        artists, names = axis.get_legend_handles_labels()
+        handles |= dict(zip(names, artists, strict=True))
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False
     )
@@ -107,10 +107,10 @@ def _draw_paper(
     """Beside the published probe, which is what the paper used."""
     numbers = look_up(*place, *series[:2]) if "published" in protocols else ()
     name = "paper, full data" if place in STAND_INS else "paper"
-    for one in numbers:
+    for published in numbers:
         axis.plot(
             protocols.index("published") + shift,
-            scale * one.value,
+            scale * published.value,
             marker="D",
             ms=5,
             ls="none",

@@ -82,9 +82,10 @@ def look_up(
     """
     place = STAND_INS.get((dataset, transfer), (dataset, transfer))
     return tuple(
-        one
-        for one in published()
-        if (one.dataset, one.transfer, one.method, one.variant) == (*place, method, variant)
+        number
+        for number in published()
+        if (number.dataset, number.transfer, number.method, number.variant)
+        == (*place, method, variant)
     )
 
 

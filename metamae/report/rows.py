@@ -129,7 +129,7 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
     Raises:
         DataError: a path that is not there, or a folder without results.
     """
-    found: dict[tuple[Key, int], Result] = {}
+    latest: dict[tuple[Key, int], Result] = {}
     for path in paths:
         files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if _is_result(f)]
         rows = [row for file in files for row in read_results(file)]
@@ -138,8 +138,8 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
                 f"expected results in {path}, found none; name a folder of metamae sweep, "
                 "metamae probe or the demo, or a result file"
             )
-        found |= {(row.key, row.steps): row for row in rows}
-    return list(found.values())
+        latest |= {(row.key, row.steps): row for row in rows}
+    return list(latest.values())
 
 
 def _is_result(path: Path) -> bool:

@@ -115,15 +115,17 @@ def _place(dataset: str, transfer: str, lines: Sequence[Summary]) -> Section:
         lines=[
             (
                 label(method, variant),
-                *(show(found[name]) if name in found else "-" for name in protocols),
-                str(max(line.seeds for line in found.values())),
+                *(show(by_protocol[name]) if name in by_protocol else "-" for name in protocols),
+                str(max(line.seeds for line in by_protocol.values())),
                 str(steps),
-                f"{next(iter(found.values())).seconds:.1f}" if steps else "-",
+                f"{next(iter(by_protocol.values())).seconds:.1f}" if steps else "-",
                 show_published(paper[method, variant, steps]),
             )
-            for (method, variant, steps), found in groups.items()
+            for (method, variant, steps), by_protocol in groups.items()
         ],
-        notes=_paper_notes(dataset, transfer, [x for found in paper.values() for x in found]),
+        notes=_paper_notes(
+            dataset, transfer, [x for by_protocol in paper.values() for x in by_protocol]
+        ),
     )
 
 
@@ -147,11 +149,15 @@ def _overall(rows: Sequence[Result]) -> list[Section]:
     averages, names = average_over_sets(rows)
     if len(names) < 2:
         return []
-    protocols = sorted({one.protocol for one in averages}, key=lambda name: rank(PROTOCOLS, name))
-    methods = sorted({one.method for one in averages}, key=lambda name: rank(known_methods(), name))
+    protocols = sorted(
+        {average.protocol for average in averages}, key=lambda name: rank(PROTOCOLS, name)
+    )
+    methods = sorted(
+        {average.method for average in averages}, key=lambda name: rank(known_methods(), name)
+    )
     shown = {
-        (one.method, one.protocol): with_spread(one.mean, one.spread, "accuracy")
-        for one in averages
+        (average.method, average.protocol): with_spread(average.mean, average.spread, "accuracy")
+        for average in averages
     }
     return [
         Section(
@@ -206,7 +212,7 @@ def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:
                 variant,
                 protocol,
                 mean,
-                *(str(verdicts.count(one)) for one in ("win", "tie", "loss")),
+                *(str(verdicts.count(verdict)) for verdict in ("win", "tie", "loss")),
                 "/".join(map(str, by_seed)),
             )
         )

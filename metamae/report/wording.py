@@ -94,7 +94,10 @@ def number(value: float, metric: str, *, sign: bool = False) -> str:
 
 def show_published(numbers: Sequence[Published]) -> str:
     """The paper's number with its mark; where tables disagree, all of them with their table."""
-    texts = {f"{number(one.value, one.metric)}{one.mark}": one.table for one in reversed(numbers)}
+    texts = {
+        f"{number(published.value, published.metric)}{published.mark}": published.table
+        for published in reversed(numbers)
+    }
     if len({text.rstrip("*+") for text in texts}) > 1:
         return ", ".join(f"{text} ({table})" for text, table in reversed(texts.items()))
     return next(reversed(texts), "-")

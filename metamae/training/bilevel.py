@@ -99,18 +99,18 @@ class BilevelRun(Run):
         draw = self.learner.draw_reference(size, generator(seed, "masks", step))
         return to_device(self.data.batch(index), self.device), draw.to(self.device)
 
-    def training_loss(self, given: tuple[Batch, MixedRatioSplit]) -> dict[str, Tensor]:
+    def training_loss(self, inputs: tuple[Batch, MixedRatioSplit]) -> dict[str, Tensor]:
         """Loss of the lower level, and its terms."""
         with autocast(self.config, self.device):
-            result = self.learner(*given)
+            result = self.learner(*inputs)
         return {"loss": result.loss, **result.terms}
 
-    def reference_loss(self, given: tuple[Batch, MixedRatioSplit]) -> Tensor:
+    def reference_loss(self, inputs: tuple[Batch, MixedRatioSplit]) -> Tensor:
         """Loss of the upper level: without dropout."""
         self.learner.eval()
         try:
             with autocast(self.config, self.device):
-                return self.learner.reference(*given)
+                return self.learner.reference(*inputs)
         finally:
             self.learner.train()
 

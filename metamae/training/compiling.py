@@ -112,7 +112,7 @@ class CompiledLoss:
         with self._unchanged():
             expected = self._gradient(self.method, batch, fixed)  # raises errors of the batch
             try:
-                found = self._gradient(self._run, batch, fixed)
+                compiled = self._gradient(self._run, batch, fixed)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as fault:
@@ -120,7 +120,7 @@ class CompiledLoss:
                 text = " ".join((str(cause).splitlines() or [""])[0].split())
                 self.failure = f"{type(cause).__name__}: {text[:300]}"
             else:
-                self.failure = self._difference(found, expected)
+                self.failure = self._difference(compiled, expected)
         self.seconds = time.perf_counter() - start
 
     @contextmanager
@@ -163,7 +163,7 @@ class CompiledLoss:
             )
         return [value.detach().clone(), *(gradient.clone() for gradient in gradients)]
 
-    def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    def _difference(self, compiled: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
         """What is wrong with a compiled loss and gradient; empty if nothing is."""
         dropout = (m for m in self.method.modules() if isinstance(m, nn.Dropout))
         random = any(module.p > 0 and module.training for module in dropout)
@@ -174,8 +174,8 @@ class CompiledLoss:
         mixed = torch.is_autocast_enabled(self.device.type)
         tolerance = TOLERANCES[torch.bfloat16 if mixed else torch.float32]
         for name, ours, theirs in (
-            ("loss", found[:1], expected[:1]),
-            ("gradient", found[1:], expected[1:]),
+            ("loss", compiled[:1], expected[:1]),
+            ("gradient", compiled[1:], expected[1:]),
         ):
             error = _norm([a - b for a, b in zip(ours, theirs, strict=True)]) / _norm(theirs)
             if not error <= tolerance:

@@ -233,14 +233,14 @@ class Run:
 
     def restore(self) -> None:
         """Continue from the checkpoint in the run folder."""
-        found = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
-        check_same_run(found.config, self.config, self.run_dir)
-        if found.step > self.config.training.steps:
+        checkpoint = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+        check_same_run(checkpoint.config, self.config, self.run_dir)
+        if checkpoint.step > self.config.training.steps:
             raise CheckpointError(
                 f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
-                f"checkpoint after {found.step}; ask for more steps or use another folder"
+                f"checkpoint after {checkpoint.step}; ask for more steps or use another folder"
             )
-        self.method.load_state_dict(found.model)
-        self.load_optimiser_state(found.optimiser)
-        self.step, self.seconds = found.step, found.seconds
-        self.history = History(found.history)
+        self.method.load_state_dict(checkpoint.model)
+        self.load_optimiser_state(checkpoint.optimiser)
+        self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        self.history = History(checkpoint.history)

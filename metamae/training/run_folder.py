@@ -56,12 +56,12 @@ MAY_CHANGE = re.compile(r"training\.(steps|log_every|checkpoint_every)|probe\..*
 """Settings that a run may be resumed with other values of."""
 
 
-def check_same_run(found: Config, asked: Config, run_dir: Path) -> None:
+def check_same_run(earlier: Config, wanted: Config, run_dir: Path) -> None:
     """Raise ``CheckpointError`` unless a run may go on, or count, with the settings asked for.
 
     It may with more steps, other logging or another probe, and with nothing else changed.
     """
-    old, new = _flatten(found.to_dict()), _flatten(asked.to_dict())
+    old, new = _flatten(earlier.to_dict()), _flatten(wanted.to_dict())
     changed = [
         f"{key}: {old[key]} -> {new[key]}"
         for key in old
@@ -94,11 +94,11 @@ def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
     """
-    found = Checkpoint.load(path, device)
-    task = stored_task(found.model) if found.config.method == "supervised" else None
-    method = build_method(found.config, inputs, task).to(device)
+    checkpoint = Checkpoint.load(path, device)
+    task = stored_task(checkpoint.model) if checkpoint.config.method == "supervised" else None
+    method = build_method(checkpoint.config, inputs, task).to(device)
     try:
-        method.load_state_dict(found.model)
+        method.load_state_dict(checkpoint.model)
     except RuntimeError as fault:
         reason = " ".join(str(fault).split())
         raise CheckpointError(

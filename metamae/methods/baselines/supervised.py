@@ -55,9 +55,9 @@ class Supervised(Method[NoDraw]):
         by_token = self.task_kind == "token_classification"
         features = self.network.token_features(batch) if by_token else self.features(batch)
         if not isinstance(batch, LabelledBatch) or batch.labels.shape != features.shape[:-1]:
-            found = tuple(batch.labels.shape) if isinstance(batch, LabelledBatch) else "none"
+            shape = tuple(batch.labels.shape) if isinstance(batch, LabelledBatch) else "none"
             raise InputError(
-                f"expected a LabelledBatch with labels {tuple(features.shape[:-1])}, got {found}; "
+                f"expected a LabelledBatch with labels {tuple(features.shape[:-1])}, got {shape}; "
                 "see metamae.data.dataset.labelled_batch"
             )
         outputs = at_least_float32(self.head(features))
