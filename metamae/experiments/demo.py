@@ -75,7 +75,7 @@ class Demo:
         )
 
     def _adopt_earlier_folders(self) -> None:
-        """Move runs of version 0.1, which lay in ``DATASET/METHOD/seed-N``, to where cells lie."""
+        """Move runs of earlier revisions, from ``DATASET/METHOD/seed-N`` to where cells lie."""
         for dataset in self.sweep.datasets:
             for method in self.sweep.methods:
                 earlier = self.out / dataset / method
