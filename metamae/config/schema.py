@@ -112,6 +112,15 @@ class Config:
         )
         settings = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
         require(not (forced and self.learn.settings), expected, settings)
+        training = self.training
+        plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
+        require(
+            (plain and training.schedule == "constant") or not self.learn.settings,
+            "training.schedule=constant, warmup_steps=0, clip_norm=0 and accumulate=1 where "
+            "learn.settings names some",
+            f"{training.schedule}, {training.warmup_steps}, {training.clip_norm} and "
+            f"{training.accumulate}",
+        )
 
     @property
     def compiles(self) -> bool:

@@ -43,6 +43,8 @@ class DecoderConfig:
     """Transformer decoder; the paper chooses the depth per data set (Table 8).
 
     ``attention`` is ``self`` (the paper's) or ``cross``: mask tokens read from the latents only.
+    ``query_fraction`` is the share of an example's masked tokens that the outer loss is taken on,
+    drawn anew in every step; the cross decoder computes no others.
     """
 
     width: int = 128
@@ -50,10 +52,13 @@ class DecoderConfig:
     heads: int = 4
     mlp_ratio: float = 2.0
     attention: Literal["self", "cross"] = "self"
+    query_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         """Check sizes."""
         _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
+        within = 0 < self.query_fraction <= 1
+        require(within, "decoder.query_fraction in (0, 1]", self.query_fraction)
 
 
 def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
@@ -182,18 +187,29 @@ class BaselineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Pretraining: AdamW at a constant rate, as published.
+    """Pretraining: AdamW, at a constant rate as published.
+
+    ``schedule`` and ``warmup_steps`` change the rate over the steps
+    (:func:`metamae.training.schedule.learning_rate`). ``clip_norm`` bounds the norm of the
+    gradient, 0 does not. ``accumulate`` takes the mean gradient of so many batches in every step:
+    ``batch_size`` times ``accumulate`` examples a step, contrasted within each batch alone.
+    ``prefetch`` prepares batches ahead in a thread: ``auto`` where that pays
+    (:class:`metamae.training.feeding.Feed`).
 
     ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
     faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``).
-    ``cuda_graphs``
-    replays it as recorded graphs where the device is CUDA.
+    ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
     """
 
     steps: int = 100_000
     batch_size: int = 64
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    prefetch: Literal["auto", "on", "off"] = "auto"
     autocast: Literal["off", "bfloat16"] = "off"
     compile: Literal["off", "on", "auto"] = "auto"
     cuda_graphs: Literal["off", "on"] = "off"
@@ -203,10 +219,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         require(self.steps >= 0, "training.steps >= 0", self.steps)
-        for name in ("batch_size", "log_every", "checkpoint_every"):
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
         require(positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
         require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
+        require(self.warmup_steps >= 0, "training.warmup_steps >= 0", self.warmup_steps)
+        bounded = 0 <= self.clip_norm < float("inf")
+        require(bounded, "a finite training.clip_norm >= 0", self.clip_norm)
         traced = self.compile != "off" or self.cuda_graphs == "off"
         require(traced, "training.compile=on or auto where training.cuda_graphs=on", self.compile)
 

@@ -107,7 +107,12 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
         with seeded(config.seed):
             return build(config, inputs, task)
     _refuse_blind_decoder(config)
-    masking = Masking(inputs, config.masking.mask_ratio, config.masking.nearby_ratio)
+    masking = Masking(
+        inputs,
+        config.masking.mask_ratio,
+        config.masking.nearby_ratio,
+        config.decoder.query_fraction,
+    )
     with seeded(config.seed):
         network = MaskedAutoencoder(
             inputs,

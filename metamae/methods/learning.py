@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class LearningMetaMAE(MetaMAE):
         """See the class."""
         super().__init__(network, adapter, contrast, contrast_weight=fixed.contrast.weight)
         self.settings, self.fixed = settings, fixed
-        self.mask_ratios = MaskRatios(network.inputs)
+        self.mask_ratios = MaskRatios(network.inputs, fixed.decoder.query_fraction)
 
     def value(self, name: str) -> Tensor | float:
         """A setting: what is learned, or what the configuration says."""
@@ -93,10 +94,12 @@ class LearningMetaMAE(MetaMAE):
         return self._draw_parts(chosen, batch_size, nearby, generator)
 
     def draw_reference(self, batch_size: int, generator: torch.Generator) -> MixedRatioSplit:
-        """The draw of a reference loss: equal parts at the fixed ratios."""
+        """The draw of a reference loss: equal parts at the fixed ratios, every token scored."""
         learn = self.fixed.learn
         chosen = [self.mask_ratios.nearest(ratio) for ratio in learn.reference_ratios]
-        return self._draw_parts(chosen, batch_size, learn.reference_nearby, generator)
+        draw = self._draw_parts(chosen, batch_size, learn.reference_nearby, generator)
+        whole = (replace(part, split=replace(part.split, scored=None)) for part in draw.parts)
+        return MixedRatioSplit(tuple(whole))
 
     def _draw_parts(
         self, chosen: Sequence[int], size: int, nearby: float, generator: torch.Generator

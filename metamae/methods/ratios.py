@@ -51,12 +51,12 @@ class MaskRatios:
         tensor([0.2500, 0.5000, 0.7500])
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, query_fraction: float = 1.0) -> None:
         """See the class."""
         maskings: dict[tuple[int, ...], Masking] = {}
         for step in range(1, GRID_STEPS):
             try:
-                masking = Masking(inputs, step / GRID_STEPS, 1.0)
+                masking = Masking(inputs, step / GRID_STEPS, 1.0, query_fraction)
             except ConfigError:  # nothing visible or nothing masked in some input
                 continue
             maskings.setdefault(masking.support_counts, masking)

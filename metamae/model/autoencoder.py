@@ -126,11 +126,15 @@ class MaskedAutoencoder(Backbone):
         return torch.stack(losses).mean(0)  # (inputs, B) -> (B,)
 
     def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
-        """Loss on masked tokens, ``(B,)``; differentiable once."""
-        masked = slice(1 + split.support_idx.shape[1], None)
-        hidden = self.decoder(latent, split, masked)  # (B, 1 + S, D) -> (B, Q, D')
+        """Loss on the masked tokens, or on those that are scored, ``(B,)``; differentiable once."""
+        first, index = 1 + split.support_idx.shape[1], split.query_idx
+        rows: Tensor | slice = slice(first, None)
         counts = self.masking.query_counts
-        parts, query_idx = hidden.split(counts, 1), split.query_idx.split(counts, 1)
+        if split.scored is not None:
+            rows, index = split.scored + first, index.gather(1, split.scored)
+            counts = self.masking.scored_counts
+        hidden = self.decoder(latent, split, rows)  # (B, 1 + S, D) -> (B, P, D'), P = Q if all
+        parts, query_idx = hidden.split(counts, 1), index.split(counts, 1)  # per input (B, P_i, .)
         losses = [
             self._token_losses(n, parts[n], targets, query_idx[n]).mean(1)
             for n in range(len(self.inputs))

@@ -28,6 +28,8 @@ class Split:
         nearby: Boolean ``(B, Q)``: which of the masked tokens were drawn as nearby support.
         slots: Per input, at least the largest number of drawn nearby tokens of any example; empty
             if it is to be looked up in ``nearby`` (which waits for the device).
+        scored: Which masked tokens the outer loss is taken on, int64 ``(B, P)``: places in
+            ``query_idx``, ascending. ``None`` for all of them.
 
     Every example of a batch has the same ``S`` and ``Q``; with several inputs each input keeps its
     own fixed share of both, in the order of the inputs.
@@ -37,6 +39,7 @@ class Split:
     query_idx: Tensor
     nearby: Tensor
     slots: tuple[int, ...] = ()
+    scored: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
@@ -45,12 +48,14 @@ class Split:
             self.query_idx.to(device, non_blocking=True),
             self.nearby.to(device, non_blocking=True),
             self.slots,
+            None if self.scored is None else self.scored.to(device, non_blocking=True),
         )
 
     def __getitem__(self, examples: slice) -> Split:
         """The split of some of the examples, in the same slots."""
         support, query = self.support_idx[examples], self.query_idx[examples]
-        return Split(support, query, self.nearby[examples], self.slots)
+        scored = None if self.scored is None else self.scored[examples]
+        return Split(support, query, self.nearby[examples], self.slots, scored)
 
     def in_slots(self, slots: tuple[int, ...]) -> Split | None:
         """The same split with more slots, which changes no loss; ``None`` if they are too few."""
@@ -120,7 +125,8 @@ class Masking:
 
     Each input keeps ``visible_count(L_i, mask_ratio)`` of its own tokens, uniformly at random per
     example. Each masked token with a visible neighbour is drawn as nearby support independently
-    with probability ``nearby_ratio``.
+    with probability ``nearby_ratio``. Of the masked tokens of each input a share
+    ``query_fraction``, at least one, is drawn uniformly to be scored.
 
     Example:
         >>> import torch
@@ -135,6 +141,7 @@ class Masking:
     inputs: Inputs
     mask_ratio: float
     nearby_ratio: float = 0.1
+    query_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         """Check both ratios against every input."""
@@ -157,6 +164,11 @@ class Masking:
         )
 
     @cached_property
+    def scored_counts(self) -> tuple[int, ...]:
+        """Masked tokens per input that the outer loss is taken on."""
+        return tuple(max(1, round(self.query_fraction * count)) for count in self.query_counts)
+
+    @cached_property
     def _neighbours(self) -> Tensor:
         return neighbour_table(self.inputs)
 
@@ -171,7 +183,20 @@ class Masking:
         support_idx, query_idx = torch.cat(support, 1), torch.cat(query, 1)
         drawn = torch.rand(query_idx.shape, generator=generator) < self.nearby_ratio
         nearby = drawn & self.touches_support(support_idx, query_idx)
-        return Split(support_idx, query_idx, nearby, self.count_slots(nearby))
+        slots = self.count_slots(nearby)
+        return Split(
+            support_idx, query_idx, nearby, slots, self._draw_scored(batch_size, generator)
+        )
+
+    def _draw_scored(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+        if self.query_fraction == 1:
+            return None
+        places, offset = [], 0
+        for total, count in zip(self.query_counts, self.scored_counts, strict=True):
+            order = torch.rand(batch_size, total, generator=generator).argsort(dim=1)
+            places.append(order[:, :count].sort(dim=1).values + offset)
+            offset += total
+        return torch.cat(places, 1)
 
     def count_slots(self, nearby: Tensor) -> tuple[int, ...]:
         """Per input, the largest number of nearby tokens of any example, at least one."""

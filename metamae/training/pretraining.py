@@ -97,8 +97,12 @@ def pretrain(
         if config.compiles and run.step < config.training.steps:
             run.compile(title, reporter)
         with reporter.stage(title, total=config.training.steps, done=run.step) as stage:
+            undecided = True
             for loss in run.train():
                 stage.advance(loss=loss)
+                if undecided and run.input.decision:
+                    undecided = False
+                    reporter.say(f"{title}: {run.input.decision}")
     run.save()
     write_json(run_dir / HISTORY, run.history.series)
     return Pretrained(

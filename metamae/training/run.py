@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn import NonFiniteLossError
 from metalearn.checks import refuse_non_finite
@@ -25,12 +25,14 @@ from metamae.methods.building import build_method
 from metamae.methods.method import Draw, PretextLoss
 from metamae.progress import Reporter
 from metamae.randomness import generator
-from metamae.training.batches import Prefetcher, batch_indices, check_enough, pin_batch, pin_draw
+from metamae.training.batches import batch_indices, check_enough, pin_batch, pin_draw
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.compiling import CompiledLoss
 from metamae.training.devices import autocast
+from metamae.training.feeding import Feed
 from metamae.training.provenance import versions
 from metamae.training.run_folder import CHECKPOINT, History, check_same_run
+from metamae.training.schedule import learning_rate
 
 Loaded: TypeAlias = tuple[Batch, Draw]
 
@@ -50,6 +52,14 @@ class Step:
     terms: Mapping[str, Tensor | float]
     inputs: Callable[[], Loaded]
     rare: Mapping[str, float] = field(default_factory=dict)
+
+
+def _mean(taken: Sequence[Step]) -> Step:
+    """Batches of one step as one: means of their terms, and the inputs of the first."""
+    terms = {
+        name: sum(float(step.terms[name]) for step in taken) / len(taken) for name in taken[0].terms
+    }
+    return Step(sum(step.loss for step in taken) / len(taken), terms, taken[0].inputs)
 
 
 class Run:
@@ -75,7 +85,8 @@ class Run:
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.cpu_seconds = 0.0
         self.compiled: CompiledLoss | None = None
-        self.input = Prefetcher(self.prepare, config.training.steps)
+        batches = config.training.steps * config.training.accumulate
+        self.input = Feed(self.prepare, batches, config.training.prefetch, device)
 
     def make_optimiser(self) -> torch.optim.Optimizer:
         """The optimiser of the weights."""
@@ -94,7 +105,7 @@ class Run:
         self.compiled = CompiledLoss(
             self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
         )
-        batch, draw = self.put(self.prepare(self.step))
+        batch, draw = self.put(self.prepare(self.step * settings.accumulate))
         with self.step_context():
             self.compiled.prepare(batch, draw)
         seconds = self.compiled.seconds
@@ -123,24 +134,34 @@ class Run:
                     self.save()
 
     def advance(self) -> Step:
-        """Take one optimisation step."""
-        batch, draw = self.put(self.input.take(self.step))
+        """Take one optimisation step, on one batch or on several."""
+        training = self.config.training
         self.optimiser.zero_grad(set_to_none=True)
-        with self.compiled.repeatable() if self.compiled else nullcontext():
-            result = self.loss(batch, draw)
-            result.loss.backward()
-        # Here the host waits for the device, once a step; the weights have not moved.
-        value = self.finite_loss(result)
+        taken = [self.add_gradient(number) for number in range(training.accumulate)]
+        if training.clip_norm:
+            nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(training, self.step)
         self.optimiser.step()
+        return taken[0] if len(taken) == 1 else _mean(taken)
+
+    def add_gradient(self, number: int) -> Step:
+        """Add the gradient of batch ``number`` of this step; the weights have not moved."""
+        share = self.config.training.accumulate
+        batch, draw = self.put(self.input.take(self.step * share + number))
+        with self.compiled.repeatable() if self.compiled else nullcontext():
+            result = self.loss(batch, draw, number)
+            (result.loss if share == 1 else result.loss / share).backward()
+        value = self.finite_loss(result)  # here the host waits for the device, once a batch
         return Step(value, result.terms, lambda: (batch, draw))
 
-    def prepare(self, step: int) -> Loaded:
-        """Batch and draw of one step, on the CPU, ready for the device to fetch."""
+    def prepare(self, number: int) -> Loaded:
+        """Batch ``number`` of the run and its draw, on the CPU, ready for the device to fetch."""
         settings, seed = self.config.training, self.config.seed
-        index = batch_indices(len(self.data), settings.batch_size, seed, step)
+        index = batch_indices(len(self.data), settings.batch_size, seed, number)
         labelled = self.method.needs_labels
         batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
-        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", step))
+        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", number))
         if self.device.type == "cuda":
             return pin_batch(batch), pin_draw(draw)
         return batch, draw
@@ -150,17 +171,18 @@ class Run:
         batch, draw = loaded
         return to_device(batch, self.device), draw.to(self.device)
 
-    def loss(self, batch: Batch, draw: Draw) -> PretextLoss:
-        """Loss of one step, with this step's dropout."""
+    def loss(self, batch: Batch, draw: Draw, number: int = 0) -> PretextLoss:
+        """Loss of batch ``number`` of a step, with its dropout."""
         method = self.compiled or self.method
-        with self.step_context():
+        with self.step_context(number):
             result: PretextLoss = method(batch, draw)
         return result
 
     @contextmanager
-    def step_context(self) -> Iterator[None]:
-        """Dropout and precision of a step."""
-        seed = fold(self.config.seed, "dropout", self.step)
+    def step_context(self, number: int = 0) -> Iterator[None]:
+        """Dropout and precision of a batch of a step."""
+        place = self.step * self.config.training.accumulate + number
+        seed = fold(self.config.seed, "dropout", place)
         unmoved = self.naming_step("nothing was updated")
         with seeded(seed, self.device), autocast(self.config, self.device), unmoved:
             yield

@@ -52,20 +52,27 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
         ) from fault
 
 
-MAY_CHANGE = re.compile(r"training\.(steps|log_every|checkpoint_every)|probe\..*")
+MAY_CHANGE = re.compile(r"training\.(steps|prefetch|log_every|checkpoint_every)|probe\..*")
 """Settings that a run may be resumed with other values of."""
+
+
+def _may_change(key: str, config: Config) -> bool:
+    if key == "training.steps" and config.training.schedule != "constant":
+        return False
+    return MAY_CHANGE.fullmatch(key) is not None
 
 
 def check_same_run(earlier: Config, wanted: Config, run_dir: Path) -> None:
     """Raise ``CheckpointError`` unless a run may go on, or count, with the settings asked for.
 
-    It may with more steps, other logging or another probe, and with nothing else changed.
+    It may with more steps, other logging or another probe, and with nothing else changed. Where
+    the learning rate depends on the number of steps, this may not change either.
     """
     old, new = _flatten(earlier.to_dict()), _flatten(wanted.to_dict())
     changed = [
         f"{key}: {old[key]} -> {new[key]}"
         for key in old
-        if old[key] != new[key] and not MAY_CHANGE.fullmatch(key)
+        if old[key] != new[key] and not _may_change(key, wanted)
     ]
     if changed:
         raise CheckpointError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -38,16 +41,48 @@ JOINT_SPLIT = Split(
 )
 
 
+@pytest.mark.parametrize("attention", ["self", "cross"])
+@pytest.mark.parametrize("inputs", [(ROW,), (WORDS,), (ROW, WORDS)], ids=["row", "words", "both"])
+def test_the_loss_on_scored_tokens_is_that_of_these_tokens(inputs: Inputs, attention: str) -> None:
+    """Chosen from the whole; its mean over all equal choices is the loss on all of them."""
+    network = network_of(inputs, attention=attention, query_fraction=0.5)
+    split = SPLIT if len(inputs) == 1 else JOINT_SPLIT
+    targets = network.tokenizer.targets({spec.name: BATCH[spec.name] for spec in inputs})
+    batch = {spec.name: BATCH[spec.name] for spec in inputs}
+    latent = network.encode(network.visible_tokens(batch, split))
+    predictions, losses = network.predict(latent, split), {}
+    for number, spec in enumerate(inputs):
+        index = split.query_idx.split(network.masking.query_counts, 1)[number] - 6 * number
+        losses[spec.name] = token_loss(predictions[spec.name][1], select(targets[spec.name], index))
+    pairs = list(combinations(range(4), 2))
+    taken = []
+    for first in pairs:
+        places = torch.tensor([first, first[::-1]]).sort(1).values
+        scored = torch.cat([places + 4 * n for n in range(len(inputs))], dim=1)
+        found = network.query_loss(latent, targets, replace(split, scored=scored))
+        expected = torch.stack([loss.gather(1, places).mean(1) for loss in losses.values()])
+        torch.testing.assert_close(found, expected.mean(0))
+        taken.append(found)
+    torch.testing.assert_close(
+        torch.stack(taken).mean(0), network.query_loss(latent, targets, split)
+    )
+
+
 def network_of(
-    inputs: Inputs, *, support_mean: str = "task", mask_ratio: float = 2 / 3
+    inputs: Inputs,
+    *,
+    support_mean: str = "task",
+    mask_ratio: float = 2 / 3,
+    attention: Any = "self",
+    query_fraction: float = 1.0,
 ) -> MaskedAutoencoder:
     """A tiny float64 network, seeded, away from zero biases and unit norms."""
     torch.manual_seed(0)
     network = MaskedAutoencoder(
         inputs,
         EncoderConfig(width=16, depth=1, heads=2),
-        DecoderConfig(width=8, depth=1, heads=2),
-        Masking(inputs, mask_ratio),
+        DecoderConfig(width=8, depth=1, heads=2, attention=attention),
+        Masking(inputs, mask_ratio, query_fraction=query_fraction),
         support_mean=support_mean,
     ).double()
     with torch.no_grad():

@@ -249,6 +249,32 @@ def test_impossible_nearby_ratios_are_refused(ratio: float) -> None:
         Masking((row(8),), 0.5, ratio)
 
 
+@pytest.mark.parametrize(("fraction", "counts"), [(0.25, (2, 1)), (0.5, (4, 2)), (1e-6, (1, 1))])
+def test_a_share_of_the_masked_tokens_is_scored(fraction: float, counts: tuple[int, ...]) -> None:
+    """Of every input its own share, without repetition, each token equally often."""
+    inputs = (Tabular(name="a", columns=12), Tabular(name="b", columns=6))
+    whole, part = Masking(inputs, 0.7, 0.3), Masking(inputs, 0.7, 0.3, fraction)
+    assert (part.query_counts, part.scored_counts) == ((9, 5), counts)
+    split = part.draw(4000, torch.Generator().manual_seed(0))
+    scored = split.scored
+    assert scored is not None
+    assert scored.shape == (4000, sum(counts))
+    assert (scored[:, 1:] > scored[:, :-1]).all()
+    assert (scored[:, : counts[0]] < 9).all()
+    assert (scored[:, counts[0] :] >= 9).all()
+    often = scored.flatten().bincount(minlength=14) / 4000
+    torch.testing.assert_close(often[:9], torch.full((9,), counts[0] / 9), atol=0.03, rtol=0)
+    torch.testing.assert_close(often[9:], torch.full((5,), counts[1] / 5), atol=0.03, rtol=0)
+    # All else is drawn as ever.
+    other = whole.draw(4000, torch.Generator().manual_seed(0))
+    assert other.scored is None
+    for name in ("support_idx", "query_idx", "nearby"):
+        assert torch.equal(getattr(split, name), getattr(other, name))
+    assert split[2:4].scored is not None
+    assert torch.equal(split[2:4].scored, scored[2:4])
+    assert split.in_slots((20, 20)).scored is scored  # type: ignore[union-attr]
+
+
 def test_neighbours_on_a_grid_of_three_axes() -> None:
     """Every token of a 2 x 2 x 3 block touches those one step away on one axis."""
 
