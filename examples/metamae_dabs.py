@@ -10,7 +10,8 @@ a few minutes on two CPU cores.
     python examples/metamae_dabs.py --out runs/all --dataset all --resume
     python examples/metamae_dabs.py --learn step_size,contrast_weight,nearby_ratio,mask_ratio
 
-The output folder receives results.json (one row per data set, method and seed), curves.png,
+The output folder receives results.json (one row per data set, method and seed), times.json
+(milliseconds a step, method beside method, measured before the runs), curves.png,
 reconstructions.png, and per run a folder with the resolved configuration, the checkpoint and the
 logged history. With --learn also settings.png, the learned settings over time; the learned values
 are in learned.json in MetaMAE's run folders.
@@ -54,6 +55,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--steps", type=int, help="pretraining steps (default: the preset's)")
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")
+    add("--workers", type=int, help="runs at once (default: as many as cores; 1 on a GPU)")
+    add("--threads", type=int, default=1, help="threads of each run on a CPU (default: 1)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--out", type=Path, help="output folder (default: a new one below runs/)")
     add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
@@ -128,10 +131,12 @@ def compare(options: argparse.Namespace) -> int:
         device=choose_device(options.device),
         data_dir=options.data_dir,
         seeds=options.seeds,
+        workers=options.workers,
+        threads=options.threads,
     )
     reporter = Reporter(console)
     reporter.say(f"{demo.out} on {device_name(demo.device)}")
-    summarise(demo.run(reporter)).print(console)
+    summarise(*demo.run(reporter)).print(console)
     reporter.say(f"results and pictures: {demo.out}")
     return 0
 

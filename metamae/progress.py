@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+BETWEEN_LINES = 20.0
+"""Seconds between two lines on what is done side by side, in a log."""
 
 
 class Stage(Protocol):
@@ -20,6 +23,10 @@ class Stage(Protocol):
 
     def note(self, text: str) -> None:
         """What is being done inside the current unit; only a bar shows it."""
+        ...
+
+    def show(self, parts: Mapping[str, str]) -> None:
+        """What is done side by side, by name: a line each under a bar, or one now and then."""
         ...
 
 
@@ -90,12 +97,18 @@ class _Note:
     def note(self, text: str) -> None:
         self.outer.note(f"{self.title} {text}")
 
+    def show(self, parts: Mapping[str, str]) -> None:
+        self.outer.show(parts)
+
 
 class _Silent:
     def advance(self, **values: float) -> None:
         return
 
     def note(self, text: str) -> None:
+        return
+
+    def show(self, parts: Mapping[str, str]) -> None:
         return
 
 
@@ -116,6 +129,7 @@ class _Bar:
         )
         self.meter = _Meter(unit)
         self.task = self.progress.add_task(title, total=total, completed=done, values="", rate="")
+        self.parts: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Bar:
         self.progress.start()
@@ -131,13 +145,23 @@ class _Bar:
     def note(self, text: str) -> None:
         self.progress.update(self.task, values=text)
 
+    def show(self, parts: Mapping[str, str]) -> None:
+        for name in self.parts.keys() - parts.keys():
+            self.progress.remove_task(self.parts.pop(name))
+        for name, text in parts.items():
+            if name not in self.parts:
+                self.parts[name] = self.progress.add_task(
+                    f"  {name}", total=None, values="", rate=""
+                )
+            self.progress.update(self.parts[name], values=text)
+
 
 class _Lines:
     """A line at every quarter, for logs and pipes."""
 
     def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
         self.console, self.title, self.total, self.done = console, title, total, done
-        self.meter = _Meter(unit)
+        self.meter, self.shown = _Meter(unit), time.monotonic()
 
     def advance(self, **values: float) -> None:
         self.meter.tick()
@@ -155,6 +179,14 @@ class _Lines:
 
     def note(self, text: str) -> None:
         return
+
+    def show(self, parts: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if not parts or now - self.shown < BETWEEN_LINES:
+            return
+        self.shown = now
+        text = "; ".join(f"{name}: {part}" for name, part in parts.items())
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Meter:

@@ -28,7 +28,8 @@ def add_sweep(commands: Any) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="sweep file, e.g. benchmarks/sweeps/pocket.yaml")
     add("--out", type=Path, help="output folder (default: runs/NAME of the file)")
-    add("--workers", type=int, default=1, help="cells at once, with one thread each (default: 1)")
+    add("--workers", type=int, help="cells at once (default: as many as cores; 1 on a GPU)")
+    add("--threads", type=int, default=1, help="threads of each cell on a CPU (default: 1)")
     add("--list", action="store_true", help="list the cells and stop")
     add_places(parser)
     parser.set_defaults(run=run_sweep, interrupted="stopped; the same command continues the sweep")
@@ -48,6 +49,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         device=choose_device(options.device),
         data_dir=options.data_dir,
         workers=options.workers,
+        threads=options.threads,
     )
     reporter.say(f"{run.out} on {device_name(run.device)}")
     rows, failures = run.run(reporter)

@@ -1,8 +1,8 @@
-"""The demo: a sweep with a time budget, and pictures of what came of it."""
+"""The demo: a sweep with a time budget, timed steps, and pictures of what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from metamae.data import load_dataset
 from metamae.errors import ConfigError
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.sweep import RESULTS, SweepRun
+from metamae.experiments.timing import Times, read_times, time_steps
+from metamae.experiments.workers import choose_workers, limited_threads
+from metamae.files import write_json
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
 from metamae.report.comparison import rank
@@ -20,6 +23,9 @@ from metamae.report.curves import draw_curves, draw_settings
 from metamae.report.reconstructions import draw_reconstructions
 from metamae.report.rows import DEFAULT, Result, read_results
 from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
+
+TIMES = "times.json"
+"""Milliseconds a step by data set and method, measured before the first run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +38,10 @@ class Demo:
         device: Where to train.
         data_dir: Folder of full DABS data.
         seeds: Number of seeds, or ``None`` for as many as fit ``budget`` (from 1 to ``max_seeds``).
-        budget: Seconds for all of it when ``seeds`` is ``None``, shared equally by the data sets.
+        budget: Seconds of training when ``seeds`` is ``None``, shared equally by the data sets.
         max_seeds: Most seeds when ``seeds`` is ``None``.
         workers: Cells at once, see :class:`~metamae.experiments.sweep.SweepRun`.
+        threads: Threads of each on a CPU.
     """
 
     sweep: Sweep
@@ -44,35 +51,41 @@ class Demo:
     seeds: int | None = None
     budget: float = 240.0
     max_seeds: int = 3
-    workers: int = 1
+    workers: int | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         """Check the number of seeds."""
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"expected at least 1 seed, got {self.seeds}")
 
-    def run(self, reporter: Reporter) -> list[Result]:
-        """Run what is missing, one seed of all methods after the other, and draw it.
+    def run(self, reporter: Reporter) -> tuple[list[Result], Times]:
+        """Time a step of every method, run what is missing, and draw it.
 
         Returns:
-            Rows by data set, method and seed.
+            Rows by data set, method and seed; and milliseconds a step by data set and method.
 
         Raises:
             Exception: what made a cell fail; nothing is run after it.
         """
         self._adopt_earlier_folders()
-        rows, seed = self._finished(), 0
-        while names := [name for name in self.sweep.datasets if self._wants(name, seed, rows)]:
-            self._sweep_of(names, (seed,)).run(reporter)
-            rows, seed = self._finished(), seed + 1
-        order = list(self.sweep.datasets)
-        rows = [row for row in rows if row.dataset in order]
+        times = self._time(reporter)
+        by_count: dict[int, list[str]] = {}
+        for name in self.sweep.datasets:
+            by_count.setdefault(self._count_seeds(name, times[name]), []).append(name)
+        for count, names in by_count.items():
+            self._runs(names, range(count)).run(reporter)
+        order, methods = list(self.sweep.datasets), known_methods()
+        rows = [row for row in read_results(self.out / RESULTS) if row.dataset in order]
         for name in order:
             self._draw(name, [row for row in rows if row.dataset == name])
-        return sorted(
-            rows,
-            key=lambda row: (order.index(row.dataset), rank(known_methods(), row.method), row.seed),
-        )
+        rows.sort(key=lambda row: (order.index(row.dataset), rank(methods, row.method), row.seed))
+        return rows, times
+
+    def picture(self, dataset: str, name: str) -> Path:
+        """Path of a picture: in the output folder, or in the data set's when there are several."""
+        several = len(self.sweep.datasets) > 1
+        return (self.out / dataset if several else self.out) / f"{name}.png"
 
     def _adopt_earlier_folders(self) -> None:
         """Move runs of earlier revisions, from ``DATASET/METHOD/seed-N`` to where cells lie."""
@@ -83,40 +96,55 @@ class Demo:
                     (self.out / dataset / DEFAULT).mkdir(exist_ok=True)
                     earlier.rename(self.out / dataset / DEFAULT / method)
 
-    def _finished(self) -> list[Result]:
-        return read_results(self.out / RESULTS)
-
-    def _sweep_of(self, names: Sequence[str], seeds: tuple[int, ...]) -> SweepRun:
+    def _runs(self, names: Sequence[str], seeds: Sequence[int]) -> SweepRun:
         datasets = {name: self.sweep.datasets[name] for name in names}
         return SweepRun(
-            sweep=replace(self.sweep, datasets=datasets, seeds=seeds),
+            sweep=replace(self.sweep, datasets=datasets, seeds=tuple(seeds)),
             out=self.out,
             device=self.device,
             data_dir=self.data_dir,
             workers=self.workers,
+            threads=self.threads,
             fail_fast=True,
         )
 
-    def _wants(self, name: str, seed: int, rows: Sequence[Result]) -> bool:
-        """Whether to run one more seed; judged by recorded times, so resuming changes nothing."""
-        if self.seeds is not None or seed == 0:
-            return seed < (self.seeds or 1)
-        done = [row for row in rows if row.dataset == name and row.seed < seed]
-        spent = sum(row.pretrain_seconds + row.probe_seconds for row in done)
-        expected = spent * (seed + 1) / seed
-        return seed < self.max_seeds and expected <= self.budget / len(self.sweep.datasets)
+    def _cells(self, name: str, seeds: Sequence[int] = (0,)) -> list[Cell]:
+        return self._runs([name], seeds).sweep.cells()
 
-    def picture(self, dataset: str, name: str) -> Path:
-        """Path of a picture: in the output folder, or in the data set's when there are several."""
-        several = len(self.sweep.datasets) > 1
-        return (self.out / dataset if several else self.out) / f"{name}.png"
+    def _time(self, reporter: Reporter) -> Times:
+        """Measured once and kept, so that a resumed demo has as many seeds as the first."""
+        times = read_times(self.out / TIMES)
+        for name in self.sweep.datasets:
+            configs = [cell.config for cell in self._cells(name)]
+            trained = {config.method for config in configs if config.training.steps > 0}
+            if trained - times.setdefault(name, {}).keys():
+                size = configs[0].token_size
+                data = load_dataset(name, data_dir=self.data_dir, token_size=size)
+                with limited_threads(self.threads, self.device):
+                    times[name] = time_steps(configs, data, device=self.device, reporter=reporter)
+                write_json(self.out / TIMES, times)
+        return times
+
+    def _count_seeds(self, name: str, times: Mapping[str, float]) -> int:
+        """Seeds of a data set: those asked for, or as many as fit its share of the budget."""
+        if self.seeds is not None:
+            return self.seeds
+        configs = [cell.config for cell in self._cells(name)]
+        seconds = sum(
+            times[config.method] * config.training.steps / 1000
+            for config in configs
+            if config.training.steps > 0
+        )
+        share = self.budget / len(self.sweep.datasets) * choose_workers(self.workers, self.device)
+        fitting = int(share / seconds) if seconds > 0 else self.max_seeds
+        return max(1, min(self.max_seeds, fitting))
 
     def _draw(self, name: str, rows: Sequence[Result]) -> None:
         """Curves of all trained methods; reconstructions of MetaMAE, or else of MAE."""
         trained = {(row.method, row.seed) for row in rows if row.steps > 0}
         seeds = tuple(sorted({seed for _, seed in trained}))
         cells: dict[str, list[Cell]] = {}
-        for cell in self._sweep_of([name], seeds).sweep.cells() if seeds else []:
+        for cell in self._cells(name, seeds) if seeds else []:
             if (cell.config.method, cell.config.seed) in trained:
                 cells.setdefault(cell.config.method, []).append(cell)
         if not cells:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from metamae.config.schema import known_methods
 from metamae.data import load_dataset
 from metamae.data.dataset import Dataset
 from metamae.errors import ConfigError
 from metamae.experiments.cell import is_current, run_cell
 from metamae.experiments.plan import Cell, Sweep
+from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import write_json, write_text
 from metamae.progress import Nested, Reporter, Stage
 from metamae.report.rows import Key, Result, read_results, write_results
-from metamae.training.allocator import keep_freed_memory
 
 RESULTS = "results.json"
 FAILURES = "failures.json"
@@ -43,21 +38,24 @@ class SweepRun:
         device: Where to train.
         data_dir: Folder of full DABS data.
         fail_fast: Raise the first error of a cell, instead of going on with the others.
-        workers: Cells at once, each in a process of its own with one thread. With 1, cells run in
-            this process with its threads. Sums depend on the number of threads, so bits do too.
+        workers: Cells at once, each in a process of its own; ``None`` for as many as there are
+            cores, on a CPU. With 1, cells run in this process.
+        threads: Threads of each cell on a CPU. Sums, and so bits, depend on it; not on ``workers``.
     """
 
     sweep: Sweep
     out: Path
     device: torch.device
     data_dir: Path | None = None
-    workers: int = 1
+    workers: int | None = None
+    threads: int = 1
     fail_fast: bool = False
 
     def __post_init__(self) -> None:
-        """Check the number of workers."""
-        if self.workers < 1:
-            raise ConfigError(f"expected at least 1 worker, got {self.workers}")
+        """Check the numbers of workers and threads."""
+        choose_workers(self.workers, self.device)
+        if self.threads < 1:
+            raise ConfigError(f"expected at least 1 thread, got {self.threads}")
 
     def run(self, reporter: Reporter) -> tuple[list[Result], dict[str, str]]:
         """Run what is missing; every finished cell is on disk before the next begins.
@@ -112,14 +110,25 @@ class SweepRun:
             _Job(cell, self.out / cell.name, tuple(missing[cell.name]), self.device, self.data_dir)
             for cell in todo
         ]
-        if self.workers > 1:
-            yield from _run_parallel(jobs, self.workers)
+        workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
+        if workers > 1:
+            # The longest first, so that the last ones end together.
+            methods = known_methods()
+            jobs.sort(
+                key=lambda job: (job.cell.config.seed, -methods.index(job.cell.config.method))
+            )
+            yield from (
+                (job.cell, outcome)
+                for job, outcome in run_side_by_side(jobs, workers, self.threads, stage)
+                if isinstance(job, _Job)
+            )
             return
-        for job in jobs:
-            try:
-                yield job.cell, job.run(Nested(stage))
-            except Exception as fault:
-                yield job.cell, fault
+        with limited_threads(self.threads, self.device):
+            for job in jobs:
+                try:
+                    yield job.cell, job.run(Nested(stage))
+                except Exception as fault:
+                    yield job.cell, fault
 
     def _old_failures(self, finished: set[str]) -> dict[str, str]:
         """Failures of other sweeps in this folder; ours are tried again."""
@@ -153,7 +162,11 @@ class _Job:
     device: torch.device
     data_dir: Path | None
 
-    def run(self, reporter: Reporter | None = None) -> list[Result]:
+    @property
+    def name(self) -> str:
+        return self.cell.name
+
+    def run(self, reporter: Reporter) -> list[Result]:
         rows = run_cell(
             self.cell,
             self.run_dir,
@@ -169,61 +182,6 @@ class _Job:
 @lru_cache(maxsize=4)
 def _load(name: str, token_size: tuple[int, ...], data_dir: Path | None) -> Dataset:
     return load_dataset(name, data_dir=data_dir, token_size=token_size)
-
-
-def _run_parallel(
-    jobs: list[_Job], workers: int
-) -> Iterator[tuple[Cell, list[Result] | Exception]]:
-    """Run jobs in processes; one that dies costs its cell (and those beside it), not the sweep."""
-    waiting = list(reversed(jobs))
-    running: dict[Future[list[Result]], _Job] = {}
-    pool = _pool(workers)
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop()
-                running[pool.submit(job.run)] = job
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            faults = [future.exception() for future in done]
-            if any(isinstance(fault, BrokenProcessPool) for fault in faults):
-                wait(running)  # the pool is lost, and with it whatever it still ran
-                pool.shutdown()
-                done, pool = set(running), _pool(workers)
-            for future in done:
-                job, fault = running.pop(future), future.exception()
-                if isinstance(fault, Exception):
-                    yield job.cell, fault
-                else:
-                    yield job.cell, future.result()
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Read by the libraries of the new processes when they are loaded.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    )
-
-
-def _start_worker(parent: int) -> None:
-    """One thread; ends with its parent, however that ends; Ctrl-C is the parent's to handle."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _line(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
@@ -242,11 +241,16 @@ def _machines(rows: Sequence[Result]) -> Section:
     return Section(title="Where", header=("hardware", "torch", "revision"), lines=list(machines))
 
 
-def summarise(rows: Sequence[Result]) -> Section:
+def summarise(
+    rows: Sequence[Result], times: Mapping[str, Mapping[str, float]] | None = None
+) -> Section:
     """Mean and spread over seeds per data set and method: the table that a demo ends with.
 
-    The overhead is the ratio of pretraining times to MAE's on the same seeds: the median over
-    seeds, which one disturbed run does not move.
+    Args:
+        rows: The results.
+        times: Milliseconds a step by data set and method, measured side by side
+            (:func:`metamae.experiments.timing.time_steps`); the last column is the ratio to MAE's.
+            Runs that shared a machine have no times of their own worth comparing.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
@@ -254,6 +258,7 @@ def summarise(rows: Sequence[Result]) -> Section:
     lines = []
     for (dataset, method), group in groups.items():
         (line,) = summarise_results(group)
+        own = (times or {}).get(dataset, {})
         lines.append(
             (
                 dataset,
@@ -262,29 +267,16 @@ def summarise(rows: Sequence[Result]) -> Section:
                 show(line),
                 str(line.seeds),
                 str(line.steps),
-                f"{line.seconds:.1f}" if line.steps else "-",
-                _overhead(group, groups.get((dataset, "mae"), [])),
+                f"{own[method]:.1f}" if method in own else "-",
+                f"{own[method] / own['mae']:.2f}" if method in own and "mae" in own else "-",
             )
         )
     return Section(
         title="Linear probe on frozen features, test rows",
         header=(
-            "data set",
-            "method",
-            "metric",
-            "mean ± std",
-            "seeds",
-            "steps",
-            "pretrain s",
-            "× MAE",
+            *("data set", "method", "metric", "mean ± std"),
+            *("seeds", "steps", "ms a step", "× MAE"),
         ),
         lines=lines,
+        notes=["A step is timed with each method in turn, before the runs."] if times else [],
     )
-
-
-def _overhead(group: Sequence[Result], mae: Sequence[Result]) -> str:
-    base = {row.seed: row.pretrain_seconds for row in mae if row.steps}
-    ratios = [row.pretrain_seconds / base[row.seed] for row in group if base.get(row.seed)]
-    if not ratios or not group[0].steps:
-        return "-"
-    return f"{statistics.median(ratios):.2f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 
 from metamae.training.batches import Prefetcher
+from metamae.training.devices import count_cores
 
 Item = TypeVar("Item")
 
@@ -84,13 +84,13 @@ class Feed(Generic[Item]):
         return item
 
     def _judge(self) -> None:
-        spare = _cores() > torch.get_num_threads()
+        spare = count_cores() > torch.get_num_threads()
         share = self._waited + (self._computed if spare else 0.0)
         whole = max(self._watched, 1e-9) * (TRIAL + 1) / TRIAL
         part = (self._waited + self._computed) / whole
         reason = f"preparing takes {100 * part:.0f} % of a step"
         if not spare:
-            reason += f", with {torch.get_num_threads()} threads on {_cores()} cores"
+            reason += f", with {torch.get_num_threads()} threads on {count_cores()} cores"
         self._decide(share / whole > SHARE, reason)
 
     def _decide(self, ahead: bool, reason: str) -> None:
@@ -111,10 +111,3 @@ class Feed(Generic[Item]):
     ) -> None:
         if self._ahead is not None:
             self._ahead.__exit__(kind, error, traceback)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -83,7 +83,7 @@ def pretrain(
     """
     reporter = reporter or Reporter(None)
     device = torch.device(device)
-    run = _run_kind(config)(config, dataset, run_dir, device)
+    run = start_run(config, dataset, run_dir, device)
     if resume and (run_dir / CHECKPOINT).is_file():
         run.restore()
     write_text(run_dir / CONFIG, config.to_yaml())
@@ -115,8 +115,7 @@ def pretrain(
     )
 
 
-def _run_kind(config: Config) -> type[Run]:
-    """Plain training, or training with an outer level, which needs Betty."""
-    if config.method != "metamae" or not config.learn.settings:
-        return Run
-    return BilevelRun
+def start_run(config: Config, dataset: Dataset, run_dir: Path, device: torch.device) -> Run:
+    """A run before its first step: plain, or with an outer level, which needs Betty."""
+    learns = config.method == "metamae" and config.learn.settings
+    return (BilevelRun if learns else Run)(config, dataset, run_dir, device)

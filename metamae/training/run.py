@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +118,7 @@ class Run:
         self.history.add(self.step + 1, compile_seconds=round(seconds, 3))
         reporter.say(f"{title}: compiled in {seconds:.1f} s")
 
-    def train(self) -> Iterator[float]:
+    def train(self) -> Generator[float, None, None]:
         """Run the remaining steps, yielding the loss of each."""
         settings = self.config.training
         with self.input:

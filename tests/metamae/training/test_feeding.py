@@ -58,7 +58,7 @@ def test_what_computes_needs_a_free_core(
 ) -> None:
     """Preparing that takes half a step of pure computation, one thread in use."""
     clock = {"wall": 0.0, "cpu": 0.0}
-    monkeypatch.setattr(feeding, "_cores", lambda: cores)
+    monkeypatch.setattr(feeding, "count_cores", lambda: cores)
     monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
     monkeypatch.setattr(time, "thread_time", lambda: clock["cpu"])
 
