@@ -40,8 +40,8 @@ def known_methods() -> tuple[str, ...]:
     return (*METHODS, *_registered)
 
 
-def check_method(name: str) -> None:
-    """Raise ``ConfigError`` unless a method is known.
+def check_method(name: str, where: str = "") -> None:
+    """Raise ``ConfigError`` unless a method is known; ``where`` it was named goes into the error.
 
     Packages that name a module under the entry point ``metamae.methods`` are asked for it, by
     importing that module, which calls :func:`metamae.methods.register_method`.
@@ -51,7 +51,10 @@ def check_method(name: str) -> None:
             entry.load()
     known = known_methods()
     if name not in known:
-        raise ConfigError(f"expected a method among {', '.join(known)}, {suggest(name, known)}")
+        place = f" in {where}" if where else ""
+        raise ConfigError(
+            f"expected a method among {', '.join(known)}{place}, {suggest(name, known)}"
+        )
 
 
 def add_method(name: str) -> None:

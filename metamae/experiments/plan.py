@@ -116,7 +116,7 @@ class Sweep:
             check_method(method)
         for name, variant in self.variants.items():
             for method in variant.methods:
-                check_method(method)
+                check_method(method, f"the methods of variant {name!r}")
             if variant.ablation:
                 _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
             if variant.ablation and variant.methods:

@@ -54,7 +54,7 @@ def test_the_learn_flag_leaves_values_and_a_picture(tmp_path: Path) -> None:
         *("--learn", "step_size,mask_ratio", *flags),
         folder=tmp_path,
     )
-    learned = json.loads((tmp_path / "out/digits/metamae/seed-0/learned.json").read_text())
+    learned = json.loads((tmp_path / "out/digits/default/metamae/seed-0/learned.json").read_text())
     assert set(learned["learned"]) == {"step_size", "mask_ratio"}
     assert learned["learned"]["step_size"] != pytest.approx(learned["start"]["step_size"], rel=1e-3)
     assert is_picture(tmp_path / "out" / "settings.png")

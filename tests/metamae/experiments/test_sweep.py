@@ -439,7 +439,11 @@ def test_the_paper_preset_of_an_embedded_set() -> None:
         ({"datasets": "sensors"}, "keys and values in datasets, got 'sensors'"),
         ({"datasets": {"sensors": {"prob": []}}}, "in datasets.sensors, got 'prob'"),
         ({"datasets": {"sensors": {"probe": ["digit"]}}}, "did you mean 'digits'?"),
-        ({"methods": ["mea"]}, "in methods, got 'mea'; did you mean 'mae'?"),
+        (
+            {"methods": ["mea"]},
+            "expected a method among random, emix, shed, capri, mae_linear, mae, metamae, "
+            "supervised, got 'mea'; did you mean 'mae'?",
+        ),
         ({"methods": "mae, random"}, "got 'mae, random'"),
         ({"seeds": [-1]}, "a list of numbers >= 0, got [-1]"),
         ({"seeds": [0, 0]}, "got [0, 0]"),

@@ -329,7 +329,7 @@ def test_only_what_is_differentiated_twice_uses_plain_attention(
         calls.append(given)
         return plain_attention(*given)
 
-    monkeypatch.setattr("metalearn.attention.plain_attention", counted)
+    monkeypatch.setattr("metamae.model.transformer.plain_attention", counted)
     method = metamae(step_size=0.5, differentiation=differentiation)
     method(batch_of(), draw(method))
     assert len(calls) == plain * len(method.network.decoder.blocks)

@@ -27,7 +27,7 @@ from metamae.methods.building import build_method
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
 from metamae.randomness import generator
-from metamae.training import pretraining as training
+from metamae.training import run as training
 from metamae.training.batches import batch_indices
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.compiling import CompiledLoss

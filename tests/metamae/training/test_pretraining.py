@@ -33,12 +33,12 @@ from metamae.data.dataset import Dataset
 from metamae.evaluation.features import extract_features
 from metamae.progress import Reporter
 from metamae.randomness import generator
-from metamae.training import pretraining as training
 from metamae.training.batches import batch_indices
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import multiplies_bfloat16
 from metamae.training.pretraining import Pretrained, pretrain
 from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
+from tests import ROOT
 from tests.tiny import SIZES
 
 TINY = [
@@ -110,7 +110,7 @@ def killed(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """Folders of the same runs, killed by SIGKILL in step 13 of 20, after the checkpoint of 10."""
     root = tmp_path_factory.mktemp("killed")
     jobs = {str(root / name): tiny(*overrides).to_dict() for name, overrides in VARIANTS.items()}
-    package = Path(training.__file__).resolve().parent.parent
+    package = ROOT
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
         input=json.dumps(jobs),
@@ -390,7 +390,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
             super().step(closure)
             updates.append(bits(built[-1].state_dict()))
 
-    monkeypatch.setattr(training, "build_method", build)
+    monkeypatch.setattr("metamae.training.run.build_method", build)
     monkeypatch.setattr(torch.optim, "AdamW", Recording)
     config = tiny("training.checkpoint_every=1", "contrast.weight=0", method=method)
     with pytest.raises(TrainingError, match=rf"at step {step + 1}\b") as caught:
@@ -527,7 +527,7 @@ def test_random_draws_are_functions_of_seed_stream_and_index() -> None:
 def test_bfloat16_without_products_of_it_is_said_to_be_slower(
     known: bool, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metamae.training.devices.multiplies_bfloat16", lambda device: known)
+    monkeypatch.setattr("metamae.training.pretraining.multiplies_bfloat16", lambda device: known)
     said: list[str] = []
     reporter = Reporter(None)
     reporter.say = said.append  # type: ignore[method-assign]

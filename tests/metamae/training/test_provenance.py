@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import metamae
+from metamae.training import provenance
 from metamae.training.provenance import device_name, revision, versions
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -29,10 +30,11 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source checkout that holds the package, not yet a repository."""
-    (tmp_path / "metamae").mkdir()
+    module = tmp_path / "metamae" / "training" / "provenance.py"
+    module.parent.mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("")
-    (tmp_path / "metamae" / "__init__.py").write_text("")
-    monkeypatch.setattr(metamae, "__file__", str(tmp_path / "metamae" / "__init__.py"))
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
     # No repository that the temporary folder may lie in.
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     return tmp_path
