@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from metamae.experiments.timing import read_times
 from metamae.report.rows import read_results
 from metamae.report.tables import make_report, summarise
 from tests import ROOT
@@ -36,10 +37,11 @@ def test_files_that_are_linked_exist() -> None:
 
 def test_the_table_holds_the_committed_results() -> None:
     rows = read_results(ROOT / "benchmarks" / "results" / "demo-sensors.json")
+    times = read_times(ROOT / "benchmarks" / "results" / "demo-sensors-times.json")
     assert {row.seed for row in rows} == {0, 1, 2}
-    for cells in summarise(rows).lines:
-        _, method, _, value, seeds, steps, seconds, ratio = cells
-        line = f"| {method} | {value} | {seeds} | {steps} | {seconds} | {ratio} |"
+    for cells in summarise(rows, times).lines:
+        _, method, _, value, seeds, steps, milliseconds, ratio = cells
+        line = f"| {method} | {value} | {seeds} | {steps} | {milliseconds} | {ratio} |"
         assert line in README
 
 

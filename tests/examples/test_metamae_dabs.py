@@ -34,7 +34,7 @@ TINY = [
         "training.batch_size=20",
     ),
 ]
-FLAGS = ["--dataset", "basic_motions", "--steps", "2", "--seeds", "1"]
+FLAGS = ["--dataset", "basic_motions", "--steps", "2", "--seeds", "1", "--workers", "1"]
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 TABLE = "Linear probe on frozen features"
 
@@ -125,7 +125,7 @@ def test_a_run_from_a_shell(tmp_path: Path) -> None:
     assert LABELS["mae"] in done.stdout
     assert any("basic_motions" in line and "pretrain" in line for line in lines)
     assert sorted(path.name for path in (tmp_path / "made" / "here").iterdir()) == sorted(
-        ["basic_motions", RESULTS, "curves.png", "reconstructions.png"]
+        ["basic_motions", RESULTS, "times.json", "curves.png", "reconstructions.png"]
     )
     assert list(values(tmp_path / "made" / "here")) == [("basic_motions", "mae", 0)]
     assert os.listdir(tmp_path) == ["made"]
@@ -207,6 +207,8 @@ def test_help_names_every_flag(command: Command) -> None:
         "methods",
         "steps",
         "seeds",
+        "workers",
+        "threads",
         "device",
         "out",
         "preset",

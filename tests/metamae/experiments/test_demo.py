@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 import yaml
 from matplotlib.image import imread
 
-from metamae import CheckpointError, Config, ConfigError, load_dataset
+from metamae import CheckpointError, Config, ConfigError, DataError, load_dataset
 from metamae.config import COMPARED
 from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.probe import fit_probe
-from metamae.evaluation.protocols import describe_protocol
-from metamae.experiments import cell, sweep
-from metamae.experiments.demo import RESULTS, Demo
-from metamae.experiments.plan import Cell, Source, Sweep
+from metamae.experiments import cell, demo
+from metamae.experiments.demo import RESULTS, TIMES, Demo
+from metamae.experiments.plan import Source, Sweep
+from metamae.experiments.sweep import SweepRun
+from metamae.experiments.timing import time_steps
 from metamae.progress import Reporter
 from metamae.report.rows import Result, read_results, write_results
 from metamae.training.checkpoint import Checkpoint
@@ -45,7 +47,7 @@ def tiny(
     methods: tuple[str, ...] = COMPARED,
     **settings: Any,
 ) -> Demo:
-    given: dict[str, Any] = {"seeds": 2, "device": torch.device("cpu")}
+    given: dict[str, Any] = {"seeds": 2, "device": torch.device("cpu"), "workers": 1}
     plan = Sweep(
         datasets={name: Source() for name in names},
         methods=methods,
@@ -55,11 +57,23 @@ def tiny(
     return Demo(sweep=plan, out=out, **(given | settings))
 
 
+def rows_of(demo: Demo) -> list[Result]:
+    return demo.run(SILENT)[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly_timed() -> Iterator[None]:
+    """One round of one step is enough of timing for these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "time_steps", partial(time_steps, rounds=1, steps=1))
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
     """An experiment of all methods and two seeds: its folder and what `run` returned."""
     out = tmp_path_factory.mktemp("finished") / "new" / "folder"
-    return out, tiny(out).run(SILENT)
+    return out, rows_of(tiny(out))
 
 
 @pytest.fixture
@@ -126,7 +140,7 @@ def test_a_row_can_be_had_again_from_its_checkpoint(finished: tuple[Path, list[R
 def test_the_folder_holds_histories_and_pictures(finished: tuple[Path, list[Result]]) -> None:
     out, _ = finished
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["basic_motions", RESULTS, "curves.png", "reconstructions.png"]
+        ["basic_motions", RESULTS, TIMES, "curves.png", "reconstructions.png"]
     )
     for name in ("curves", "reconstructions"):
         image = imread(out / f"{name}.png")
@@ -161,7 +175,7 @@ def test_resuming_keeps_finished_rows(
     monkeypatch.setattr(cell, "pretrain", refuse_training)
     monkeypatch.setattr(cell, "probe_row", refuse_training)
     (folder / "curves.png").unlink()
-    rows = tiny(folder).run(SILENT)
+    rows = rows_of(tiny(folder))
     assert rows == finished[1]
     assert (folder / "curves.png").stat().st_size > 0
 
@@ -181,7 +195,7 @@ def test_resuming_runs_only_what_is_missing(
     rows = [row for row in read_results(folder / RESULTS) if (row.method, row.seed) != ("mae", 1)]
     write_results(folder / RESULTS, rows)
     shutil.rmtree(folder / "basic_motions" / "default" / "mae" / "seed-1")
-    assert values(tiny(folder).run(SILENT)) == values(finished[1])
+    assert values(rows_of(tiny(folder))) == values(finished[1])
     assert trained == [("mae", 1)]
 
 
@@ -200,9 +214,9 @@ def test_an_interrupted_experiment_can_be_resumed(
 
     monkeypatch.setattr(cell, "probe_row", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        tiny(tmp_path, seeds=1).run(SILENT)
+        rows_of(tiny(tmp_path, seeds=1))
     assert [row.method for row in read_results(tmp_path / RESULTS)] == ["random", "mae"]
-    rows = tiny(tmp_path, seeds=1).run(SILENT)
+    rows = rows_of(tiny(tmp_path, seeds=1))
     assert values(rows) == values([row for row in finished[1] if row.seed == 0])
     assert len(calls) == 4
 
@@ -219,7 +233,7 @@ def test_resuming_with_other_settings_is_refused(
 ) -> None:
     before = (folder / RESULTS).read_bytes()
     with pytest.raises(CheckpointError, match=expected):
-        tiny(folder, override).run(SILENT)
+        rows_of(tiny(folder, override))
     assert (folder / RESULTS).read_bytes() == before
 
 
@@ -227,7 +241,7 @@ def test_another_probe_is_fitted_anew(
     folder: Path, finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cell, "pretrain", refuse_training)
-    rows = tiny(folder, "probe.epochs=4").run(SILENT)
+    rows = rows_of(tiny(folder, "probe.epochs=4"))
     assert len(rows) == len(finished[1])
     assert all("4 epochs" in row.settings for row in rows)
 
@@ -238,7 +252,7 @@ def test_a_run_without_its_configuration_is_probed_again(
     """The checkpoint has it."""
     monkeypatch.setattr(cell, "pretrain", refuse_training)
     (folder / "basic_motions" / "default" / "mae" / "seed-0" / CONFIG).unlink()
-    assert values(tiny(folder).run(SILENT)) == values(finished[1])
+    assert values(rows_of(tiny(folder))) == values(finished[1])
 
 
 def test_runs_of_an_earlier_version_are_found(
@@ -248,31 +262,31 @@ def test_runs_of_an_earlier_version_are_found(
     monkeypatch.setattr(cell, "pretrain", refuse_training)
     for run in (folder / "basic_motions" / "default").iterdir():
         run.rename(folder / "basic_motions" / run.name)
-    assert tiny(folder).run(SILENT) == finished[1]
+    assert rows_of(tiny(folder)) == finished[1]
 
 
 def test_resuming_after_a_resume_with_more_steps(folder: Path) -> None:
     """An unfinished run may be given more steps, and its row then counts as made with these."""
     settings = {"methods": ("mae",), "seeds": 1}
     (folder / RESULTS).unlink()
-    (row,) = tiny(folder, "training.steps=6", **settings).run(SILENT)
+    (row,) = rows_of(tiny(folder, "training.steps=6", **settings))
     assert row.steps == 6
-    assert tiny(folder, "training.steps=6", **settings).run(SILENT) == [row]
+    assert rows_of(tiny(folder, "training.steps=6", **settings)) == [row]
     with pytest.raises(CheckpointError):
-        tiny(folder, **settings).run(SILENT)
+        rows_of(tiny(folder, **settings))
 
 
 def test_a_seed_may_have_been_resumed_with_more_steps_and_another_not(folder: Path) -> None:
     """Their histories were logged at different steps; the curves are drawn all the same."""
     (folder / RESULTS).unlink()
     shutil.rmtree(folder / "basic_motions" / "default" / "mae" / "seed-1")
-    rows = tiny(folder, "training.steps=7", methods=("mae",)).run(SILENT)
+    rows = rows_of(tiny(folder, "training.steps=7", methods=("mae",)))
     assert [row.steps for row in rows] == [7, 7]
 
 
 def test_a_folder_may_hold_results_of_other_data_sets(folder: Path) -> None:
     """They are kept in the file, and returned too or not, but are no reason to fail."""
-    rows = tiny(folder, names=("vowels",), seeds=1, methods=("random",)).run(SILENT)
+    rows = rows_of(tiny(folder, names=("vowels",), seeds=1, methods=("random",)))
     assert ("vowels", "random", 0) in [(row.dataset, row.method, row.seed) for row in rows]
     assert len(read_results(folder / RESULTS)) == 7
 
@@ -282,13 +296,13 @@ def test_a_damaged_history_is_a_clear_error(folder: Path, content: str | None) -
     history = folder / "basic_motions" / "default" / "mae" / "seed-0" / HISTORY
     history.unlink() if content is None else history.write_text(content)
     with pytest.raises(CheckpointError) as caught:
-        tiny(folder).run(SILENT)
+        rows_of(tiny(folder))
     assert str(history) in str(caught.value)
 
 
 def test_several_data_sets_have_folders_and_pictures_of_their_own(tmp_path: Path) -> None:
     names = ("vowels", "basic_motions")
-    rows = tiny(tmp_path, "training.steps=1", names=names, seeds=1, methods=("mae",)).run(SILENT)
+    rows = rows_of(tiny(tmp_path, "training.steps=1", names=names, seeds=1, methods=("mae",)))
     assert [row.dataset for row in rows] == list(names)
     assert not (tmp_path / "curves.png").exists()
     for name in names:
@@ -303,75 +317,70 @@ def test_several_data_sets_have_folders_and_pictures_of_their_own(tmp_path: Path
 def test_nothing_trained_nothing_drawn(
     tmp_path: Path, methods: tuple[str, ...], overrides: tuple[str, ...]
 ) -> None:
-    rows = tiny(tmp_path, *overrides, seeds=1, methods=methods).run(SILENT)
+    rows = rows_of(tiny(tmp_path, *overrides, seeds=1, methods=methods))
     assert [row.method for row in rows] == list(methods)
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Runs that take no time but say that they took so many seconds a seed."""
-
-    def take(seconds: float) -> None:
-        def run_cell(one: Cell, run_dir: Path, *_: Any, **__: Any) -> list[Result]:
-            run_dir.mkdir(parents=True)
-            config = one.config
-            (run_dir / CONFIG).write_text(config.to_yaml())
-            return [
-                Result(
-                    dataset=config.dataset,
-                    method=config.method,
-                    seed=config.seed,
-                    pretrain_seconds=0.75 * seconds / 3,
-                    probe_seconds=0.25 * seconds / 3,
-                    transfer=config.dataset,
-                    probe_seed=config.seed,
-                    protocol="published",
-                    settings=describe_protocol("published", config.probe),
-                    steps=config.training.steps,
-                    batch_size=4,
-                    **dict.fromkeys(("value", "train_value"), 0.5),
-                    **dict.fromkeys(("metric", "preset", "device"), "x"),
-                    **dict.fromkeys(("hardware", "torch", "revision"), "x"),
-                )
-            ]
-
-        monkeypatch.setattr(sweep, "run_cell", run_cell)
-        monkeypatch.setattr(Demo, "_draw", lambda *_: None)
-
-    return take
-
-
 @pytest.mark.parametrize(
-    ("seconds", "names", "expected"),
+    ("milliseconds", "names", "workers", "expected"),
     [
-        (1.0, 1, 3),  # never more than max_seeds
-        (79.0, 1, 3),  # 3 * 79 <= 240
-        (81.0, 1, 2),  # 3 * 81 > 240, 2 * 81 <= 240
-        (121.0, 1, 1),  # 2 * 121 > 240
-        (1000.0, 1, 1),  # one seed always
-        (59.0, 2, 2),  # 120 seconds for each of two data sets
-        (61.0, 2, 1),
+        (1.0, 1, 1, 3),  # never more than max_seeds
+        (19_990.0, 1, 1, 3),  # 3 * 4 steps * 19.99 s <= 240 s
+        (20_010.0, 1, 1, 2),
+        (30_010.0, 1, 1, 1),
+        (1e6, 1, 1, 1),  # one seed always
+        (14_990.0, 2, 1, 2),  # 120 seconds for each of two data sets
+        (15_010.0, 2, 1, 1),
+        (19_990.0, 1, 2, 3),  # two at once
+        (30_010.0, 1, 2, 3),
+        (40_010.0, 1, 2, 2),
     ],
 )
 def test_as_many_seeds_as_fit_the_budget(
-    tmp_path: Path, timed: Callable[[float], None], seconds: float, names: int, expected: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    milliseconds: float,
+    names: int,
+    workers: int,
+    expected: int,
 ) -> None:
-    timed(seconds)
+    """By the time of a step, measured once: a resumed demo has as many."""
+    monkeypatch.setattr(
+        demo,
+        "time_steps",
+        lambda *_, **__: {"mae": milliseconds / 4, "metamae": 0.75 * milliseconds},
+    )
+    ran: list[Sweep] = []
+    monkeypatch.setattr(SweepRun, "run", lambda self, reporter: ran.append(self.sweep))
     chosen = ("basic_motions", "vowels")[:names]
-    rows = tiny(tmp_path, names=chosen, seeds=None, budget=240.0).run(SILENT)
-    for name in chosen:
-        assert {row.seed for row in rows if row.dataset == name} == set(range(expected))
-    timed(0.0)  # resuming judges by the recorded times, not by the clock
-    assert tiny(tmp_path, names=chosen, seeds=None).run(SILENT) == rows
+    for _ in range(2):
+        tiny(tmp_path, names=chosen, seeds=None, workers=workers).run(SILENT)
+        monkeypatch.setattr(demo, "time_steps", refuse_training)
+    assert len(ran) == 2
+    for sweep in ran:
+        assert sweep.seeds == tuple(range(expected))
+        assert tuple(sweep.datasets) == chosen
 
 
-def test_a_number_of_seeds_is_not_bounded_by_the_budget(
-    tmp_path: Path, timed: Callable[[float], None]
-) -> None:
-    timed(1000.0)
-    rows = tiny(tmp_path, seeds=5, budget=1.0).run(SILENT)
-    assert {row.seed for row in rows} == {0, 1, 2, 3, 4}
+def test_times_are_measured_once_and_kept(finished: tuple[Path, list[Result]]) -> None:
+    times = json.loads((finished[0] / TIMES).read_text())
+    assert times.keys() == {"basic_motions"}
+    assert times["basic_motions"].keys() == {"mae", "metamae"}
+    assert all(value > 0 for value in times["basic_motions"].values())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 3}', '{"a": {"mae": "x"}}'])
+def test_damaged_times_are_a_clear_error(folder: Path, content: str) -> None:
+    (folder / TIMES).write_text(content)
+    with pytest.raises(DataError, match=r"damaged file .*; delete it"):
+        tiny(folder).run(SILENT)
+
+
+def test_workers_make_the_same_rows(tmp_path: Path, finished: tuple[Path, list[Result]]) -> None:
+    """Two processes of one thread each, as one after the other."""
+    rows = rows_of(tiny(tmp_path, workers=2))
+    assert values(rows) == values(finished[1])
 
 
 @pytest.mark.parametrize("seeds", [0, -1])

@@ -115,60 +115,51 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([0.8766]) == "87.7"
 
 
-def cells(rows: list[Result]) -> dict[tuple[str, str], tuple[str, ...]]:
-    return {(line[0], line[1]): line[2:] for line in summarise(rows).lines}
+def cells(
+    rows: list[Result], times: dict[str, dict[str, float]] | None = None
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    return {(line[0], line[1]): line[2:] for line in summarise(rows, times).lines}
 
 
 def test_a_line_per_data_set_and_method() -> None:
-    found = cells(
-        [
-            row(value=0.5, pretrain_seconds=10.0),
-            row(value=0.7, pretrain_seconds=12.0, seed=1),
-            row(method="random", steps=0, pretrain_seconds=0.0, value=0.25),
-            row(dataset="digits", metric="weighted_f1", steps=7),
-        ]
-    )
+    rows = [
+        row(value=0.5),
+        row(value=0.7, seed=1),
+        row(method="random", steps=0, value=0.25),
+        row(method="metamae", value=0.8),
+        row(dataset="digits", metric="weighted_f1", steps=7),
+    ]
+    found = cells(rows, {"sensors": {"mae": 33.04, "metamae": 64.4}, "digits": {"metamae": 9.0}})
     assert found["sensors", LABELS["mae"]] == (
         "accuracy, %",
         "60.0 ± 14.1",
-        "2",
-        "100",
-        "11.0",
-        "1.00",
+        *("2", "100", "33.0", "1.00"),
     )
+    assert found["sensors", LABELS["metamae"]][-2:] == ("64.4", "1.95")
     assert found["sensors", LABELS["random"]] == ("accuracy, %", "25.0", "1", "0", "-", "-")
-    assert found["digits", LABELS["mae"]][:4] == ("weighted f1, %", "50.0", "1", "7")
-    assert len(found) == 3
+    assert found["digits", LABELS["mae"]] == ("weighted f1, %", "50.0", "1", "7", "-", "-")
+    assert len(found) == 4
 
 
-def test_the_overhead_is_the_median_ratio_of_equal_seeds() -> None:
-    """Ratios 1.5, 2, 5: neither their mean nor the ratio of means; the order does not matter."""
-    mae = {0: 10.0, 1: 20.0, 2: 1.0}
-    meta = {2: 5.0, 0: 15.0, 1: 40.0}
-    rows = [row(seed=seed, pretrain_seconds=time) for seed, time in mae.items()]
-    rows += [row(method="metamae", seed=s, pretrain_seconds=time) for s, time in meta.items()]
-    assert cells(rows)["sensors", LABELS["metamae"]][-1] == "2.00"
-    assert cells(rows)["sensors", LABELS["mae"]][-1] == "1.00"
-    assert cells(rows[:1] + rows[3:])["sensors", LABELS["metamae"]][-1] == "1.50"  # seed 0 alone
-
-
-def test_there_is_no_overhead_without_mae_on_that_seed() -> None:
-    meta = row(method="metamae", seed=3)
-    for others in ([], [row(seed=0)], [row(seed=3, steps=0)], [row(seed=3, dataset="digits")]):
-        assert cells([meta, *others])["sensors", LABELS["metamae"]][-1] == "-"
+def test_without_times_none_are_shown() -> None:
+    """Those of runs that shared a machine would be no comparison."""
+    assert cells([row(), row(method="metamae")])["sensors", LABELS["metamae"]][-2:] == ("-", "-")
+    assert summarise([row()]).notes == []
+    assert "each method in turn" in summarise([row()], {"sensors": {"mae": 1.0}}).notes[0]
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_shows_every_cell_in_full(width: int) -> None:
     """At the 80 columns of a pipe or log too: names may be folded, nothing may be cut."""
     rows = [
-        row(dataset=name, method=method, seed=seed, value=0.4 + 0.1 * seed, pretrain_seconds=123.4)
+        row(dataset=name, method=method, seed=seed, value=0.4 + 0.1 * seed)
         for name in POCKET
         for method in METHODS
         for seed in (0, 1)
     ]
     console = Console(file=io.StringIO(), width=width)
-    summarise(rows).print(console)
+    times = {name: dict.fromkeys(METHODS, 123.4) for name in POCKET}
+    summarise(rows, times).print(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     count = len(POCKET) * len(METHODS)
     assert "…" not in text
