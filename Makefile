@@ -20,13 +20,14 @@ PINS := requirements/pins.txt
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint benchmark clean force
+.PHONY: help setup demo test lint benchmark cuda clean force
 
 help:
 	@echo 'make demo       pretrain MetaMAE on the data in this repository, probe it, print a report'
 	@echo 'make test       run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
 	@echo 'make benchmark  run the benchmarks'
+	@echo 'make cuda       everything a GPU is wanted for, within MINUTES=28; rows and logs also to $$OUT'
 	@echo 'make setup      only set up .venv; the targets above do so by themselves'
 	@echo 'make clean      remove .venv, caches and build output'
 	@echo
@@ -47,6 +48,10 @@ lint: $(READY)
 
 benchmark: $(READY)
 	@$(RUN) -m pytest benchmarks/ --benchmark $(ARGS)
+
+MINUTES ?= 28
+cuda: $(READY)
+	@$(RUN) benchmarks/gpu_errand.py --minutes $(MINUTES) $(ARGS)
 
 setup: $(READY)
 	@echo '.venv is ready.'

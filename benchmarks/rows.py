@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 
 from metamae.training.provenance import revision
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 Row = dict[str, Any]
 
 
 def merged(
-    path: Path, new: Sequence[Row], key: Sequence[str], place: Callable[[Row], float]
+    path: Path, new: Sequence[Row], key: Sequence[str], place: Callable[[Row], Any]
 ) -> list[Row]:
     """Rows of a result file with ``new`` ones instead of those of the same key, in their order."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
