@@ -36,6 +36,10 @@ from metamae.training.devices import choose_device
 from metamae.training.provenance import device_name
 
 
+STEPS = 1000
+"""Steps that show something in five minutes."""
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     summary, details = (__doc__ or "").split("\n\n", 1)
@@ -53,7 +57,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="M",
         help=f"of: {', '.join(METHODS)} (default: {', '.join(COMPARED)})",
     )
-    add("--steps", type=int, help="pretraining steps (default: the preset's)")
+    add(
+        "--steps",
+        type=int,
+        help=f"pretraining steps (default: {STEPS}; of other presets their own)",
+    )
     add("--seeds", type=int, help="number of seeds (default: up to 3, as fit about 4 minutes)")
     add("--workers", type=int, help="runs at once (default: as many as cores; 1 on a GPU)")
     add("--threads", type=int, default=1, help="threads of each run on a CPU (default: 1)")
@@ -82,8 +90,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def make_sweep(options: argparse.Namespace) -> Sweep:
     """What to run, from the flags."""
     overrides = list(options.set)
-    if options.steps is not None:
-        overrides.append(f"training.steps={options.steps}")
+    steps = STEPS if options.steps is None and options.preset == "pocket" else options.steps
+    if steps is not None:
+        overrides.append(f"training.steps={steps}")
     if options.learn is not None:
         overrides.append(f"learn.settings=[{options.learn}]")
         import_betty()  # now, not after the other methods were trained
