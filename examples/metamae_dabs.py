@@ -35,7 +35,6 @@ from metamae.training.allocator import keep_freed_memory
 from metamae.training.devices import choose_device
 from metamae.training.provenance import device_name
 
-
 STEPS = 1000
 """Steps that show something in five minutes."""
 
