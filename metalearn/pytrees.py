@@ -41,12 +41,6 @@ def unflatten(leaves: Sequence[Tensor], structure: Structure) -> Latent:
     return latent
 
 
-def detach(latent: Latent) -> Latent:
-    """The same values, cut off from the graph."""
-    leaves, structure = flatten(latent)
-    return unflatten([leaf.detach() for leaf in leaves], structure)
-
-
 def flat_tasks(leaf: Tensor) -> Tensor:
     """``(B, ...)`` as ``(B, n)``; unlike a reshape, also for no tasks."""
     return leaf.flatten(1) if leaf.ndim > 1 else leaf.unsqueeze(1)

@@ -15,8 +15,6 @@ from metalearn.multilevel.levels import Level
 
 Influences: TypeAlias = Mapping[str, Sequence[str]]
 
-_CUDA_ONLY = ("distributed", "zero", "fsdp")
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -54,7 +52,6 @@ class Multilevel:
         seed: Seed of all draws.
         device: Where batches are moved to; modules are to be there already. ``None`` leaves
             batches where they are.
-        strategy: ``"default"``, one process. Betty's others are refused by name.
 
     Raises:
         MultilevelError: levels that do not fit each other.
@@ -94,10 +91,8 @@ class Multilevel:
         influences: Influences | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
-        strategy: str = "default",
     ) -> None:
         """See the class."""
-        _check_strategy(strategy)
         self.device = None if device is None else torch.device(device)
         if self.device is not None and self.device.type == "cuda" and not torch.cuda.is_available():
             raise MultilevelError("expected a CUDA device, found none; use device='cpu'")
@@ -170,26 +165,6 @@ class Multilevel:
             )
         for name, problem in self._problems.items():
             problem.restore(state["levels"][name])
-
-
-def _check_strategy(strategy: str) -> None:
-    if strategy == "default":
-        return
-    if strategy in _CUDA_ONLY:
-        reason = (
-            "it needs several CUDA devices and wraps modules in copies, which neither saving nor "
-            "frozen draws survive; run one process a seed instead"
-        )
-    elif strategy == "accelerate":
-        reason = "it is broken in Betty 0.2.1; move modules and batches to a device yourself"
-    elif strategy in ("cpu", "gpu"):
-        reason = "choose the device by `device=` and move your modules there"
-    else:
-        matches = difflib.get_close_matches(
-            strategy, ["default", *_CUDA_ONLY, "accelerate", "cpu", "gpu"], n=1
-        )
-        reason = f"did you mean {matches[0]!r}?" if matches else "there is no such strategy"
-    raise MultilevelError(f"expected strategy='default', got {strategy!r}: {reason}")
 
 
 def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Influences:
