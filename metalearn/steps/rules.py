@@ -1,4 +1,8 @@
-"""Update rules: in which direction a gradient moves a latent. Differentiable throughout."""
+"""Update rules: in which direction a gradient moves a latent. Differentiable throughout.
+
+Norms, buffers and products with step sizes are computed in float32 at least: a float16 latent is
+rounded once a step, when it has moved.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.pytrees import flat_tasks
+from metalearn.norms import at_least_float32, task_norm
 
 
 class UpdateRule(Protocol):
@@ -53,9 +57,7 @@ class GradientDescent:
     ) -> tuple[list[Tensor], None]:
         """Move every leaf against its gradient."""
         moved = [
-            leaf - size.to(leaf.dtype) * gradient
-            if isinstance(size, Tensor)
-            else torch.sub(leaf, gradient, alpha=size)  # one kernel, and no product is kept
+            _moved(leaf, gradient, size)
             for leaf, gradient, size in zip(leaves, gradients, sizes, strict=True)
         ]
         return moved, None
@@ -95,7 +97,7 @@ class Momentum:
 
     def initial_state(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Empty buffers."""
-        return [torch.zeros_like(leaf) for leaf in leaves]
+        return [torch.zeros_like(at_least_float32(leaf)) for leaf in leaves]
 
     def __call__(
         self,
@@ -139,12 +141,10 @@ class _ScaledGradient:
         state: Any,
     ) -> tuple[list[Tensor], Any]:
         """One step."""
-        factor = self.factor(_safe_task_norm(gradients))
-        scaled = [
-            gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
-            for gradient in gradients
-        ]
-        return self.then(leaves, scaled, sizes, state)
+        factor = self.factor(task_norm(gradients, floor=True))
+        scaled = [_scaled(at_least_float32(gradient), factor) for gradient in gradients]
+        moved, state = self.then(leaves, scaled, sizes, state)
+        return [after.to(leaf.dtype) for after, leaf in zip(moved, leaves, strict=True)], state
 
 
 class ClipGradient(_ScaledGradient):
@@ -180,7 +180,9 @@ class ClipGradient(_ScaledGradient):
 
     def factor(self, norm: Tensor) -> Tensor:
         """At most 1."""
-        return (self.max_norm / norm).clamp(max=1.0)
+        # The norm is clamped, not the factor alone, whose derivative overflows at small norms.
+        shrunk = self.max_norm / norm.clamp(min=self.max_norm)
+        return torch.where(norm > self.max_norm, shrunk, 1.0)
 
     def __repr__(self) -> str:
         """Constructor call."""
@@ -226,13 +228,13 @@ class NormaliseGradient(_ScaledGradient):
         return f"NormaliseGradient({self.epsilon}, then={self.then})"
 
 
-def _safe_task_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm of each task's gradient, ``(B,)``; its derivative is finite at 0."""
-    squares = [flat_tasks(gradient).square().sum(1) for gradient in gradients]
-    total = torch.stack(squares).sum(0)
-    return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    return gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
 
 
-def in_dtype_of(leaf: Tensor, size: Tensor | float) -> Tensor | float:
-    """A float32 step size must not promote a bfloat16 latent."""
-    return size.to(leaf.dtype) if isinstance(size, Tensor) else size
+def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
+    """``leaf - size * gradient`` in float32 at least; the result has the dtype of the leaf."""
+    whole, slope = at_least_float32(leaf), at_least_float32(gradient)
+    if isinstance(size, Tensor):
+        return (whole - size.to(whole.dtype) * slope).to(leaf.dtype)
+    return torch.sub(whole, slope, alpha=size).to(leaf.dtype)  # one kernel; no product is kept
