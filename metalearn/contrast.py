@@ -14,6 +14,9 @@ class MeanPool(nn.Module):
 
     ``skip=1`` leaves out a class token. The result is ``(B, D)``.
 
+    Raises:
+        ValueError: a negative ``skip``, or a latent of another shape or without other tokens.
+
     Example:
         >>> import torch
         >>> from metalearn import MeanPool
@@ -24,6 +27,11 @@ class MeanPool(nn.Module):
     def __init__(self, skip: int = 0) -> None:
         """See the class."""
         super().__init__()
+        if not isinstance(skip, int) or skip < 0:
+            raise ValueError(
+                f"expected a number of tokens to leave out, 0 or more, got skip={skip}; it counts "
+                "from the start"
+            )
         self.skip = skip
 
     def forward(self, latent: Tensor) -> Tensor:
