@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.norms import at_least_float32, task_norm
+from metalearn.norms import at_least_float32, scaled_norm
 
 
 class UpdateRule(Protocol):
@@ -120,13 +120,13 @@ class Momentum:
 
 
 class _ScaledGradient:
-    """Scales each task's gradient by a function of its norm, then lets another rule step."""
+    """Scales each task's gradient by its norm, then lets another rule step."""
 
     def __init__(self, then: UpdateRule | None) -> None:
         self.then: UpdateRule = GradientDescent() if then is None else then
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """What to multiply the gradients of each task by, ``(B,)``, given their norms."""
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """A gradient scaled, given ``size * norm``, the norm of its task in two factors."""
         raise NotImplementedError
 
     def initial_state(self, leaves: Sequence[Tensor]) -> Any:
@@ -141,8 +141,11 @@ class _ScaledGradient:
         state: Any,
     ) -> tuple[list[Tensor], Any]:
         """One step."""
-        factor = self.factor(task_norm(gradients, floor=True))
-        scaled = [_scaled(at_least_float32(gradient), factor) for gradient in gradients]
+        size, norm = scaled_norm(gradients)
+        scaled = [
+            self.scaled(gradient, _per_task(size, gradient), _per_task(norm, gradient))
+            for gradient in map(at_least_float32, gradients)
+        ]
         moved, state = self.then(leaves, scaled, sizes, state)
         return [after.to(leaf.dtype) for after, leaf in zip(moved, leaves, strict=True)], state
 
@@ -178,11 +181,10 @@ class ClipGradient(_ScaledGradient):
             raise ValueError(f"expected a positive norm, got {max_norm}")
         self.max_norm = max_norm
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """At most 1."""
-        # The norm is clamped, not the factor alone, whose derivative overflows at small norms.
-        shrunk = self.max_norm / norm.clamp(min=self.max_norm)
-        return torch.where(norm > self.max_norm, shrunk, 1.0)
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """Shrunk where it is longer, else untouched to the bit."""
+        shrunk = gradient / size * (self.max_norm / norm)
+        return torch.where(size * norm > self.max_norm, shrunk, gradient)
 
     def __repr__(self) -> str:
         """Constructor call."""
@@ -219,17 +221,17 @@ class NormaliseGradient(_ScaledGradient):
             raise ValueError(f"expected a positive epsilon, got {epsilon}")
         self.epsilon = epsilon
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """The inverse norm."""
-        return 1.0 / (norm + self.epsilon)
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """Divided by the norm."""
+        return gradient / size / (norm + self.epsilon / size)
 
     def __repr__(self) -> str:
         """Constructor call."""
         return f"NormaliseGradient({self.epsilon}, then={self.then})"
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    return gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
+def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
+    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:

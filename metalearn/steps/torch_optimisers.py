@@ -164,7 +164,7 @@ def _number(value: Any) -> Any:
     """The option as torch's constructor takes it."""
     if isinstance(value, tuple):
         return tuple(map(_number, value))
-    return float(value) if isinstance(value, Tensor) else value
+    return value.detach().item() if isinstance(value, Tensor) else value
 
 
 def _scalars(value: Any) -> Any:

@@ -211,7 +211,7 @@ def test_a_width_that_is_not_the_latents_is_refused(channels: int, shape: tuple[
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": 1.5}, {"channels": 2.0}], ids=str)
 def test_counts_are_positive_integers(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected .*positive"):
+    with pytest.raises(ValueError, match=r"expected .*positive"):
         LearnedStepSize(0.1, **settings)
 
 
