@@ -84,5 +84,5 @@ def test_all_is_sorted_and_complete() -> None:
         for name, value in vars(metalearn).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("metalearn")
     }
-    assert set(metalearn.__all__) == exported
+    assert set(metalearn.__all__) == exported | {"__version__"}
     assert list(metalearn.__all__) == sorted(set(metalearn.__all__))
