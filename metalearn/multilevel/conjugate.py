@@ -1,7 +1,8 @@
-"""Conjugate gradients in the shape of one of Betty's hypergradient functions.
+"""Inverse curvature in the shape of Betty's hypergradient functions.
 
-Betty 0.2.1 has one, which builds its second direction from the old residual instead of the new
-one and so is wrong from the second iteration on; a test shows it.
+Betty 0.2.1's conjugate gradients build their second direction from the old residual instead of the
+new one and so are wrong from the second iteration on; a test shows it. Its Neumann series fails on
+parameters that a loss ignores where several levels are learned through.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Vector = list[Tensor]
 def indirect_gradient(
     vector: Sequence[Tensor], curr: Any, prev: Any, sync: bool
 ) -> list[Tensor | None] | None:
-    r"""The indirect gradient :math:`-\nabla^2_{\lambda w} L\, H^{-1} v`.
+    r"""The indirect gradient :math:`-\nabla^2_{\lambda w} L\, H^{-1} v`, by conjugate gradients.
 
     Args:
         vector: :math:`v`, in the order of the parameters of ``curr``.
@@ -28,6 +29,25 @@ def indirect_gradient(
         prev: The level whose parameters enter its loss.
         sync: Whether to add the result to the gradients of ``prev`` instead of returning it.
     """
+    iterations, name = curr.config.cg_iterations, curr.level.name
+    return _indirect(lambda h, v: solve(h, v, iterations, name), vector, curr, prev, sync)
+
+
+def neumann_gradient(
+    vector: Sequence[Tensor], curr: Any, prev: Any, sync: bool
+) -> list[Tensor | None] | None:
+    """The same by the Neumann series of :class:`~metalearn.multilevel.Neumann`."""
+    iterations, step = curr.config.neumann_iterations, curr.config.neumann_alpha
+    return _indirect(lambda h, v: series(h, v, iterations, step), vector, curr, prev, sync)
+
+
+def _indirect(
+    inverse: Callable[[Callable[[Vector], Vector], Vector], Vector],
+    vector: Sequence[Tensor],
+    curr: Any,
+    prev: Any,
+    sync: bool,
+) -> list[Tensor | None] | None:
     parameters, above = curr.trainable_parameters(), prev.trainable_parameters()
     loss = curr.training_step_exec(curr.cur_batch)
     gradient = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -35,13 +55,31 @@ def indirect_gradient(
     def curvature(p: Vector) -> Vector:
         return list(torch.autograd.grad(gradient, parameters, p, retain_graph=True))
 
-    solution = solve(curvature, list(vector), curr.config.cg_iterations, curr.level.name)
+    solution = inverse(curvature, list(vector))
     mixed = torch.autograd.grad(gradient, above, solution, allow_unused=True)
     result = [None if part is None else -part for part in mixed]
     if not sync:
         return [torch.zeros_like(p) if g is None else g for p, g in zip(above, result, strict=True)]
     prev.set_grads(above, result)
     return None
+
+
+def series(
+    curvature: Callable[[Vector], Vector], vector: Vector, iterations: int, step: float
+) -> Vector:
+    r"""The sum :math:`a \sum_{k \le K} (I - aH)^k v`.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.multilevel.conjugate import series
+        >>> series(lambda p: [2 * p[0]], [torch.ones(1)], 40, 0.25)
+        [tensor([0.5000])]
+    """
+    term, total = vector, vector
+    for _ in range(iterations):
+        term = [t - step * h for t, h in zip(term, curvature(term), strict=True)]
+        total = [t + whole for t, whole in zip(term, total, strict=True)]
+    return [step * whole for whole in total]
 
 
 def solve(

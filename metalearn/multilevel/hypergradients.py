@@ -46,7 +46,8 @@ class Darts(Hypergradient):
 
     The inverse curvature is taken as the identity, so the direction is that of one unrolled step
     and the length is off by the inner learning rate: use an outer optimiser that does not mind,
-    Adam for instance. Two first-order passes; no second derivative is needed.
+    Adam for instance. Where parameter groups have different rates, :math:`v` is multiplied by each
+    group's rate over the largest. Two first-order passes; no second derivative is needed.
 
     Args:
         perturbation: Length of the perturbation of ``w``. The error is of its second order plus
@@ -75,14 +76,16 @@ class Sama(Hypergradient):
     r"""One step of the inner level's own optimiser (SAMA, Choe et al. 2023).
 
     :class:`Darts` after :math:`v` was multiplied by the derivative of the update :math:`u` with
-    respect to the gradient :math:`g`: the identity for SGD, and for Adam and AdamW, element by
-    element with the moments :math:`m, s` *before* the step,
+    respect to the gradient :math:`g`: for SGD that of each parameter group (rate, dampening, look
+    ahead) over the largest, so the identity where groups are alike, and for Adam and AdamW, element
+    by element with the moments :math:`m, s` *before* the step,
 
     .. math::
         \frac{\partial u}{\partial g} \approx \eta\,
         \frac{(1-\beta_1) \beta_2 s - \beta_1 (1-\beta_2) g m}{(\sqrt{s_{new}} + \epsilon)^3} .
 
-    The correction of the moments' start is left out: a factor common to all elements.
+    with each group's own :math:`\eta, \beta, \epsilon`. The correction of the moments' start enters
+    relative to the largest: alike for all elements, it is left out.
 
     Args:
         perturbation: Length of the perturbation of ``w``, as in :class:`Darts`.
@@ -102,7 +105,7 @@ class Sama(Hypergradient):
 
     def betty_fields(self) -> dict[str, float]:
         """See the base class."""
-        return {"sama_adam_alpha": self.perturbation}
+        return {"darts_alpha": self.perturbation}  # Betty's difference is that of darts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,8 @@ class Multilevel:
             raise MultilevelError("expected a CUDA device, found none; use device='cpu'")
         self.levels, self.seed = tuple(levels), seed
         self.influences = _check_levels(self.levels, influences)
+        _check_methods(self.levels, self.influences)
+        _check_top(self.levels[-1].name, self.influences)
         self._engine, self._problems = build_engine(
             self.levels, self.influences, seed=seed, device=self.device
         )
@@ -182,6 +184,11 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
             )
         influences = {names[1]: [names[0]]}
     for upper, lowers in influences.items():
+        if isinstance(lowers, str):
+            raise MultilevelError(
+                f"expected a list of names for level {upper!r} in `influences`, got {lowers!r}; "
+                f"write [{lowers!r}]"
+            )
         for name in (upper, *lowers):
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -196,6 +203,10 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
                 )
         if not lowers or upper in lowers:
             raise MultilevelError(f"expected level {upper!r} to influence a level below it")
+    return influences
+
+
+def _check_methods(levels: Sequence[Level], influences: Influences) -> None:
     for level in levels[:-1]:
         level.check_lower()
         if level.name in influences and level.method.exact_inverse:
@@ -204,7 +215,14 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
                 f"levels below, got {level.method.name}: the curvature of its loss would have to "
                 "go through them"
             )
-    return influences
+
+
+def _check_top(name: str, influences: Influences) -> None:
+    if name not in influences:
+        raise MultilevelError(
+            f"expected `influences` to say which losses the parameters of the top level {name!r} "
+            f"enter, got {dict(influences)}: it would learn from its direct gradient alone"
+        )
 
 
 def _check_disjoint(levels: Sequence[Level]) -> None:
