@@ -48,15 +48,27 @@ def _indirect(
     prev: Any,
     sync: bool,
 ) -> list[Tensor | None] | None:
-    parameters, above = curr.trainable_parameters(), prev.trainable_parameters()
+    above = prev.trainable_parameters()
     loss = curr.training_step_exec(curr.cur_batch)
-    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    # What the loss ignores has no curvature and no mixed derivative: it takes no part.
+    found = torch.autograd.grad(
+        loss, curr.trainable_parameters(), create_graph=True, allow_unused=True
+    )
+    bent = [
+        (parameter, slope, part)
+        for parameter, slope, part in zip(curr.trainable_parameters(), found, vector, strict=True)
+        if slope is not None and slope.requires_grad
+    ]
+    parameters, slopes = [p for p, _, _ in bent], [s for _, s, _ in bent]
 
     def curvature(p: Vector) -> Vector:
-        return list(torch.autograd.grad(gradient, parameters, p, retain_graph=True))
+        rows = torch.autograd.grad(slopes, parameters, p, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
-    solution = inverse(curvature, list(vector))
-    mixed = torch.autograd.grad(gradient, above, solution, allow_unused=True)
+    mixed: Sequence[Tensor | None] = [None] * len(above)
+    if bent:
+        solution = inverse(curvature, [part for *_, part in bent])
+        mixed = torch.autograd.grad(slopes, above, solution, allow_unused=True)
     result = [None if part is None else -part for part in mixed]
     if not sync:
         return [torch.zeros_like(p) if g is None else g for p, g in zip(above, result, strict=True)]
