@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import (
+    ConvergenceWarning,
     DisconnectedLossError,
     MissingBettyError,
     MultilevelError,
@@ -36,7 +38,7 @@ from metalearn.multilevel.directions import (
     seen_gradients,
     steps_of,
 )
-from metalearn.multilevel.hypergradients import NEUTRAL, Sama
+from metalearn.multilevel.hypergradients import NEUTRAL, ConjugateGradient, Sama
 from metalearn.multilevel.levels import BatchStream, Level, checked_loss
 from metalearn.randomness import fold, seeded
 
@@ -219,6 +221,7 @@ class _LevelMixin:
         self.logged: dict[str, float] = {}
         self.terms: dict[str, float] = {}
         self.steps_taken: list[Step] = []
+        self.residual = 0.0  # of conjugate gradients
         self.stepping = self.connected = False
         # Betty sets attributes of these names on every problem: keep clear of its own.
         init: Any = super().__init__
@@ -302,8 +305,28 @@ class _LevelMixin:
         Betty moves the lower parameters to and fro, which rounds them: they are put back.
         """
         base: Any = super()
-        with _unmoved({problem.level for path in self.paths for problem in path[1:-1]}):
+        lower = {problem.level.name: problem for path in self.paths for problem in path[1:-1]}
+        with _unmoved(problem.level for problem in lower.values()):
             base.backward(**arguments)
+        for problem in lower.values():
+            if isinstance(problem.level.method, ConjugateGradient):
+                self._report_residual(problem)
+
+    def _report_residual(self, lower: _LevelMixin) -> None:
+        """Among the terms of this step, the largest; with a warning if it is too large."""
+        method = lower.level.method
+        assert isinstance(method, ConjugateGradient)
+        self.terms["residual"] = max(lower.residual, self.terms.get("residual", 0.0))
+        if not lower.residual <= method.max_residual:
+            warnings.warn(
+                f"expected conjugate gradients to leave at most {method.max_residual:g} of the "
+                f"system of level {lower.level.name!r}, got {lower.residual:.3g} after "
+                f"{method.iterations} iterations: level {self.level.name!r} learns from an inexact "
+                "hypergradient; take more iterations, add a quadratic penalty to that loss, or "
+                "accept it by ConjugateGradient(max_residual=...)",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def grad_callback(self) -> None:
         """Refuse a gradient that is not there or not finite, before the optimiser moves."""

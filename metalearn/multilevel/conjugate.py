@@ -30,7 +30,12 @@ def indirect_gradient(
         sync: Whether to add the result to the gradients of ``prev`` instead of returning it.
     """
     iterations, name = curr.config.cg_iterations, curr.level.name
-    return _indirect(lambda h, v: solve(h, v, iterations, name), vector, curr, prev, sync)
+
+    def inverse(curvature: Callable[[Vector], Vector], v: Vector) -> Vector:
+        solution, curr.residual = solve(curvature, v, iterations, name)
+        return solution
+
+    return _indirect(inverse, vector, curr, prev, sync)
 
 
 def neumann_gradient(
@@ -96,10 +101,11 @@ def series(
 
 def solve(
     curvature: Callable[[Vector], Vector], vector: Vector, iterations: int, name: str
-) -> Vector:
-    r"""Solve :math:`H x = v` by conjugate gradients from :math:`x = 0`.
+) -> tuple[Vector, float]:
+    r"""Solve :math:`H x = v` by conjugate gradients from :math:`x = 0`; also what is left of it.
 
-    Stops early at a residual of exactly zero.
+    The second result is :math:`\lVert v - H x \rVert / \lVert v \rVert`. Stops early at a residual
+    of exactly zero.
 
     Raises:
         NonFiniteLossError: a direction without positive curvature.
@@ -109,11 +115,12 @@ def solve(
         >>> from metalearn.multilevel.conjugate import solve
         >>> scale = torch.tensor([2.0, 4.0])
         >>> solve(lambda p: [scale * p[0]], [torch.ones(2)], 2, "weights")
-        [tensor([0.5000, 0.2500])]
+        ([tensor([0.5000, 0.2500])], 0.0)
     """
     solution = [torch.zeros_like(part) for part in vector]
     residual = [part.clone() for part in vector]
     direction, size = residual, _dot(residual, residual)
+    start = size
     for _ in range(iterations):
         if size == 0:
             break
@@ -131,7 +138,7 @@ def solve(
         residual = _add(residual, -step, bent)
         size, before = _dot(residual, residual), size
         direction = _add(residual, size / before, direction)
-    return solution
+    return solution, float((size / start).sqrt()) if start > 0 else 0.0
 
 
 def _dot(one: Vector, other: Vector) -> Tensor:

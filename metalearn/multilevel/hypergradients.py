@@ -156,10 +156,14 @@ class ConjugateGradient(Hypergradient):
     Exact at an inner optimum with positive definite curvature after as many iterations as ``w``
     has elements, usually far sooner; a direction without positive curvature is an error. Betty's
     own conjugate gradients are wrong from the second iteration on, so the recursion is ours
-    (:mod:`metalearn.multilevel.conjugate`); Betty calls it.
+    (:mod:`metalearn.multilevel.conjugate`); Betty calls it. What is left of the system,
+    :math:`\lVert v - H x \rVert / \lVert v \rVert`, is reported with the level above, as the term
+    ``"residual"``.
 
     Args:
         iterations: Number of conjugate gradient steps.
+        max_residual: Warn (:class:`~metalearn.ConvergenceWarning`) of what is left where it is
+            more; ``inf`` for never. At 1 nothing is gained over a solution of zero.
 
     Example:
         >>> from metalearn.multilevel.hypergradients import ConjugateGradient
@@ -170,10 +174,16 @@ class ConjugateGradient(Hypergradient):
     name: ClassVar[str] = "cg"
     exact_inverse: ClassVar[bool] = True
     iterations: int = 5
+    max_residual: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
         _require_positive("ConjugateGradient", "iterations", self.iterations)
+        if not self.max_residual > 0:
+            raise MultilevelError(
+                f"expected ConjugateGradient(max_residual=...) to be positive, or inf for no "
+                f"warning, got {self.max_residual}"
+            )
 
     def betty_fields(self) -> dict[str, float]:
         """See the base class."""
@@ -217,7 +227,7 @@ def resolve(method: str | Hypergradient) -> Hypergradient:
     Example:
         >>> from metalearn.multilevel.hypergradients import resolve
         >>> resolve("cg")
-        ConjugateGradient(iterations=5)
+        ConjugateGradient(iterations=5, max_residual=0.5)
     """
     if isinstance(method, Hypergradient):
         return method

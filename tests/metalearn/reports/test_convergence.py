@@ -22,8 +22,11 @@ from metalearn import (
     Implicit,
     LatentAdapter,
     Momentum,
+    MultilevelError,
     Unrolled,
 )
+from metalearn.multilevel import ConjugateGradient, Multilevel, Progress
+from tests.metalearn.reports.levels import holder, level, movement
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -237,3 +240,47 @@ def test_without_a_bound_all_steps_are_taken() -> None:
 def test_bounds_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"expected max_residual >= 0 .* and a finite stop >= 0"):
         Implicit(**settings)
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+
+def taken(method: Any) -> tuple[dict[str, float], Tensor]:
+    """What an outer level reports and moves by, over an inner problem of condition 1e5."""
+    pytest.importorskip("betty")
+    curvature, cotangent = curvatures()[2], random(60, seed=1)
+    inner_module, outer_module = holder(torch.zeros(60)), holder(torch.zeros(60))
+    inner = level(
+        "w",
+        inner_module,
+        lambda _: (
+            0.5 * curvature * inner_module.v.square() - inner_module.v * outer_module.v
+        ).sum(),
+        0.0,
+        hypergradient=method,
+    )
+    outer = level("l", outer_module, lambda _: (cotangent * inner_module.v).sum(), 1.0)
+    seen: list[Progress] = []
+    moved = movement(outer, lambda: Multilevel([inner, outer]).run(1, log=seen.append))
+    return seen[0].terms["l"], -moved
+
+
+def test_conjugate_gradients_of_a_level_say_what_is_left() -> None:
+    """Among the terms of the level above, measured here; with a warning where it is much."""
+    curvature, cotangent = curvatures()[2], random(60, seed=1)
+    for iterations in (20, 300):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            terms, gradient = taken(ConjugateGradient(iterations=iterations))
+        measured = (cotangent - curvature * gradient).norm() / cotangent.norm()
+        assert terms["residual"] == pytest.approx(measured.item(), rel=1e-3, abs=1e-9)
+        told = [one for one in caught if issubclass(one.category, ConvergenceWarning)]
+        assert len(told) == (iterations == 20)
+    with pytest.raises(
+        ConvergenceWarning, match=r"system of level 'w', got .* after 20 iterations"
+    ):
+        taken(ConjugateGradient(iterations=20))
+    terms, _ = taken(ConjugateGradient(iterations=20, max_residual=math.inf))
+    assert terms["residual"] > 0.5
+    with pytest.raises(MultilevelError, match=r"max_residual=.*positive"):
+        ConjugateGradient(max_residual=0.0)
