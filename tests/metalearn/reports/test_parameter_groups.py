@@ -145,7 +145,7 @@ def test_momenta_of_groups_weigh_samas_direction(warm: int) -> None:
 ADAM_GROUPS: dict[str, list[dict[str, Any]]] = {
     "rates": rate_groups(1e-3, 3e-5),
     "betas": [{"betas": (0.5, 0.6)}, {"betas": (0.9, 0.999)}],
-    "weight decay": [{"weight_decay": 3.0}, {"weight_decay": 0.0}],
+    "weight decay": [{"weight_decay": 20.0}, {"weight_decay": 3.0}],
     "alike": [{}, {}],
 }
 
