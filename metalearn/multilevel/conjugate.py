@@ -114,8 +114,9 @@ def solve(
         >>> import torch
         >>> from metalearn.multilevel.conjugate import solve
         >>> scale = torch.tensor([2.0, 4.0])
-        >>> solve(lambda p: [scale * p[0]], [torch.ones(2)], 2, "weights")
-        ([tensor([0.5000, 0.2500])], 0.0)
+        >>> solution, left = solve(lambda p: [scale * p[0]], [torch.ones(2)], 2, "weights")
+        >>> solution, left < 1e-6
+        ([tensor([0.5000, 0.2500])], True)
     """
     solution = [torch.zeros_like(part) for part in vector]
     residual = [part.clone() for part in vector]

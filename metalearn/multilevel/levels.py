@@ -171,8 +171,8 @@ def checked_loss(name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
     Example:
         >>> import torch
         >>> from metalearn.multilevel.levels import checked_loss
-        >>> checked_loss("weights", {"loss": torch.ones(1, requires_grad=True), "share": 0.5})
-        (tensor(1., grad_fn=<ReshapeAliasBackward0>), {'loss': 1.0, 'share': 0.5})
+        >>> checked_loss("weights", {"loss": torch.ones((), requires_grad=True), "share": 0.5})
+        (tensor(1., requires_grad=True), {'loss': 1.0, 'share': 0.5})
     """
     terms = dict(value) if isinstance(value, Mapping) else {}
     if isinstance(value, Mapping) and "loss" not in terms:

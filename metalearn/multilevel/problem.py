@@ -38,7 +38,9 @@ class Multilevel:
 
     Each level takes gradient steps on its own loss; after ``unroll_steps`` of them the level above
     takes one, along the sum of its direct gradient and of the hypergradient through the levels
-    below. Three levels and more stand in a chain: a level's solution is read by the next one up.
+    below. In its first step a level looks at which losses depend on which levels: it learns through
+    every chain of levels whose losses read each other, several inner problems side by side included
+    (:mod:`metalearn.multilevel.dependence`).
 
     A run is a function of the levels, the data and the seed: state saved after any step and loaded
     into a problem built alike continues to the same bits. Draws from torch's global generators in
@@ -47,8 +49,8 @@ class Multilevel:
     Args:
         levels: From the lowest to the highest, at least two.
         influences: For each level above others, the names of the levels whose loss its parameters
-            enter. By default the upper of two levels enters the lower one; three or more need to
-            be told.
+            enter: all of them. By default the upper of two levels enters the lower one; three or
+            more need to be told.
         seed: Seed of all draws.
         device: Where batches are moved to; modules are to be there already. ``None`` leaves
             batches where they are.
@@ -114,7 +116,8 @@ class Multilevel:
 
         Raises:
             NonFiniteLossError: a loss or a hypergradient that is not finite, before it does harm.
-            DisconnectedLossError: an outer parameter set that no lower loss depends on.
+            DisconnectedLossError: a loss that does not depend on a level that it has to read.
+            MultilevelError: a loss that is not a scalar, or that depends on more than was told.
         """
         before = self.steps
         self._engine.global_step += 1
