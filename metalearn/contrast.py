@@ -203,7 +203,6 @@ def directions(rows: Tensor) -> Tensor:
     return rows / torch.where(norms > numbers.eps * longest, norms, longest)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # said when it is traced
 def _warn_of_ranks() -> None:
     """Every rank contrasts its own rows; silence would make the loss depend on their number."""
     distributed = torch.distributed
@@ -219,3 +218,8 @@ def _warn_of_ranks() -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+# Said when it is traced: what torch.compiler.assume_constant_result sets, whose import of the
+# compiler takes longer than that of torch.
+_warn_of_ranks.__dict__["_dynamo_marked_constant"] = True
