@@ -67,7 +67,8 @@ def _paths(structure: _pytree.TreeSpec) -> Iterator[str]:
     if structure.is_leaf():
         yield ""
         return
-    children = [structure.child(number) for number in range(structure.num_children)]
+    # Where a structure is not asked for its children, by the attribute that this replaced.
+    children = structure.children() if hasattr(structure, "children") else structure.children_specs
     for key, child in zip(_keys(structure), children, strict=True):
         for path in _paths(child):
             yield key + path
