@@ -17,6 +17,7 @@ from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
+    ConvergenceWarning,
     DisconnectedLossError,
     LatentError,
     MetalearnError,
@@ -32,7 +33,7 @@ from metalearn.policies.finite_difference import FiniteDifference
 from metalearn.policies.implicit import Implicit
 from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
-from metalearn.result import Adaptation, Trace
+from metalearn.result import Adaptation, Convergence, Trace
 from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
@@ -48,6 +49,8 @@ __all__ = [
     "Adaptation",
     "Checkpointed",
     "ClipGradient",
+    "Convergence",
+    "ConvergenceWarning",
     "DisconnectedLossError",
     "FiniteDifference",
     "FirstOrder",

@@ -20,7 +20,7 @@ from metalearn.policies.capture import freeze_closure
 from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import Unrolled
 from metalearn.pytrees import Latent, check_latent, flatten, unflatten
-from metalearn.result import Adaptation, Trace
+from metalearn.result import Adaptation, Convergence, Trace
 from metalearn.steps.rules import GradientDescent, UpdateRule
 from metalearn.steps.sizes import FixedStepSize, StepSize
 
@@ -179,6 +179,7 @@ class LatentAdapter(nn.Module):
             latent=unflatten(refined, structure),
             losses=_rows(losses) if losses else leaves[0].new_zeros((0, tasks)),
             trace=_trace(found.records, tasks) if trace else None,
+            convergence=None if found.report is None else Convergence([found.report]),
         )
 
     def _is_unverified(self, support_loss: SupportLoss | ChunkedLoss) -> bool:
@@ -210,12 +211,14 @@ def _joined(parts: Sequence[Adaptation]) -> Adaptation:
     """The adaptations of all chunks as that of the batch."""
     flat = [flatten(part.latent) for part in parts]
     traces = [part.trace for part in parts if part.trace is not None]
+    reports = [r for part in parts if part.convergence is not None for r in part.convergence.parts]
     return Adaptation(
         latent=unflatten(joined([leaves for leaves, _ in flat]), flat[0][1]),
         losses=torch.cat([part.losses for part in parts], dim=1),
         trace=Trace(*joined([(t.gradient_norms, t.step_norms) for t in traces], axis=1))
         if traces
         else None,
+        convergence=Convergence(reports) if reports else None,
     )
 
 

@@ -25,6 +25,10 @@ class SecondDerivativeError(MetalearnError, RuntimeError):
     """The support loss runs through an operation that has no second derivative."""
 
 
+class ConvergenceWarning(UserWarning):
+    """A solver stopped further from its solution than was asked for; the message says how far."""
+
+
 class MissingBettyError(MetalearnError, ImportError):
     """Betty is needed and not installed, or installed in a version that does not work."""
 

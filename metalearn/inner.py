@@ -17,7 +17,8 @@ from metalearn.errors import (
     LatentError,
     SupportLossShapeError,
 )
-from metalearn.pytrees import Structure, flat_tasks, unflatten
+from metalearn.norms import task_norm as task_norm  # of the policies too
+from metalearn.pytrees import Structure, unflatten
 from metalearn.steps.rules import UpdateRule
 from metalearn.steps.sizes import StepSize
 
@@ -116,7 +117,7 @@ class InnerLoop:
         step: int,
     ) -> Step:
         """Apply the update rule to gradients that were computed before."""
-        sizes = self.step_size.sizes(step, len(leaves))
+        sizes = self.step_size.of_latent(step, leaves, self.structure)
         moved, state = self.update(leaves, gradients, sizes, state)
         for before, after in zip(leaves, moved, strict=True):
             if before.shape != after.shape:
@@ -200,11 +201,6 @@ def loss_gradient(total: Tensor, points: Sequence[Tensor], *, create_graph: bool
         torch.zeros_like(point) if gradient is None else gradient
         for point, gradient in zip(points, gradients, strict=True)
     ]
-
-
-def task_norm(leaves: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm over all leaves of each task, ``(B,)``."""
-    return torch.stack([flat_tasks(x).square().sum(1) for x in leaves]).sum(0).sqrt()
 
 
 def per_task(values: Tensor, leaf: Tensor) -> Tensor:

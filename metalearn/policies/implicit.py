@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalearn.checks import refuse_missing_second_derivative
-from metalearn.inner import InnerLoop, loss_gradient, per_task
+from metalearn.errors import ConvergenceWarning
+from metalearn.inner import InnerLoop, Record, loss_gradient, per_task
+from metalearn.norms import at_least_float32, scaled_norm, task_norm
 from metalearn.policies.capture import Held, RandomAndPrecision, call_and_capture, freeze_closure
 from metalearn.policies.policy import Refinement, refuse_transforms, run
 from metalearn.pytrees import Latent, flat_tasks, flatten
+from metalearn.result import SolverReport
 
 Product = Callable[[list[Tensor]], list[Tensor]]
+
+
+class Solution(NamedTuple):
+    """What a solver found, ``(B,)`` but for the first."""
+
+    solution: list[Tensor]
+    residuals: Tensor  # norms over that of what was to be solved for
+    iterations: Tensor
+    unfinished: Tensor  # whether a task would have gone on
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,11 @@ class Implicit:
         solver: ``"cg"`` or ``"neumann"``.
         iterations: Most Hessian-vector products.
         tolerance: CG stops when every task's residual is this much smaller than :math:`v`.
+        max_residual: Warn where the iterations ran out with a larger one, ``inf`` for never. The
+            gradient is off by up to the condition number of :math:`H` times that. Residuals and
+            iterations of every task are in ``Adaptation.convergence``.
+        stop: A task whose support gradient is no longer than this stays where it is, and the inner
+            loop ends when all do; 0 to take all steps.
         damping: Added to the diagonal of :math:`H`; not negative.
         proximal: :math:`\mu`; not negative.
         scale: :math:`\eta` of the Neumann series; below :math:`2 / \lambda_{max}(H)`.
@@ -50,6 +68,10 @@ class Implicit:
     Raises:
         ValueError: a setting out of range.
         SecondDerivativeError: in the backward pass, if the support loss has no second derivative.
+
+    Warns:
+        ConvergenceWarning: in the backward pass, if conjugate gradients fall short of
+            ``max_residual`` or the Neumann series diverges.
 
     Example:
         >>> import torch
@@ -68,6 +90,8 @@ class Implicit:
     damping: float = 0.0
     proximal: float = 0.0
     scale: float | None = None
+    max_residual: float = 1e-3
+    stop: float = 0.0
     needs_second_derivative = False  # none in the forward graph
 
     def __post_init__(self) -> None:
@@ -78,6 +102,11 @@ class Implicit:
             raise ValueError(f"expected at least 1 iteration, got {self.iterations}")
         if not all(0 <= x < float("inf") for x in (self.tolerance, self.damping, self.proximal)):
             raise ValueError("expected tolerance, damping and proximal >= 0")
+        if not self.max_residual >= 0 or not 0 <= self.stop < float("inf"):
+            raise ValueError(
+                "expected max_residual >= 0 (inf for no warning) and a finite stop >= 0, got "
+                f"{self.max_residual} and {self.stop}"
+            )
         if self.solver == "neumann" and (self.scale is None or not self.scale > 0):
             raise ValueError(
                 f"expected a positive scale for the Neumann series, got {self.scale}; "
@@ -93,26 +122,66 @@ class Implicit:
             )
         inner = replace(inner, support_loss=freeze_closure(inner.support_loss))
         ambient = RandomAndPrecision(inner.device)
-        found = run(inner, leaves, exact=[False] * inner.steps)
+        found = _run(inner, leaves, self.stop)
         if not torch.is_grad_enabled():
             return found
         optimum = [leaf.detach() for leaf in found.leaves]
         with torch.enable_grad(), ambient.replayed():
             points = [leaf.clone().requires_grad_() for leaf in optimum]
             _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
-        call = _Call(self, inner, ambient, optimum)
-        return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
+        assert found.report is not None
+        call = _Call(self, inner, ambient, optimum, found.report)
+        return replace(found, leaves=list(_Optimum.apply(call, *captured)))
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
         """Solve ``(H + damping) w = v`` for every task."""
+        return self.solve_and_report(product, v).solution
+
+    def solve_and_report(self, product: Product, v: list[Tensor]) -> Solution:
+        """The same in float32 at least, with what is left of the system."""
 
         def damped(p: list[Tensor]) -> list[Tensor]:
-            return [h + self.damping * x for h, x in zip(product(p), p, strict=True)]
+            images = product([x.to(leaf.dtype) for x, leaf in zip(p, v, strict=True)])
+            return [h.to(x.dtype) + self.damping * x for h, x in zip(images, p, strict=True)]
 
+        # The system is linear: solved for a cotangent of length one, no inner product overflows.
+        whole = [at_least_float32(x) for x in v]
+        size, _ = scaled_norm(whole)
+        unit = [x / per_task(size, x) for x in whole]
         if self.solver == "neumann":
             assert self.scale is not None
-            return _neumann(damped, v, self.scale, self.iterations)
-        return _conjugate_gradient(damped, v, self.iterations, self.tolerance)
+            found = _neumann(damped, unit, self.scale, self.iterations)
+        else:
+            found = _conjugate_gradient(damped, unit, self.iterations, self.tolerance)
+        solution = [per_task(size, w) * w for w in found.solution]
+        return found._replace(
+            solution=[w.to(x.dtype) for w, x in zip(solution, v, strict=True)],
+        )
+
+    def warn_of_shortfall(self, found: Solution, first_task: int) -> None:
+        """Say which tasks' systems are not solved, if any."""
+        limit = 1.0 if self.solver == "neumann" else self.max_residual
+        short = found.unfinished & ~(found.residuals <= limit)
+        if self.max_residual == float("inf") or not bool(short.any()):
+            return
+        tasks = [first_task + task for task in short.nonzero().flatten().tolist()]
+        shown = ", ".join(map(str, tasks[:5])) + (", ..." if len(tasks) > 5 else "")
+        worst = found.residuals[short].max().item()
+        where = f"{worst:.3g} in the worst of {len(tasks)} of {len(short)} tasks (index {shown})"
+        if self.solver == "neumann":
+            message = (
+                f"expected the terms of Implicit's Neumann series to shrink, got one of {where} "
+                f"after {self.iterations} products: it diverges; lower `scale` below 2 over the "
+                "largest curvature, or use conjugate gradients"
+            )
+        else:
+            message = (
+                f"expected conjugate gradients of Implicit to leave a residual of at most "
+                f"{self.max_residual:g}, got {where} after {self.iterations} iterations: the outer "
+                "gradient is off by up to the condition number times that; raise `iterations`, add "
+                "`damping` or `proximal`, or accept it by `max_residual`"
+            )
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
 
 def _proximal(
@@ -126,12 +195,46 @@ def _proximal(
     return loss
 
 
+def _run(inner: InnerLoop, leaves: Sequence[Tensor], stop: float) -> Refinement:
+    """The plain loop, in which tasks stay once their gradient is at most ``stop`` long.
+
+    Each decides for itself, so none depends on the others of its batch.
+    """
+    taken = torch.full((inner.tasks,), inner.steps, device=inner.device)
+    if stop == 0:
+        found = run(inner, leaves, exact=[False] * inner.steps)
+        return replace(found, report=SolverReport(taken))
+    current, state, records = list(leaves), inner.update.initial_state(leaves), []
+    taken = torch.zeros_like(taken)
+    for number in range(inner.steps):
+        gradients, losses = inner.gradient(current, number, create_graph=False)
+        moving = task_norm(gradients) > stop
+        if not bool(moving.any()):
+            break
+        step = inner.move(current, gradients, losses, state, number)
+        current = [
+            torch.where(per_task(moving, leaf).bool(), after, leaf)
+            for leaf, after in zip(current, step.leaves, strict=True)
+        ]
+        state, taken = step.state, taken + moving
+        records.append(_of_moving(step.record, moving))
+    return Refinement(current, records, inner, SolverReport(taken))
+
+
+def _of_moving(record: Record, moving: Tensor) -> Record:
+    """A record in which the other tasks took no step."""
+    if record.step_norms is None:
+        return record
+    return record._replace(step_norms=torch.where(moving, record.step_norms, 0.0))
+
+
 @dataclass
 class _Call:
     policy: Implicit
     inner: InnerLoop
     ambient: RandomAndPrecision
     optimum: list[Tensor]
+    report: SolverReport
 
 
 class _Optimum(torch.autograd.Function):
@@ -173,26 +276,30 @@ class _Optimum(torch.autograd.Function):
             return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
         with inner.precision():
-            solution = call.policy.solve(product, list(cotangents))
-            found = derivative([-w for w in solution], held.variables)
-            return (None, *held.merge(found))
+            solved = call.policy.solve_and_report(product, list(cotangents))
+            found = derivative([-w for w in solved.solution], held.variables)
+        call.report.gradient_norms = task_norm([g.detach() for g in gradient])
+        call.report.residuals, call.report.iterations = solved.residuals, solved.iterations
+        call.policy.warn_of_shortfall(solved, inner.first_task)
+        return (None, *held.merge(found))
 
 
 def _conjugate_gradient(
     product: Product, v: list[Tensor], iterations: int, tolerance: float
-) -> list[Tensor]:
+) -> Solution:
     """Conjugate gradients, every task with its own coefficients.
 
     A task whose curvature along the search direction is not positive stops where it is.
     """
     solution = [torch.zeros_like(x) for x in v]
     residual, direction = list(v), list(v)
-    square = _dot(residual, residual)
-    target = tolerance**2 * square
+    square = start = _dot(residual, residual)
     active = square > 0
+    taken = torch.zeros_like(active, dtype=torch.long)
     for _ in range(iterations):
         if not bool(active.any()):
             break
+        taken = taken + active
         image = product(direction)
         curvature = _dot(direction, image)
         active = active & (curvature > 0)
@@ -200,19 +307,28 @@ def _conjugate_gradient(
         solution = _axpy(step, direction, solution)
         residual = _axpy(-step, image, residual)
         following = _dot(residual, residual)
-        active = active & (following > target)
+        active = active & (following > tolerance**2 * start)
         ratio = torch.where(active, following / square.where(square > 0, 1.0), 0.0)
         direction = _axpy(ratio, direction, residual)
         square = following
-    return solution
+    return Solution(solution, _relative(square, start), taken, active)
 
 
-def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -> list[Tensor]:
+def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -> Solution:
+    r"""The series; the residual is that without its last term, which costs no more products."""
     term, total = list(v), list(v)
     for _ in range(iterations):
         term = [t - scale * h for t, h in zip(term, product(term), strict=True)]
         total = [a + t for a, t in zip(total, term, strict=True)]
-    return [scale * a for a in total]
+    start = _dot(v, v)
+    taken = torch.where(start > 0, iterations, 0)
+    residuals = _relative(_dot(term, term), start)
+    return Solution([scale * a for a in total], residuals, taken, start > 0)
+
+
+def _relative(square: Tensor, start: Tensor) -> Tensor:
+    """Residuals over what was to be solved for; nothing is left of nothing."""
+    return torch.where(start > 0, square / start.where(start > 0, 1.0), 0.0).sqrt()
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
