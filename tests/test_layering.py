@@ -50,7 +50,7 @@ def test_the_scan_sees_every_kind_of_import(tmp_path: Path) -> None:
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "metalearn": (
-        "errors version pytrees randomness attention chunks",
+        "errors version norms pytrees randomness attention chunks",
         "checks result",
         "steps",
         "inner",
