@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from tests.metamae.straight import straighten
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +25,6 @@ from metamae.model.transformer import Attention
 from metamae.randomness import generator
 from metamae.training.compiling import CompiledLoss
 from metamae.training.devices import autocast
-from tests.metamae.straight import straighten
 
 SHAPES: dict[str, tuple[Inputs, int]] = {
     "higgs": ((Tabular(name="row", columns=28),), 32),

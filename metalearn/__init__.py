@@ -17,13 +17,18 @@ from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
+    ChangedLossError,
+    CurvatureError,
+    CurvatureWarning,
     DisconnectedLossError,
     LatentError,
     MetalearnError,
     MissingBettyError,
     MultilevelError,
     NonFiniteLossError,
+    PrecisionError,
     SecondDerivativeError,
+    SettingError,
     SupportLossShapeError,
 )
 from metalearn.objective import MetaLoss, MetaObjective
@@ -46,8 +51,11 @@ from metalearn.version import __version__
 
 __all__ = [
     "Adaptation",
+    "ChangedLossError",
     "Checkpointed",
     "ClipGradient",
+    "CurvatureError",
+    "CurvatureWarning",
     "DisconnectedLossError",
     "FiniteDifference",
     "FirstOrder",
@@ -67,9 +75,11 @@ __all__ = [
     "MultilevelError",
     "NonFiniteLossError",
     "NormaliseGradient",
+    "PrecisionError",
     "Projector",
     "SecondDerivativeError",
     "SetEncoder",
+    "SettingError",
     "StepSize",
     "SupportEncoder",
     "SupportLossShapeError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from metalearn.checks import (
     SupportLoss,
     in_transform,
     refuse_inference_mode,
-    refuse_missing_second_derivative,
+    refuse_tensors,
 )
 from metalearn.chunks import ChunkedLoss, chunks, joined
 from metalearn.inner import InnerLoop, Record
@@ -69,8 +69,10 @@ class LatentAdapter(nn.Module):
         SupportLossShapeError: the support loss is not ``(B,)``.
         DisconnectedLossError: the support loss does not depend on the latent.
         NonFiniteLossError: a support loss is not finite.
-        SecondDerivativeError: an exact policy meets a kernel without second derivative (looked
-            for on the first call with each loss function).
+        SecondDerivativeError: an exact policy meets a kernel without second derivative.
+        ChangedLossError: in the backward pass, where a policy evaluates the support loss again and
+            it is no longer what it was.
+        SettingError: the step size is a tensor, which would not be learned.
 
     Example:
         >>> import torch
@@ -103,6 +105,7 @@ class LatentAdapter(nn.Module):
             raise ValueError(f"expected at least 1 inner step, got steps={steps}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"expected chunks of at least 1 task, got chunk_size={chunk_size}")
+        refuse_tensors("LatentAdapter", step_size=step_size)
         self.step_size = step_size if isinstance(step_size, StepSize) else FixedStepSize(step_size)
         self.steps = steps
         self.differentiation = Unrolled() if differentiation is None else differentiation
@@ -148,6 +151,7 @@ class LatentAdapter(nn.Module):
         dtypes = [leaf.dtype for leaf in leaves]
         if self.full_precision:
             leaves = [_at_least_float32(leaf) for leaf in leaves]
+        code = getattr(call.support_loss, "__code__", None)
         inner = InnerLoop(
             support_loss=support_loss,
             step_size=self.step_size,
@@ -158,15 +162,14 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=not tracing and self._is_unverified(call.support_loss),
+            verify=not tracing and self._needs_second_derivative(),
+            verified=code in self._verified,
             trace=trace,
             first_task=first,
         )
         found = self.differentiation.refine(inner, leaves)
-        if inner.verify:
-            refuse_missing_second_derivative(found.leaves)
-            if (code := getattr(call.support_loss, "__code__", None)) is not None:
-                self._verified.add(code)
+        if code is not None and torch.is_grad_enabled():
+            self._verified.add(code)
         losses = [record.losses for record in found.records]
         if final_loss:
             with torch.no_grad():
@@ -181,16 +184,13 @@ class LatentAdapter(nn.Module):
             trace=_trace(found.records, tasks) if trace else None,
         )
 
-    def _is_unverified(self, support_loss: SupportLoss | ChunkedLoss) -> bool:
-        """Whether to look for operations without second derivative.
+    def _needs_second_derivative(self) -> bool:
+        """Whether to look for operations without second derivative."""
+        return self.differentiation.needs_second_derivative and torch.is_grad_enabled()
 
-        Walking the graph costs milliseconds, so each piece of code is looked at once.
-        """
-        if not self.differentiation.needs_second_derivative:
-            return False
-        if not torch.is_grad_enabled():
-            return False
-        return getattr(support_loss, "__code__", None) not in self._verified
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what it knows of the losses it met: code cannot be pickled."""
+        return {**self.__dict__, "_verified": set()}
 
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from metalearn.checks import SupportLoss, in_transform, refuse_non_finite
 from metalearn.errors import (
@@ -18,6 +19,7 @@ from metalearn.errors import (
     SupportLossShapeError,
 )
 from metalearn.pytrees import Structure, flat_tasks, unflatten
+from metalearn.second_derivatives import Suspects, refuse_missing_second_derivative
 from metalearn.steps.rules import UpdateRule
 from metalearn.steps.sizes import StepSize
 
@@ -57,14 +59,15 @@ class InnerLoop:
     device: torch.device
     check_finite: bool = True
     full_precision: bool = False
-    verify: bool = False  # look for missing second derivatives in the first step
+    verify: bool = False  # look for missing second derivatives in the first exact step
+    verified: bool = False  # the loss's code was looked at in an earlier call
     trace: bool = False  # record norms
     first_task: int = 0  # number of the first task, where these are a chunk of a batch
 
     def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
-        """Support loss of every task, ``(B,)``, validated."""
+        """Support loss of every task, ``(B,)``, validated; it is given copies to write to."""
         with self.precision():
-            losses = self._shaped_losses(leaves)
+            losses = self._shaped_losses([leaf.clone() for leaf in leaves])
         if self.check_finite and not in_transform():
             refuse_non_finite(losses, step, first=self.first_task)
         return losses
@@ -92,15 +95,36 @@ class InnerLoop:
         # The backward pass runs under the caller's autocast too, hence precision() around it.
         recorded = torch.is_grad_enabled()
         with _AS_IS if recorded else torch.enable_grad(), self.precision():
-            # A view made under no_grad claims to require a gradient and has none: detach it.
-            own = recorded and step > 0
-            points = _points(leaves, own=own, create_graph=create_graph)
-            losses = self._shaped_losses(points)
+            given, edges = _copies(leaves, keep=recorded and create_graph)
+            losses = self._shaped_losses(given)
+            del given
             total = losses.sum()
             if self.check_finite:
                 refuse_non_finite(losses, step, total, first=self.first_task)
-            gradients = loss_gradient(total, points, create_graph=create_graph)
+            if self.verify and create_graph:
+                self.verify = False
+                start = edges[0].node._sequence_nr()
+                gradients = self.verified_gradient(total, edges, leaves, start)
+            else:
+                gradients = loss_gradient(total, edges, leaves, create_graph=create_graph)
         return gradients, losses.detach()
+
+    def verified_gradient(
+        self, total: Tensor, edges: Sequence[GradientEdge], leaves: Sequence[Tensor], start: int
+    ) -> list[Tensor]:
+        """The gradient with its graph, which must have a derivative.
+
+        ``start`` is the number of the first node of the losses' graph.
+
+        Raises:
+            SecondDerivativeError: if it does not.
+        """
+        suspects = Suspects(total, edges, start, self.device)
+        seed = torch.ones_like(total, requires_grad=True) if suspects.functions else None
+        with suspects.watched() if suspects.functions else _AS_IS:
+            gradients = loss_gradient(total, edges, leaves, create_graph=True, seed=seed)
+        refuse_missing_second_derivative(gradients, [edge.node for edge in edges])
+        return gradients
 
     def step(self, leaves: Sequence[Tensor], state: Any, step: int, *, create_graph: bool) -> Step:
         """Take one inner step."""
@@ -165,40 +189,53 @@ class InnerLoop:
         return torch.autocast(self.device.type, enabled=False)
 
 
-def _points(leaves: Sequence[Tensor], *, own: bool, create_graph: bool) -> Sequence[Tensor]:
-    """Where a gradient is taken: tensors of the latent's values that require one.
+def _copies(leaves: Sequence[Tensor], *, keep: bool) -> tuple[list[Tensor], list[GradientEdge]]:
+    """Copies of the latent for a loss to use, and where in the graph its gradient is taken.
 
-    The first step takes fresh ones, so a closure that also captured the latent directly does not
-    change the result, and the caller's tensors are never leaves of this graph. What a later step
-    starts from was made by the step before; nobody else has it.
+    Copies, because a loss may write to what it is given; edges, because the gradient is that in
+    the values from before. Being fresh, they are apart from a latent that the loss also captured.
+    ``keep`` says whether they remain connected to ``leaves``.
     """
-    if own:
-        return [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
-    return [
-        leaf.view_as(leaf)
-        if create_graph and leaf.requires_grad
-        else leaf.detach().requires_grad_()
+    given = [
+        (leaf if keep and leaf.requires_grad else leaf.detach().requires_grad_()).clone()
         for leaf in leaves
     ]
+    return given, [get_gradient_edge(copy) for copy in given]
 
 
-def loss_gradient(total: Tensor, points: Sequence[Tensor], *, create_graph: bool) -> list[Tensor]:
+def loss_gradient(
+    total: Tensor,
+    points: Sequence[Tensor] | Sequence[GradientEdge],
+    leaves: Sequence[Tensor],
+    *,
+    create_graph: bool,
+    seed: Tensor | None = None,
+) -> list[Tensor]:
     """Gradient of the losses' sum in every point; zeros for a leaf the losses do not use.
+
+    Args:
+        total: The sum.
+        points: What to differentiate in, as tensors or edges of the graph.
+        leaves: Tensors of the points' shapes.
+        create_graph: Whether the gradient is to be differentiated.
+        seed: What to multiply the gradient by.
 
     Raises:
         DisconnectedLossError: if they use none of them.
     """
     gradients: Sequence[Tensor | None] = [None]
     if total.requires_grad:
-        gradients = torch.autograd.grad(total, points, create_graph=create_graph, allow_unused=True)
+        gradients = torch.autograd.grad(
+            total, points, seed, create_graph=create_graph, allow_unused=True
+        )
     used = [gradient for gradient in gradients if gradient is not None]
     if len(used) == len(points):
         return used
     if not used:
         raise DisconnectedLossError(_DISCONNECTED)
     return [
-        torch.zeros_like(point) if gradient is None else gradient
-        for point, gradient in zip(points, gradients, strict=True)
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
     ]
 
 

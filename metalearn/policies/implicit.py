@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from metalearn.checks import refuse_missing_second_derivative
-from metalearn.inner import InnerLoop, loss_gradient, per_task
-from metalearn.policies.capture import Held, RandomAndPrecision, call_and_capture, freeze_closure
+from metalearn.checks import refuse_tensors
+from metalearn.errors import CurvatureError, CurvatureWarning
+from metalearn.inner import InnerLoop, per_task
+from metalearn.policies.capture import (
+    Held,
+    RandomAndPrecision,
+    Recorder,
+    call_and_capture,
+    freeze_closure,
+)
 from metalearn.policies.policy import Refinement, refuse_transforms, run
+from metalearn.policies.replay import refuse_changed_calls, refuse_changed_values
 from metalearn.pytrees import Latent, flat_tasks, flatten
+from metalearn.second_derivatives import named, once
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -72,6 +83,7 @@ class Implicit:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        refuse_tensors("Implicit", damping=self.damping, scale=self.scale)
         if self.solver not in ("cg", "neumann"):
             raise ValueError(f"expected solver 'cg' or 'neumann', got {self.solver!r}")
         if self.iterations < 1:
@@ -99,8 +111,9 @@ class Implicit:
         optimum = [leaf.detach() for leaf in found.leaves]
         with torch.enable_grad(), ambient.replayed():
             points = [leaf.clone().requires_grad_() for leaf in optimum]
-            _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
-        call = _Call(self, inner, ambient, optimum)
+            found_again = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
+        losses, captured, record = found_again
+        call = _Call(self, inner, ambient, optimum, losses.detach(), record)
         return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
@@ -132,6 +145,8 @@ class _Call:
     inner: InnerLoop
     ambient: RandomAndPrecision
     optimum: list[Tensor]
+    losses: Tensor
+    record: Recorder
 
 
 class _Optimum(torch.autograd.Function):
@@ -144,38 +159,48 @@ class _Optimum(torch.autograd.Function):
         return tuple(leaf.clone() for leaf in call.optimum)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         call: _Call = ctx.call
-        captured = ctx.saved_tensors
-        inner = call.inner
-        held = Held(captured)
-        with torch.enable_grad(), call.ambient.replayed(), inner.precision():
-            points = [leaf.clone().requires_grad_() for leaf in call.optimum]
-            with held.substituted():
-                losses = inner.losses(points, inner.steps)
-            gradient = loss_gradient(losses.sum(), points, create_graph=True)
-        refuse_missing_second_derivative(gradient)
-        curved = [g for g in gradient if g.requires_grad]
+        with torch.no_grad(), named():
+            found = _pull_back(call, ctx.saved_tensors, cotangents)
+        return (None, *once(call.policy, found, [*ctx.saved_tensors, *cotangents]))
 
-        def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-            weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
-            return torch.autograd.grad(
-                curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+
+def _pull_back(
+    call: _Call, captured: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
+    inner = call.inner
+    held = Held(captured)
+    with torch.enable_grad(), call.ambient.replayed(), inner.precision():
+        points = [leaf.clone().requires_grad_() for leaf in call.optimum]
+        with Recorder(points, call.record.outside, held.stand_ins) as record:
+            losses = inner.losses(points, inner.steps)
+        record.close(losses)
+        refuse_changed_calls(call.policy, call.record, record)
+        dtypes = [*call.ambient.dtypes(), *(tensor.dtype for tensor in captured)]
+        refuse_changed_values(call.policy, inner, (call.losses, losses), dtypes=dtypes)
+        edges = [get_gradient_edge(point) for point in points]
+        gradient = inner.verified_gradient(losses.sum(), edges, points, 0)
+    curved = [g for g in gradient if g.requires_grad]
+
+    def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
+        return torch.autograd.grad(
+            curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+        )
+
+    def product(p: list[Tensor]) -> list[Tensor]:
+        rows = derivative(p, points) if curved else [None]
+        if all(row is None for row in rows):  # a loss linear in z has no optimum
+            raise CurvatureError(
+                "expected a curved support loss, got one that is linear in the latent"
             )
+        return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
-        def product(p: list[Tensor]) -> list[Tensor]:
-            rows = derivative(p, points) if curved else [None]
-            if all(row is None for row in rows):  # a loss linear in z has no optimum
-                raise ValueError(
-                    "expected a curved support loss, got one that is linear in the latent"
-                )
-            return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
-
-        with inner.precision():
-            solution = call.policy.solve(product, list(cotangents))
-            found = derivative([-w for w in solution], held.variables)
-            return (None, *held.merge(found))
+    with inner.precision():
+        solution = call.policy.solve(product, list(cotangents))
+        found = derivative([-w for w in solution], held.variables)
+        return held.merge(found)
 
 
 def _conjugate_gradient(
@@ -183,18 +208,23 @@ def _conjugate_gradient(
 ) -> list[Tensor]:
     """Conjugate gradients, every task with its own coefficients.
 
-    A task whose curvature along the search direction is not positive stops where it is.
+    A task whose curvature along the search direction is not positive stops where it is, with a
+    warning. A right-hand side that overflowed, as under a gradient scaler, has no solution: NaN.
     """
     solution = [torch.zeros_like(x) for x in v]
     residual, direction = list(v), list(v)
     square = _dot(residual, residual)
     target = tolerance**2 * square
-    active = square > 0
+    finite = square.isfinite()
+    active = finite & (square > 0)
+    bent = torch.full_like(square, float("inf"))  # the least curvature that stopped a task
     for _ in range(iterations):
         if not bool(active.any()):
             break
         image = product(direction)
         curvature = _dot(direction, image)
+        unit = curvature / square.where(active, 1.0)
+        bent = torch.where(active & ~(curvature > 0), unit, bent)
         active = active & (curvature > 0)
         step = torch.where(active, square / curvature.where(active, 1.0), 0.0)
         solution = _axpy(step, direction, solution)
@@ -204,7 +234,24 @@ def _conjugate_gradient(
         ratio = torch.where(active, following / square.where(square > 0, 1.0), 0.0)
         direction = _axpy(ratio, direction, residual)
         square = following
-    return solution
+    _warn_of_curvature(bent)
+    return [x.masked_fill(per_task(~finite, x).bool(), float("nan")) for x in solution]
+
+
+def _warn_of_curvature(bent: Tensor) -> None:
+    """Warn of tasks that stopped at a curvature which is not positive, ``(B,)``."""
+    stopped = bent < float("inf")
+    if not bool(stopped.any()):
+        return
+    tasks, least = stopped.nonzero().flatten().tolist(), float(bent.min())
+    warnings.warn(
+        "expected a support loss that curves upwards at the refined latent, got a curvature of "
+        f"{least:.3g} in {len(tasks)} of {len(bent)} tasks (index {tasks[:5]}), which is no "
+        "minimum: their gradient is cut short. Take more inner steps, Implicit(damping=...) above "
+        f"{max(-least, 0.0):.3g}, or Implicit(proximal=...)",
+        CurvatureWarning,
+        stacklevel=2,
+    )
 
 
 def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -> list[Tensor]:
@@ -212,7 +259,23 @@ def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -
     for _ in range(iterations):
         term = [t - scale * h for t, h in zip(term, product(term), strict=True)]
         total = [a + t for a, t in zip(total, term, strict=True)]
+    _warn_of_divergence(_dot(v, v), _dot(term, term), scale)
     return [scale * a for a in total]
+
+
+def _warn_of_divergence(start: Tensor, last: Tensor, scale: float) -> None:
+    """Warn of tasks whose series grows: its sum is not the inverse curvature's."""
+    growing = (last > start) & last.isfinite()
+    if bool(growing.any()):
+        tasks = growing.nonzero().flatten().tolist()
+        warnings.warn(
+            "expected a Neumann series that shrinks, got one that grows in "
+            f"{len(tasks)} of {len(last)} tasks (index {tasks[:5]}): the curvature is negative or "
+            f"above 2 / scale = {2 / scale:.3g}. Lower the scale, take more inner steps, or add "
+            "Implicit(damping=...)",
+            CurvatureWarning,
+            stacklevel=2,
+        )
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
