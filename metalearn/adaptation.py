@@ -17,10 +17,11 @@ from metalearn.checks import (
 from metalearn.chunks import ChunkedLoss, chunks, joined
 from metalearn.inner import InnerLoop, Record
 from metalearn.policies.capture import freeze_closure
-from metalearn.policies.policy import GradientPolicy
+from metalearn.policies.policy import GradientPolicy, Refinement
 from metalearn.policies.unrolled import Unrolled
 from metalearn.pytrees import Latent, check_latent, flatten, unflatten
 from metalearn.result import Adaptation, Trace
+from metalearn.second_derivatives import Verified
 from metalearn.steps.rules import GradientDescent, UpdateRule
 from metalearn.steps.sizes import FixedStepSize, StepSize
 
@@ -151,7 +152,6 @@ class LatentAdapter(nn.Module):
         dtypes = [leaf.dtype for leaf in leaves]
         if self.full_precision:
             leaves = [_at_least_float32(leaf) for leaf in leaves]
-        code = getattr(call.support_loss, "__code__", None)
         inner = InnerLoop(
             support_loss=support_loss,
             step_size=self.step_size,
@@ -162,14 +162,11 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=not tracing and self._needs_second_derivative(),
-            verified=code in self._verified,
+            verify=None if tracing else self._verification(call.support_loss),
             trace=trace,
             first_task=first,
         )
-        found = self.differentiation.refine(inner, leaves)
-        if code is not None and torch.is_grad_enabled():
-            self._verified.add(code)
+        found = self._run(inner, leaves)
         losses = [record.losses for record in found.records]
         if final_loss:
             with torch.no_grad():
@@ -184,9 +181,21 @@ class LatentAdapter(nn.Module):
             trace=_trace(found.records, tasks) if trace else None,
         )
 
-    def _needs_second_derivative(self) -> bool:
-        """Whether to look for operations without second derivative."""
-        return self.differentiation.needs_second_derivative and torch.is_grad_enabled()
+    def _run(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
+        """Run the policy; once more with copies, if the loss writes to an expanded latent."""
+        try:
+            return self.differentiation.refine(inner, leaves)
+        except RuntimeError as error:
+            if inner.writes is not None or "single memory location" not in str(error):
+                raise
+        inner.writes = True
+        return self.differentiation.refine(inner, leaves)
+
+    def _verification(self, support_loss: SupportLoss | ChunkedLoss) -> Verified | None:
+        """What is known of the loss's second derivative, where one is taken."""
+        if not self.differentiation.needs_second_derivative or not torch.is_grad_enabled():
+            return None
+        return Verified(self._verified, support_loss)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what it knows of the losses it met: code cannot be pickled."""

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from metalearn.errors import (
     SupportLossShapeError,
 )
 from metalearn.pytrees import Structure, flat_tasks, unflatten
-from metalearn.second_derivatives import Suspects, refuse_missing_second_derivative
+from metalearn.second_derivatives import Suspects, Verified, refuse_missing_second_derivative
 from metalearn.steps.rules import UpdateRule
 from metalearn.steps.sizes import StepSize
 
@@ -28,6 +28,28 @@ _DISCONNECTED = (
     "expected a support loss that depends on the latent it is given, got one that does "
     "not; compute it from the function's argument, without detach() or torch.no_grad()"
 )
+
+
+Point: TypeAlias = Any
+"""What a gradient is taken in: a tensor or a ``GradientEdge`` (torch's types know no mixture)."""
+
+
+class Points(NamedTuple):
+    """What a loss is given, where its gradient is taken, and how often the former was written to.
+
+    ``versions`` is ``None`` where the loss may write.
+    """
+
+    given: Sequence[Tensor]
+    where: Sequence[Point]
+    versions: list[int] | None = None
+    start: int | None = None  # number of a node from just before the loss was called
+
+    def nodes(self, total: Tensor) -> int:
+        """How many nodes autograd made for the losses' sum; -1 where it does not tell."""
+        first, last = self.given[0].grad_fn, total.grad_fn
+        start = self.start if first is None or self.start is not None else first._sequence_nr()
+        return -1 if last is None or start is None else last._sequence_nr() - start
 
 
 class Record(NamedTuple):
@@ -59,21 +81,24 @@ class InnerLoop:
     device: torch.device
     check_finite: bool = True
     full_precision: bool = False
-    verify: bool = False  # look for missing second derivatives in the first exact step
-    verified: bool = False  # the loss's code was looked at in an earlier call
+    verify: Verified | None = None  # look for missing second derivatives in exact gradients
     trace: bool = False  # record norms
     first_task: int = 0  # number of the first task, where these are a chunk of a batch
 
-    def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
-        """Support loss of every task, ``(B,)``, validated; it is given copies to write to."""
-        with self.precision():
-            losses = self._shaped_losses([leaf.clone() for leaf in leaves])
-        if self.check_finite and not in_transform():
-            refuse_non_finite(losses, step, first=self.first_task)
-        return losses
+    writes: bool | None = None  # whether the loss writes to its argument; unknown before a step
 
-    def _shaped_losses(self, leaves: Sequence[Tensor]) -> Tensor:
-        losses = self.support_loss(unflatten(leaves, self.structure))
+    def losses(self, leaves: Sequence[Tensor], step: int) -> Tensor:
+        """Support loss of every task, ``(B,)``, validated."""
+        copy = self.writes is not False or in_transform()
+        given = [leaf.clone() for leaf in leaves] if copy else leaves
+        versions = None if copy else written(leaves)
+        with self.precision():
+            losses = self.call(given)
+        return self.validated(losses, step, given, versions)
+
+    def call(self, given: Sequence[Tensor]) -> Tensor:
+        """The support loss as it is, but of the right shape."""
+        losses = self.support_loss(unflatten(given, self.structure))
         if not isinstance(losses, Tensor) or losses.shape != (self.tasks,):
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise SupportLossShapeError(
@@ -81,6 +106,59 @@ class InnerLoop:
                 "reduce over every axis but the first, e.g. loss.flatten(1).mean(1)"
             )
         return losses
+
+    def validated(
+        self,
+        losses: Tensor,
+        step: int,
+        given: Sequence[Tensor],
+        versions: Sequence[int] | None,
+        total: Tensor | None = None,
+    ) -> Tensor:
+        """Losses that are finite, of a loss that wrote to nothing but copies."""
+        if self.check_finite and not in_transform():
+            refuse_non_finite(losses, step, total, first=self.first_task)
+        if versions is not None and versions != written(given):
+            raise LatentError(
+                "expected a support loss that writes to its argument in every call or in none, "
+                f"got one that first does before inner step {step + 1}; let it work on a copy, "
+                "latent.clone(), or without inplace=True"
+            )
+        return losses
+
+    def points(self, leaves: Sequence[Tensor], *, keep: bool = False) -> Points:
+        """The latent for a loss to use, and where its gradient is taken.
+
+        A loss may write to what it is given, so that is a copy, and the gradient is taken in the
+        copy's edge of the graph: in the values from before. Once a step of this call has shown
+        that the loss does not, the steps' own tensors serve. (Expanded tensors serve at once, as
+        torch refuses to write to them.) ``keep`` says whether the points remain connected to
+        ``leaves``; apart from that they are fresh, so they are no latent that the loss captured.
+        """
+        if self.writes is False:
+            own = [x if keep and x.requires_grad else x.detach().requires_grad_() for x in leaves]
+            return Points(own, own, written(own))
+        given: list[Tensor] = []
+        where: list[Point] = []
+        for leaf in leaves:
+            kept = keep and leaf.requires_grad
+            point = leaf if kept else leaf.detach().requires_grad_()
+            if self.writes is None and _is_expanded(leaf):
+                point = point.view_as(point)
+                where.append(point)
+            else:
+                point = point.clone()
+                where.append(get_gradient_edge(point))
+            given.append(point)
+        return Points(given, where)
+
+    def note_writes(self, points: Points) -> None:
+        """Whether the loss wrote to the copies that it was given."""
+        if self.writes is None:
+            self.writes = any(
+                isinstance(where, GradientEdge) and given._version > 0
+                for given, where in zip(points.given, points.where, strict=True)
+            )
 
     def gradient(
         self, leaves: Sequence[Tensor], step: int, *, create_graph: bool
@@ -95,35 +173,47 @@ class InnerLoop:
         # The backward pass runs under the caller's autocast too, hence precision() around it.
         recorded = torch.is_grad_enabled()
         with _AS_IS if recorded else torch.enable_grad(), self.precision():
-            given, edges = _copies(leaves, keep=recorded and create_graph)
-            losses = self._shaped_losses(given)
-            del given
+            points = self.points(leaves, keep=recorded and create_graph)
+            losses = self.call(points.given)
             total = losses.sum()
-            if self.check_finite:
-                refuse_non_finite(losses, step, total, first=self.first_task)
-            if self.verify and create_graph:
-                self.verify = False
-                start = edges[0].node._sequence_nr()
-                gradients = self.verified_gradient(total, edges, leaves, start)
-            else:
-                gradients = loss_gradient(total, edges, leaves, create_graph=create_graph)
+            self.validated(losses, step, points.given, points.versions, total)
+            self.note_writes(points)
+            gradients = self.gradient_in(points, total, leaves, create_graph=create_graph)
         return gradients, losses.detach()
 
-    def verified_gradient(
-        self, total: Tensor, edges: Sequence[GradientEdge], leaves: Sequence[Tensor], start: int
+    def gradient_in(
+        self, points: Points, total: Tensor, leaves: Sequence[Tensor], *, create_graph: bool
     ) -> list[Tensor]:
-        """The gradient with its graph, which must have a derivative.
-
-        ``start`` is the number of the first node of the losses' graph.
+        """Gradient of the losses' sum; one with a graph must have a derivative.
 
         Raises:
             SecondDerivativeError: if it does not.
         """
-        suspects = Suspects(total, edges, start, self.device)
+        if self.verify is None or not create_graph or total.grad_fn is None:
+            return loss_gradient(total, points.where, leaves, create_graph=create_graph)
+        if self.verify.knows(nodes := points.nodes(total)):
+            gradients = loss_gradient(total, points.where, leaves, create_graph=True)
+            if self.verify.knows(nodes, _count(total, gradients[-1])):
+                return gradients
+        return self.verified_gradient(points, total, leaves, nodes)
+
+    def unknown(self, points: Points, total: Tensor) -> bool:
+        """Whether the loss's second derivative was not looked at yet, though one is taken."""
+        return self.verify is not None and not self.verify.knows(points.nodes(total))
+
+    def verified_gradient(
+        self, points: Points, total: Tensor, leaves: Sequence[Tensor], nodes: int = -1
+    ) -> list[Tensor]:
+        """The gradient with its graph, every node of which is looked at."""
+        where = points.where
+        edges = [x if isinstance(x, GradientEdge) else get_gradient_edge(x) for x in where]
+        suspects = Suspects(total, edges, self.device)
         seed = torch.ones_like(total, requires_grad=True) if suspects.functions else None
         with suspects.watched() if suspects.functions else _AS_IS:
-            gradients = loss_gradient(total, edges, leaves, create_graph=True, seed=seed)
+            gradients = loss_gradient(total, where, leaves, create_graph=True, seed=seed)
         refuse_missing_second_derivative(gradients, [edge.node for edge in edges])
+        if self.verify is not None and nodes >= 0 and not suspects.functions:
+            self.verify.add(nodes, _count(total, gradients[-1]))
         return gradients
 
     def step(self, leaves: Sequence[Tensor], state: Any, step: int, *, create_graph: bool) -> Step:
@@ -168,7 +258,7 @@ class InnerLoop:
         """The same by ``torch.func``, which ``torch.compile`` and ``torch.func`` can trace."""
 
         def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
-            losses = self.losses(points, step)
+            losses = self.losses(points, step)  # of copies
             summed = losses.sum()
             # Asked of the sum, which this level of torch.func made: losses computed outside of it
             # may require a gradient of a level further out.
@@ -189,23 +279,27 @@ class InnerLoop:
         return torch.autocast(self.device.type, enabled=False)
 
 
-def _copies(leaves: Sequence[Tensor], *, keep: bool) -> tuple[list[Tensor], list[GradientEdge]]:
-    """Copies of the latent for a loss to use, and where in the graph its gradient is taken.
+def _count(first: Tensor, last: Tensor) -> int:
+    """How many nodes autograd made between two results; -1 where it does not tell."""
+    if first.grad_fn is None or last.grad_fn is None:
+        return -1
+    return last.grad_fn._sequence_nr() - first.grad_fn._sequence_nr()
 
-    Copies, because a loss may write to what it is given; edges, because the gradient is that in
-    the values from before. Being fresh, they are apart from a latent that the loss also captured.
-    ``keep`` says whether they remain connected to ``leaves``.
-    """
-    given = [
-        (leaf if keep and leaf.requires_grad else leaf.detach().requires_grad_()).clone()
-        for leaf in leaves
-    ]
-    return given, [get_gradient_edge(copy) for copy in given]
+
+def written(leaves: Sequence[Tensor]) -> list[int]:
+    """How often each was written to."""
+    return [leaf._version for leaf in leaves]
+
+
+def _is_expanded(leaf: Tensor) -> bool:
+    """Whether several elements share memory, as of weights expanded over the tasks."""
+    strides = leaf.stride()
+    return 0 in strides and any(s == 0 and n > 1 for s, n in zip(strides, leaf.shape, strict=True))
 
 
 def loss_gradient(
     total: Tensor,
-    points: Sequence[Tensor] | Sequence[GradientEdge],
+    points: Sequence[Point],
     leaves: Sequence[Tensor],
     *,
     create_graph: bool,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -74,6 +75,63 @@ def _missing(node: Any) -> SecondDerivativeError:
     )
 
 
+def next_node() -> int:
+    """Autograd numbers its nodes as they are made; what has a smaller number was there before."""
+    with torch.enable_grad():
+        node = torch.zeros((), requires_grad=True).view(()).grad_fn
+    assert node is not None
+    return node._sequence_nr()
+
+
+def is_older(node: Any, start: int) -> bool:
+    """Whether a node was made before node number ``start``."""
+    return bool(node._sequence_nr() < start)
+
+
+class Verified:
+    """Which support losses were found to have a second derivative.
+
+    Looking at every node of a graph takes longer than a small loss, so a loss is known by its code,
+    by what other than tensors its names stand for, and by how many nodes its graphs have.
+    """
+
+    def __init__(self, known: set[object], loss: object) -> None:
+        """Remember in ``known``."""
+        self.known = known
+        self.key = _identity(loss)
+
+    def knows(self, *counts: int) -> bool:
+        """Whether this loss with these numbers of nodes was looked at."""
+        return self.key is not None and -1 not in counts and (self.key, *counts) in self.known
+
+    def add(self, forward: int, backward: int) -> None:
+        """It has a second derivative."""
+        if self.key is not None:
+            if len(self.known) > 1000:  # of losses that are made anew for every call
+                self.known.clear()
+            self.known.add((self.key, forward))
+            self.known.add((self.key, forward, backward))
+
+
+def _identity(loss: object) -> tuple[object, ...] | None:
+    """A plain function's code and what its names stand for; ``None`` for any other callable."""
+    if not isinstance(loss, FunctionType):
+        return None
+    code, names = loss.__code__, loss.__globals__
+    values = [names.get(name) for name in code.co_names]
+    try:
+        values += [cell.cell_contents for cell in loss.__closure__ or ()]
+    except ValueError:  # a name that is not bound yet
+        return None
+    values += loss.__defaults__ or ()
+    kept = [
+        value if isinstance(value, (int, float, str)) else id(value)
+        for value in values
+        if callable(value) or isinstance(value, (int, float, str))  # not what each call has anew
+    ]
+    return (code, *kept)
+
+
 class Suspects:
     """Operations of a support loss whose gradient may come without its own graph, unnoticed.
 
@@ -83,13 +141,11 @@ class Suspects:
     """
 
     def __init__(
-        self, losses: Tensor, points: Sequence[GradientEdge], start: int, device: torch.device
+        self, losses: Tensor, points: Sequence[GradientEdge], device: torch.device
     ) -> None:
-        """Look for them in the graph of ``losses``, where it was made since node ``start``."""
-        self.ends = {point.node for point in points}
-        self.functions = [
-            node for node in _suspects(losses.grad_fn, start) if _leads_to(node, self.ends)
-        ]
+        """Look for them in the graph of ``losses``, back to where the gradient is taken."""
+        ends = {point.node for point in points}
+        self.functions = [node for node in _suspects(losses.grad_fn) if _leads_to(node, ends)]
         self.lost: list[Any] = []
         for node in self.functions:
             self._refuse(node, device)
@@ -136,8 +192,8 @@ class Suspects:
             self.lost.append(node)
 
 
-def _suspects(node: Any, start: int) -> Iterator[Any]:
-    """Suspect nodes that were made since ``start``."""
+def _suspects(node: Any) -> Iterator[Any]:
+    """Suspect nodes of a graph."""
     pending = [] if node is None else [node]
     seen = set(pending)
     while pending:
@@ -148,8 +204,7 @@ def _suspects(node: Any, start: int) -> Iterator[Any]:
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
-                if following._sequence_nr() >= start:
-                    pending.append(following)
+                pending.append(following)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from metalearn.errors import ChangedLossError, MetalearnError
+from metalearn.second_derivatives import is_older, next_node
 
 HALF = (torch.float16, torch.bfloat16)
 _ESCAPES = {
@@ -228,19 +229,6 @@ def call_and_capture(
     for node in taken:
         _refuse_shared_ancestors(node, captured)
     return result, captured, recorder
-
-
-def next_node() -> int:
-    """Autograd numbers its nodes as they are made; what has a smaller number was there before."""
-    with torch.enable_grad():
-        node = torch.zeros((), requires_grad=True).view(()).grad_fn
-    assert node is not None
-    return node._sequence_nr()
-
-
-def is_older(node: Any, start: int) -> bool:
-    """Whether a node was made before node number ``start``."""
-    return bool(node._sequence_nr() < start)
 
 
 def _leaves(result: Tensor, boundary: set[Any], start: int) -> tuple[list[Tensor], list[Any]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from metalearn.inner import InnerLoop, Step, loss_gradient
+from metalearn.inner import InnerLoop, Step
 from metalearn.policies.capture import (
     Held,
     RandomAndPrecision,
@@ -81,16 +81,15 @@ def _step(
     rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor], state: Any, number: int
 ) -> Step:
     ambient = RandomAndPrecision(inner.device)
-    verify = inner.verify and number == 0 and not inner.verified
     with torch.enable_grad(), inner.precision(), _private_graph():
-        points = [leaf.detach().requires_grad_() for leaf in leaves]
-        losses, captured, record = call_and_capture(lambda z: inner.losses(z, number), points)
+        points = inner.points(leaves)
+        losses, captured, record = call_and_capture(inner.call, points.given)
+        total = losses.sum()
+        inner.validated(losses, number, points.given, points.versions, total)
+        inner.note_writes(points)
         rule.inspect(record, captured, losses)
-        if verify:
-            edges = [get_gradient_edge(point) for point in points]
-            values = inner.verified_gradient(losses.sum(), edges, points, record.start)
-        else:
-            values = loss_gradient(losses.sum(), points, points, create_graph=False)
+        points = points._replace(start=record.start)
+        values = inner.gradient_in(points, total, leaves, create_graph=inner.unknown(points, total))
     losses, values = losses.detach(), [value.detach() for value in values]
     # Aliases, as the function's results remember the function.
     kept = [value.detach() for value in values]
@@ -198,13 +197,14 @@ def _pull_back_once(
 ) -> list[Tensor | None]:
     """Every tensor is a variable of its own, cut off from the graph it came from."""
     held = Held(captured)
-    points = [leaf.detach().requires_grad_() for leaf in latent]
-    with Recorder(points, call.record.outside, held.stand_ins) as record:
-        losses = call.inner.losses(points, call.number)
+    points = call.inner.points(latent)
+    with Recorder(points.given, call.record.outside, held.stand_ins) as record:
+        losses = call.inner.call(points.given)
     record.close(losses)
     refuse_changed_calls(call.rule, call.record, record)
-    edges = [get_gradient_edge(point) for point in points]
-    gradients = call.inner.verified_gradient(losses.sum(), edges, points, 0)
+    call.inner.validated(losses, call.number, points.given, points.versions)
+    points = points._replace(start=record.start)
+    gradients = call.inner.gradient_in(points, losses.sum(), latent, create_graph=True)
     _refuse_changed_values(call, losses, gradients, captured)
     # Edges, not tensors: the gradient's values are not needed and would be held.
     curved = [
@@ -217,11 +217,11 @@ def _pull_back_once(
         return [None] * (len(latent) + len(captured))
     found = torch.autograd.grad(
         [edge for edge, _ in curved],
-        [*points, *held.variables],
+        [*points.where, *held.variables],
         grad_outputs=[cotangent for _, cotangent in curved],
         allow_unused=True,
     )
-    return [*found[: len(points)], *held.merge(found[len(points) :])]
+    return [*found[: len(latent)], *held.merge(found[len(latent) :])]
 
 
 def _pull_back_differentiably(
@@ -237,8 +237,9 @@ def _pull_back_differentiably(
         stand_ins = {id(o): stand_in for o, stand_in in zip(captured, taken, strict=True)}
 
         def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
-            with Recorder(points, call.record.outside, stand_ins) as record:
-                losses = call.inner.losses(points, call.number)
+            given = [point.clone() for point in points] if call.inner.writes else points
+            with Recorder(given, call.record.outside, stand_ins) as record:
+                losses = call.inner.call(given)
             record.close(losses)
             records.append(record)
             return losses.sum(), losses.detach()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import PrecisionError
-from metalearn.inner import InnerLoop, per_task, task_norm
+from metalearn.inner import InnerLoop, per_task
 from metalearn.policies.capture import HALF, Held, Recorder
 from metalearn.policies.checkpointed import GradientCall, run_recomputed
 from metalearn.policies.policy import Refinement, refuse_transforms, run
@@ -137,16 +137,23 @@ class FiniteDifference:
     def _stencil(
         self, call: GradientCall, latent: Sequence[Tensor], cotangents: Sequence[Tensor]
     ) -> _Stencil:
-        unit, direction = _scaled(cotangents)
-        scale, scaled = _scaled(latent)
-        length, size = task_norm(direction), scale * task_norm(scaled)
+        unit: Tensor | float = 1.0
+        direction, length = list(cotangents), flat_leaves(cotangents).norm(dim=1)
+        size = flat_leaves(latent).norm(dim=1)
+        if not _ordinary(length):  # squares overflowed, or vanished
+            unit, direction = _scaled(cotangents)
+            length = flat_leaves(direction).norm(dim=1)
+            largest, scaled = _scaled(latent)
+            size = largest * flat_leaves(scaled).norm(dim=1)
         # A latent at the origin has no scale of its own: fall back to an absolute step.
         distance = torch.where(size > 0, size, 1.0) / torch.where(length > 0, length, 1.0)
         epsilon = self.relative(latent) * distance
-        weight = torch.where(length > 0, unit / (2 * epsilon if self.central else epsilon), 0.0)
-        # Overflowed, as in the first steps of a gradient scaler: so is the result.
-        overflowed = ~unit.isfinite()
-        return _Stencil(direction, epsilon, weight.masked_fill(overflowed, float("nan")))
+        weight = unit / (2 * epsilon if self.central else epsilon)
+        if isinstance(unit, Tensor):
+            # Overflowed, as in the first steps of a gradient scaler: so is the result.
+            weight = torch.where(length > 0, weight, 0.0)
+            weight = weight.masked_fill(~unit.isfinite(), float("nan"))
+        return _Stencil(direction, length, epsilon, weight)
 
     def _refuse_changes(
         self,
@@ -164,7 +171,7 @@ class FiniteDifference:
         if self.central:
             if not bool(_suspicious(call, stencil, ahead, behind).any()):
                 return
-            here = _Stencil(stencil.direction, stencil.epsilon, torch.ones_like(stencil.weight))
+            here = replace(stencil, weight=torch.ones_like(stencil.weight))
             behind = _pass(call, latent, captured, here, 0.0)
             gradients = behind.of_latent
         else:
@@ -180,9 +187,10 @@ class FiniteDifference:
 
 @dataclass
 class _Stencil:
-    """Where to evaluate: per task a direction, how far along it, and the losses' weights."""
+    """Where to evaluate: per task a direction, its length, how far along, the losses' weights."""
 
     direction: list[Tensor]
+    length: Tensor
     epsilon: Tensor
     weight: Tensor
 
@@ -213,27 +221,30 @@ def _pass(
     """Gradient of ``sum_b weight_b L_b(z + side epsilon v)`` in latent and captured tensors."""
     held = Held(captured)
     with torch.enable_grad(), call.ambient.replayed(), call.inner.precision():
-        points = [
-            (leaf + per_task(side * stencil.epsilon, leaf) * move).detach().requires_grad_()
+        moved = [
+            leaf + per_task(side * stencil.epsilon, leaf) * move
             for leaf, move in zip(latent, stencil.direction, strict=True)
         ]
-        recorder = Recorder(points, call.record.outside, held.stand_ins)
+        points = call.inner.points(moved)
+        recorder = Recorder(points.given, call.record.outside, held.stand_ins)
         with recorder if record else held.substituted():
-            losses = call.inner.losses(points, call.number)
+            losses = call.inner.call(points.given)
         if record:
             recorder.close(losses)
             refuse_changed_calls(call.rule, call.record, recorder, nearby=True)
+        call.inner.validated(losses, call.number, points.given, points.versions)
         gradients = torch.autograd.grad(
             losses,
-            [*points, *held.variables],
+            [*points.where, *held.variables],
             grad_outputs=stencil.weight.to(losses.dtype),
             allow_unused=True,
         )
+    count = len(latent)
     of_latent = [
-        torch.zeros_like(point) if gradient is None else gradient
-        for point, gradient in zip(points, gradients[: len(points)], strict=True)
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(latent, gradients[:count], strict=True)
     ]
-    return _Pass(losses.detach(), of_latent, held.merge(gradients[len(points) :]))
+    return _Pass(losses.detach(), of_latent, held.merge(gradients[count:]))
 
 
 def _suspicious(call: GradientCall, stencil: _Stencil, ahead: _Pass, behind: _Pass) -> Tensor:
@@ -242,16 +253,35 @@ def _suspicious(call: GradientCall, stencil: _Stencil, ahead: _Pass, behind: _Pa
     With :math:`D = \epsilon\, g \cdot v` at both sides and in the middle, a smooth loss has
     :math:`L_+ + L_- - 2 L_0 \approx \frac{1}{2} (D_+ - D_-)` and :math:`D_+ + D_- \approx 2 D_0`.
     """
-    weight, epsilon = stencil.weight, stencil.epsilon
-    factor = torch.where(weight > 0, epsilon / weight, 0.0)
-    up, down = (factor * _dot(side.of_latent, stencil.direction) for side in (ahead, behind))
-    slope = epsilon * _dot(call.values, stencil.direction)
-    length = epsilon * task_norm(call.values) * task_norm(stencil.direction)
+    epsilon, direction = stencil.epsilon, flat_leaves(stencil.direction)
+    factor = epsilon / stencil.weight
+    up = factor * (flat_leaves(ahead.of_latent) * direction).sum(1)
+    down = factor * (flat_leaves(behind.of_latent) * direction).sum(1)
+    before = flat_leaves(call.values)
+    slope = epsilon * (before * direction).sum(1)
+    tolerance = (up - down).abs() + 0.05 * epsilon * stencil.length * before.norm(dim=1)
     losses, mean = call.losses, ahead.losses + behind.losses - 2 * call.losses
-    rounding = torch.finfo(losses.dtype).eps ** 0.75 * torch.maximum(losses.abs(), mean.abs())
-    tolerance = (up - down).abs() + 0.05 * length
-    far: Tensor = mean.abs() > tolerance + rounding
-    return far | ((up + down - 2 * slope).abs() > tolerance)
+    rounding = torch.finfo(losses.dtype).eps ** 0.75
+    # Not finite: no direction, or overflowed.
+    unknown = tolerance.isfinite().logical_not_()
+    far: Tensor = mean.abs() > tolerance + rounding * losses.abs()
+    far = far | ((up + down - 2 * slope).abs() > tolerance)
+    return far.masked_fill_(unknown, False)
+
+
+def _ordinary(length: Tensor) -> bool:
+    """Whether norms are of a size whose square is a number, and none is zero."""
+    if length.numel() == 0:
+        return True
+    limits = torch.finfo(length.dtype)
+    low, high = length.aminmax()
+    return bool(low.item() > limits.tiny**0.45 and high.item() < limits.max**0.45)
+
+
+def flat_leaves(leaves: Sequence[Tensor]) -> Tensor:
+    """All leaves as one ``(B, n)``."""
+    flat = [flat_tasks(leaf) for leaf in leaves]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
 def _scaled(leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -273,11 +303,6 @@ def _scaled(leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
 def _column(values: Tensor, leaf: Tensor) -> Tensor:
     """``(B,)`` against a leaf ``(B, ...)``, in its own dtype."""
     return values.reshape(-1, *[1] * (leaf.ndim - 1))
-
-
-def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    parts = [flat_tasks(a * b).sum(1) for a, b in zip(one, other, strict=True)]
-    return torch.stack(parts).sum(0)
 
 
 def _difference(ahead: Tensor | None, behind: Tensor | None) -> Tensor | None:

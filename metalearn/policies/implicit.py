@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from metalearn.checks import refuse_tensors
 from metalearn.errors import CurvatureError, CurvatureWarning
-from metalearn.inner import InnerLoop, per_task
+from metalearn.inner import InnerLoop, Point, per_task
 from metalearn.policies.capture import (
     Held,
     RandomAndPrecision,
@@ -110,9 +109,9 @@ class Implicit:
             return found
         optimum = [leaf.detach() for leaf in found.leaves]
         with torch.enable_grad(), ambient.replayed():
-            points = [leaf.clone().requires_grad_() for leaf in optimum]
-            found_again = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
-        losses, captured, record = found_again
+            given = inner.points(optimum).given
+            with inner.precision():
+                losses, captured, record = call_and_capture(inner.call, given)
         call = _Call(self, inner, ambient, optimum, losses.detach(), record)
         return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
 
@@ -172,25 +171,25 @@ def _pull_back(
     inner = call.inner
     held = Held(captured)
     with torch.enable_grad(), call.ambient.replayed(), inner.precision():
-        points = [leaf.clone().requires_grad_() for leaf in call.optimum]
-        with Recorder(points, call.record.outside, held.stand_ins) as record:
-            losses = inner.losses(points, inner.steps)
+        points = inner.points(call.optimum)
+        with Recorder(points.given, call.record.outside, held.stand_ins) as record:
+            losses = inner.call(points.given)
         record.close(losses)
         refuse_changed_calls(call.policy, call.record, record)
         dtypes = [*call.ambient.dtypes(), *(tensor.dtype for tensor in captured)]
         refuse_changed_values(call.policy, inner, (call.losses, losses), dtypes=dtypes)
-        edges = [get_gradient_edge(point) for point in points]
-        gradient = inner.verified_gradient(losses.sum(), edges, points, 0)
+        inner.validated(losses, inner.steps, points.given, points.versions)
+        gradient = inner.verified_gradient(points, losses.sum(), call.optimum)
     curved = [g for g in gradient if g.requires_grad]
 
-    def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def derivative(p: list[Tensor], inputs: Sequence[Point]) -> Sequence[Tensor | None]:
         weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
         return torch.autograd.grad(
             curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
         )
 
     def product(p: list[Tensor]) -> list[Tensor]:
-        rows = derivative(p, points) if curved else [None]
+        rows = derivative(p, points.where) if curved else [None]
         if all(row is None for row in rows):  # a loss linear in z has no optimum
             raise CurvatureError(
                 "expected a curved support loss, got one that is linear in the latent"
