@@ -182,11 +182,13 @@ class LatentAdapter(nn.Module):
         )
 
     def _run(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
-        """Run the policy; once more with copies, if the loss writes to an expanded latent."""
+        """Run the policy; once more with copies, where torch refuses what the loss writes to."""
         try:
             return self.differentiation.refine(inner, leaves)
         except RuntimeError as error:
-            if inner.writes is not None or "single memory location" not in str(error):
+            text = str(error)
+            refused = "in an in-place operation" in text or "single memory location" in text
+            if inner.writes or not refused:
                 raise
         inner.writes = True
         return self.differentiation.refine(inner, leaves)

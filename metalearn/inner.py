@@ -19,7 +19,13 @@ from metalearn.errors import (
     SupportLossShapeError,
 )
 from metalearn.pytrees import Structure, flat_tasks, unflatten
-from metalearn.second_derivatives import Suspects, Verified, refuse_missing_second_derivative
+from metalearn.second_derivatives import (
+    Suspects,
+    Verified,
+    next_node,
+    refuse_missing_second_derivative,
+    refuse_while_compiling,
+)
 from metalearn.steps.rules import UpdateRule
 from metalearn.steps.sizes import StepSize
 
@@ -41,11 +47,12 @@ class Points(NamedTuple):
     """
 
     given: Sequence[Tensor]
-    where: Sequence[Point]
+    where: list[Point]
     versions: list[int] | None = None
+    nodes: list[Any] | None = None  # of the graph, that made the copies among `given`
     start: int | None = None  # number of a node from just before the loss was called
 
-    def nodes(self, total: Tensor) -> int:
+    def count(self, total: Tensor) -> int:
         """How many nodes autograd made for the losses' sum; -1 where it does not tell."""
         first, last = self.given[0].grad_fn, total.grad_fn
         start = self.start if first is None or self.start is not None else first._sequence_nr()
@@ -137,28 +144,35 @@ class InnerLoop:
         """
         if self.writes is False:
             own = [x if keep and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            return Points(own, own, written(own))
-        given: list[Tensor] = []
-        where: list[Point] = []
-        for leaf in leaves:
-            kept = keep and leaf.requires_grad
-            point = leaf if kept else leaf.detach().requires_grad_()
-            if self.writes is None and _is_expanded(leaf):
-                point = point.view_as(point)
-                where.append(point)
-            else:
-                point = point.clone()
-                where.append(get_gradient_edge(point))
-            given.append(point)
-        return Points(given, where)
+            return Points(own, [*own], written(own))
+        copies = [self._copy(x, keep=keep and x.requires_grad) for x in leaves]
+        given = [copy for copy, _ in copies]
+        return Points(given, [*given], nodes=[node for _, node in copies])
+
+    def _copy(self, leaf: Tensor, *, keep: bool) -> tuple[Tensor, Any]:
+        """A copy of a leaf, and the node of the graph that made it.
+
+        One that is not connected stays a leaf, as dynamo likes them; torch refuses to write to it,
+        and so to expanded tensors: then the policy is run again with ``writes`` set.
+        """
+        expanded = _is_expanded(leaf)
+        if expanded and not self.writes:
+            return (leaf.view_as(leaf) if keep else leaf.detach().requires_grad_()), None
+        if not keep and not self.writes:
+            return leaf.detach().clone().requires_grad_(), None
+        point = leaf if keep else leaf.detach().requires_grad_()
+        copy = point.clone(memory_format=torch.contiguous_format) if expanded else point.clone()
+        return copy, copy.grad_fn
 
     def note_writes(self, points: Points) -> None:
-        """Whether the loss wrote to the copies that it was given."""
+        """Whether the loss wrote to the copies that it was given: then their old edges count."""
+        if self.writes is False or points.nodes is None:
+            return
         if self.writes is None:
-            self.writes = any(
-                isinstance(where, GradientEdge) and given._version > 0
-                for given, where in zip(points.given, points.where, strict=True)
-            )
+            self.writes = any(copy._version > 0 and not _is_expanded(copy) for copy in points.given)
+        if self.writes:
+            for n, node in enumerate(points.nodes):
+                points.where[n] = points.where[n] if node is None else GradientEdge(node, 0)
 
     def gradient(
         self, leaves: Sequence[Tensor], step: int, *, create_graph: bool
@@ -174,6 +188,8 @@ class InnerLoop:
         recorded = torch.is_grad_enabled()
         with _AS_IS if recorded else torch.enable_grad(), self.precision():
             points = self.points(leaves, keep=recorded and create_graph)
+            if self.verify is not None and create_graph and points.given[0].grad_fn is None:
+                points = points._replace(start=next_node())
             losses = self.call(points.given)
             total = losses.sum()
             self.validated(losses, step, points.given, points.versions, total)
@@ -191,7 +207,7 @@ class InnerLoop:
         """
         if self.verify is None or not create_graph or total.grad_fn is None:
             return loss_gradient(total, points.where, leaves, create_graph=create_graph)
-        if self.verify.knows(nodes := points.nodes(total)):
+        if self.verify.knows(nodes := points.count(total)):
             gradients = loss_gradient(total, points.where, leaves, create_graph=True)
             if self.verify.knows(nodes, _count(total, gradients[-1])):
                 return gradients
@@ -199,7 +215,7 @@ class InnerLoop:
 
     def unknown(self, points: Points, total: Tensor) -> bool:
         """Whether the loss's second derivative was not looked at yet, though one is taken."""
-        return self.verify is not None and not self.verify.knows(points.nodes(total))
+        return self.verify is not None and not self.verify.knows(points.count(total))
 
     def verified_gradient(
         self, points: Points, total: Tensor, leaves: Sequence[Tensor], nodes: int = -1
@@ -270,6 +286,13 @@ class InnerLoop:
             gradients, losses = torch.func.grad(total, has_aux=True)(list(leaves))
         if not create_graph:
             gradients = [gradient.detach() for gradient in gradients]
+        elif torch.compiler.is_compiling():
+            for gradient in gradients:  # noqa: B007 - looked up by its name
+                from torch._dynamo.comptime import comptime
+
+                comptime(refuse_while_compiling)
+        else:
+            refuse_missing_second_derivative(gradients, ())
         return gradients, losses.detach()
 
     def precision(self) -> AbstractContextManager[object]:

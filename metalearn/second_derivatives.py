@@ -65,6 +65,27 @@ def refuse_missing_second_derivative(results: Sequence[Tensor], boundary: Sequen
                 pending.append(following)
 
 
+def refuse_while_compiling(context: Any) -> None:
+    """The same for the local ``gradient`` of what dynamo is tracing.
+
+    Without it the compiler's backend fails, with a traceback that names neither cause nor remedy.
+    """
+    try:
+        refuse_missing_second_derivative([context.get_local("gradient").as_fake()], ())
+    except SecondDerivativeError as error:
+        raise _while_compiling()(str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _while_compiling() -> type[SecondDerivativeError]:
+    """Our error as one of dynamo's, which it hands on as it is."""
+    from torch._dynamo.exc import TorchRuntimeError
+
+    return type(
+        "SecondDerivativeWhileCompilingError", (SecondDerivativeError, TorchRuntimeError), {}
+    )
+
+
 def _missing(node: Any) -> SecondDerivativeError:
     if type(node).__name__ == "NoSecondDerivativeBackward":
         return _no_second(node.policy)
@@ -151,6 +172,8 @@ class Suspects:
             self._refuse(node, device)
 
     def _refuse(self, node: Any, device: torch.device) -> None:
+        if type(node).__name__ == "CompiledFunctionBackward":
+            raise _missing(node)
         if type(node).__name__ == _WRONG_ON_CPU and device.type == "cpu":
             raise SecondDerivativeError(
                 "expected a support loss whose second derivative is right, got torch's fused "

@@ -203,6 +203,7 @@ def _pull_back_once(
     record.close(losses)
     refuse_changed_calls(call.rule, call.record, record)
     call.inner.validated(losses, call.number, points.given, points.versions)
+    call.inner.note_writes(points)
     points = points._replace(start=record.start)
     gradients = call.inner.gradient_in(points, losses.sum(), latent, create_graph=True)
     _refuse_changed_values(call, losses, gradients, captured)

@@ -168,20 +168,12 @@ class FiniteDifference:
 
         Where they do not, as at a kink, the loss is evaluated where it was evaluated before.
         """
-        if self.central:
-            if not bool(_suspicious(call, stencil, ahead, behind).any()):
-                return
-            here = replace(stencil, weight=torch.ones_like(stencil.weight))
-            behind = _pass(call, latent, captured, here, 0.0)
-            gradients = behind.of_latent
-        else:
-            known = stencil.weight > 0
-            gradients = [
-                torch.where(_column(known, g), g / _column(stencil.weight, g), value)
-                for g, value in zip(behind.of_latent, call.values, strict=True)
-            ]
+        if not bool(_suspicious(call, stencil, ahead, behind, central=self.central).any()):
+            return
+        here = replace(stencil, weight=torch.ones_like(stencil.weight))
+        again = _pass(call, latent, captured, here, 0.0)
         refuse_changed_values(
-            self, call.inner, (call.losses, behind.losses), (call.values, gradients)
+            self, call.inner, (call.losses, again.losses), (call.values, again.of_latent)
         )
 
 
@@ -233,6 +225,7 @@ def _pass(
             recorder.close(losses)
             refuse_changed_calls(call.rule, call.record, recorder, nearby=True)
         call.inner.validated(losses, call.number, points.given, points.versions)
+        call.inner.note_writes(points)
         gradients = torch.autograd.grad(
             losses,
             [*points.where, *held.variables],
@@ -247,11 +240,14 @@ def _pass(
     return _Pass(losses.detach(), of_latent, held.merge(gradients[count:]))
 
 
-def _suspicious(call: GradientCall, stencil: _Stencil, ahead: _Pass, behind: _Pass) -> Tensor:
+def _suspicious(
+    call: GradientCall, stencil: _Stencil, ahead: _Pass, behind: _Pass, *, central: bool
+) -> Tensor:
     r"""Tasks that moved further than a perturbation of this size moves them, ``(B,)``.
 
     With :math:`D = \epsilon\, g \cdot v` at both sides and in the middle, a smooth loss has
     :math:`L_+ + L_- - 2 L_0 \approx \frac{1}{2} (D_+ - D_-)` and :math:`D_+ + D_- \approx 2 D_0`.
+    One-sided, the second evaluation is in the middle itself.
     """
     epsilon, direction = stencil.epsilon, flat_leaves(stencil.direction)
     factor = epsilon / stencil.weight
@@ -260,7 +256,13 @@ def _suspicious(call: GradientCall, stencil: _Stencil, ahead: _Pass, behind: _Pa
     before = flat_leaves(call.values)
     slope = epsilon * (before * direction).sum(1)
     tolerance = (up - down).abs() + 0.05 * epsilon * stencil.length * before.norm(dim=1)
-    losses, mean = call.losses, ahead.losses + behind.losses - 2 * call.losses
+    losses = call.losses
+    if not central:
+        limit = torch.finfo(losses.dtype).eps ** 0.5
+        changed: Tensor = (behind.losses - losses).abs() > limit * losses.abs()
+        changed |= (down - slope).abs() > limit * (slope.abs() + tolerance)
+        return changed
+    mean = ahead.losses + behind.losses - 2 * losses
     rounding = torch.finfo(losses.dtype).eps ** 0.75
     # Not finite: no direction, or overflowed.
     unknown = tolerance.isfinite().logical_not_()

@@ -109,10 +109,12 @@ class Implicit:
             return found
         optimum = [leaf.detach() for leaf in found.leaves]
         with torch.enable_grad(), ambient.replayed():
-            given = inner.points(optimum).given
+            points = inner.points(optimum)
             with inner.precision():
-                losses, captured, record = call_and_capture(inner.call, given)
-        call = _Call(self, inner, ambient, optimum, losses.detach(), record)
+                losses, captured, record = call_and_capture(inner.call, points.given)
+            inner.validated(losses, inner.steps, points.given, points.versions)
+            inner.note_writes(points)
+        call = _Call(self, inner, ambient, optimum, losses.detach(), record, list(leaves))
         return Refinement(list(_Optimum.apply(call, *captured)), found.records, inner)
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
@@ -146,6 +148,7 @@ class _Call:
     optimum: list[Tensor]
     losses: Tensor
     record: Recorder
+    start: list[Tensor]  # has no part in the gradient, but none in a second one either
 
 
 class _Optimum(torch.autograd.Function):
@@ -162,7 +165,7 @@ class _Optimum(torch.autograd.Function):
         call: _Call = ctx.call
         with torch.no_grad(), named():
             found = _pull_back(call, ctx.saved_tensors, cotangents)
-        return (None, *once(call.policy, found, [*ctx.saved_tensors, *cotangents]))
+        return (None, *once(call.policy, found, [*ctx.saved_tensors, *call.start, *cotangents]))
 
 
 def _pull_back(
@@ -179,6 +182,7 @@ def _pull_back(
         dtypes = [*call.ambient.dtypes(), *(tensor.dtype for tensor in captured)]
         refuse_changed_values(call.policy, inner, (call.losses, losses), dtypes=dtypes)
         inner.validated(losses, inner.steps, points.given, points.versions)
+        inner.note_writes(points)
         gradient = inner.verified_gradient(points, losses.sum(), call.optimum)
     curved = [g for g in gradient if g.requires_grad]
 
