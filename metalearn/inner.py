@@ -52,6 +52,10 @@ class Points(NamedTuple):
     nodes: list[Any] | None = None  # of the graph, that made the copies among `given`
     start: int | None = None  # number of a node from just before the loss was called
 
+    def edges(self) -> list[GradientEdge]:
+        """``where`` in the graph."""
+        return [x if isinstance(x, GradientEdge) else get_gradient_edge(x) for x in self.where]
+
     def count(self, total: Tensor) -> int:
         """How many nodes autograd made for the losses' sum; -1 where it does not tell."""
         first, last = self.given[0].grad_fn, total.grad_fn
@@ -207,11 +211,17 @@ class InnerLoop:
         """
         if self.verify is None or not create_graph or total.grad_fn is None:
             return loss_gradient(total, points.where, leaves, create_graph=create_graph)
-        if self.verify.knows(nodes := points.count(total)):
-            gradients = loss_gradient(total, points.where, leaves, create_graph=True)
-            if self.verify.knows(nodes, _count(total, gradients[-1])):
-                return gradients
-        return self.verified_gradient(points, total, leaves, nodes)
+        if not self.verify.knows(nodes := points.count(total)):
+            return self.verified_gradient(points, total, leaves, nodes)
+        gradients = loss_gradient(total, points.where, leaves, create_graph=True)
+        if self.verify.knows(nodes, _count(total, gradients[-1])):
+            return gradients
+        edges = points.edges()
+        if Suspects(total, edges, self.device).functions:  # they are watched in the act
+            return self.verified_gradient(points, total, leaves, nodes)
+        refuse_missing_second_derivative(gradients, [edge.node for edge in edges])
+        self.verify.add(nodes, _count(total, gradients[-1]))
+        return gradients
 
     def unknown(self, points: Points, total: Tensor) -> bool:
         """Whether the loss's second derivative was not looked at yet, though one is taken."""
@@ -221,12 +231,11 @@ class InnerLoop:
         self, points: Points, total: Tensor, leaves: Sequence[Tensor], nodes: int = -1
     ) -> list[Tensor]:
         """The gradient with its graph, every node of which is looked at."""
-        where = points.where
-        edges = [x if isinstance(x, GradientEdge) else get_gradient_edge(x) for x in where]
+        edges = points.edges()
         suspects = Suspects(total, edges, self.device)
         seed = torch.ones_like(total, requires_grad=True) if suspects.functions else None
         with suspects.watched() if suspects.functions else _AS_IS:
-            gradients = loss_gradient(total, where, leaves, create_graph=True, seed=seed)
+            gradients = loss_gradient(total, points.where, leaves, create_graph=True, seed=seed)
         refuse_missing_second_derivative(gradients, [edge.node for edge in edges])
         if self.verify is not None and nodes >= 0 and not suspects.functions:
             self.verify.add(nodes, _count(total, gradients[-1]))

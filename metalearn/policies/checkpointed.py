@@ -121,7 +121,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        return _pull_back(ctx, cotangents)
+        return (None, None, *_pull_back(ctx.call, ctx.saved_tensors, cotangents))
 
 
 class _GradientOnce(_Gradient):
@@ -129,18 +129,18 @@ class _GradientOnce(_Gradient):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        with torch.no_grad():
-            _, _, *pulled = _pull_back(ctx, cotangents)
         call: GradientCall = ctx.call
-        return (None, None, *once(call.rule, pulled, [*ctx.saved_tensors, *cotangents]))
+        tensors = ctx.saved_tensors  # once only: activation checkpointing insists
+        with torch.no_grad():
+            pulled = _pull_back(call, tensors, cotangents)
+        return (None, None, *once(call.rule, pulled, [*tensors, *cotangents]))
 
 
-def _pull_back(ctx: Any, cotangents: Sequence[Tensor]) -> tuple[Any, ...]:
-    call: GradientCall = ctx.call
-    tensors = ctx.saved_tensors
+def _pull_back(
+    call: GradientCall, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
     split = len(tensors) - call.captured
-    pulled = call.rule.pull_back(call, tensors[:split], tensors[split:], cotangents)
-    return (None, None, *pulled)
+    return call.rule.pull_back(call, tensors[:split], tensors[split:], cotangents)
 
 
 @dataclass(frozen=True)

@@ -163,9 +163,10 @@ class _Optimum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         call: _Call = ctx.call
+        captured = ctx.saved_tensors  # once only: activation checkpointing insists
         with torch.no_grad(), named():
-            found = _pull_back(call, ctx.saved_tensors, cotangents)
-        return (None, *once(call.policy, found, [*ctx.saved_tensors, *call.start, *cotangents]))
+            found = _pull_back(call, captured, cotangents)
+        return (None, *once(call.policy, found, [*captured, *call.start, *cotangents]))
 
 
 def _pull_back(
