@@ -105,7 +105,8 @@ def _private_graph() -> AbstractContextManager[object]:
     `torch.utils.checkpoint` counts what is saved, and would evaluate everything around the adapter
     again for an inner gradient that is taken at once.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: True)
+    if top(False) is None:
         return nullcontext()
     return saved_tensors_hooks(lambda saved: saved.detach(), lambda saved: saved)
 

@@ -184,6 +184,8 @@ class _Comparison:
             return self._outside(-1 - x, -1 - y)
         if y < 0 and self.again.outside[-1 - y].learns:
             return "a tensor with a gradient that was not there in the forward pass"
+        if x < 0 and y == HIDDEN and self.first.outside[-1 - x].learns:
+            return "another tensor than in the forward pass"
         if not aligned or HIDDEN in (x, y):
             return None
         return self.spoilt.get(x) if x == y else "another tensor than in the forward pass"
