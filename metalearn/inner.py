@@ -149,9 +149,17 @@ class InnerLoop:
         if self.writes is False:
             own = [x if keep and x.requires_grad else x.detach().requires_grad_() for x in leaves]
             return Points(own, [*own], written(own))
-        copies = [self._copy(x, keep=keep and x.requires_grad) for x in leaves]
-        given = [copy for copy, _ in copies]
-        return Points(given, [*given], nodes=[node for _, node in copies])
+        given: list[Tensor] = []
+        nodes: list[Any] = []
+        for leaf in leaves:
+            kept = keep and leaf.requires_grad
+            if not self.writes and leaf.stride(0) == 0 and leaf.shape[0] > 1:
+                copy, node = leaf.view_as(leaf) if kept else leaf.detach().requires_grad_(), None
+            else:
+                copy, node = self._copy(leaf, keep=kept)
+            given.append(copy)
+            nodes.append(node)
+        return Points(given, [*given], nodes=nodes)
 
     def _copy(self, leaf: Tensor, *, keep: bool) -> tuple[Tensor, Any]:
         """A copy of a leaf, and the node of the graph that made it.
@@ -196,7 +204,8 @@ class InnerLoop:
                 points = points._replace(start=next_node())
             losses = self.call(points.given)
             total = losses.sum()
-            self.validated(losses, step, points.given, points.versions, total)
+            if points.versions is not None or self.check_finite:
+                self.validated(losses, step, points.given, points.versions, total)
             self.note_writes(points)
             gradients = self.gradient_in(points, total, leaves, create_graph=create_graph)
         return gradients, losses.detach()
@@ -326,7 +335,10 @@ def written(leaves: Sequence[Tensor]) -> list[int]:
 def _is_expanded(leaf: Tensor) -> bool:
     """Whether several elements share memory, as of weights expanded over the tasks."""
     strides = leaf.stride()
-    return 0 in strides and any(s == 0 and n > 1 for s, n in zip(strides, leaf.shape, strict=True))
+    if 0 not in strides:
+        return False
+    shape = leaf.shape
+    return any(shape[axis] > 1 for axis, stride in enumerate(strides) if stride == 0)
 
 
 def loss_gradient(
