@@ -17,14 +17,19 @@ from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
+    ChangedLossError,
     ConvergenceWarning,
+    CurvatureError,
+    CurvatureWarning,
     DisconnectedLossError,
     LatentError,
     MetalearnError,
     MissingBettyError,
     MultilevelError,
     NonFiniteLossError,
+    PrecisionError,
     SecondDerivativeError,
+    SettingError,
     SupportLossShapeError,
 )
 from metalearn.objective import MetaLoss, MetaObjective
@@ -47,10 +52,13 @@ from metalearn.version import __version__
 
 __all__ = [
     "Adaptation",
+    "ChangedLossError",
     "Checkpointed",
     "ClipGradient",
     "Convergence",
     "ConvergenceWarning",
+    "CurvatureError",
+    "CurvatureWarning",
     "DisconnectedLossError",
     "FiniteDifference",
     "FirstOrder",
@@ -70,9 +78,11 @@ __all__ = [
     "MultilevelError",
     "NonFiniteLossError",
     "NormaliseGradient",
+    "PrecisionError",
     "Projector",
     "SecondDerivativeError",
     "SetEncoder",
+    "SettingError",
     "StepSize",
     "SupportEncoder",
     "SupportLossShapeError",

@@ -121,7 +121,7 @@ def check_latent(latent: Latent) -> tuple[list[Tensor], Structure, int]:
                 "add the axis with .unsqueeze(0) for a single task"
             )
     tasks = leaves[0].shape[0]
-    if any(leaf.shape[0] != tasks for leaf in leaves):
+    if len(leaves) > 1 and any(leaf.shape[0] != tasks for leaf in leaves):
         raise LatentError(
             "expected all leaves to share the first (task) axis, got shapes "
             f"{[tuple(leaf.shape) for leaf in leaves]}; "

@@ -51,7 +51,7 @@ def test_the_scan_sees_every_kind_of_import(tmp_path: Path) -> None:
 ROOMS: dict[str, tuple[str, ...]] = {
     "metalearn": (
         "errors version norms pytrees randomness attention chunks",
-        "checks result",
+        "checks result second_derivatives",
         "steps",
         "inner",
         "policies",

@@ -10,14 +10,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.checks import refuse_missing_second_derivative
-from metalearn.errors import ConvergenceWarning
-from metalearn.inner import InnerLoop, Record, loss_gradient, per_task
+from metalearn.checks import refuse_tensors
+from metalearn.errors import ConvergenceWarning, CurvatureError, CurvatureWarning
+from metalearn.inner import InnerLoop, Point, Record, per_task
 from metalearn.norms import at_least_float32, scaled_norm, task_norm
-from metalearn.policies.capture import Held, RandomAndPrecision, call_and_capture, freeze_closure
+from metalearn.policies.capture import (
+    Held,
+    RandomAndPrecision,
+    Recorder,
+    call_and_capture,
+    freeze_closure,
+)
 from metalearn.policies.policy import Refinement, refuse_transforms, run
+from metalearn.policies.replay import refuse_changed_calls, refuse_changed_values
 from metalearn.pytrees import Latent, flat_tasks, flatten
 from metalearn.result import SolverReport
+from metalearn.second_derivatives import named, once
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -96,6 +104,7 @@ class Implicit:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        refuse_tensors("Implicit", damping=self.damping, scale=self.scale)
         if self.solver not in ("cg", "neumann"):
             raise ValueError(f"expected solver 'cg' or 'neumann', got {self.solver!r}")
         if self.iterations < 1:
@@ -127,10 +136,15 @@ class Implicit:
             return found
         optimum = [leaf.detach() for leaf in found.leaves]
         with torch.enable_grad(), ambient.replayed():
-            points = [leaf.clone().requires_grad_() for leaf in optimum]
-            _, captured = call_and_capture(lambda z: inner.losses(z, inner.steps), points)
+            points = inner.points(optimum)
+            with inner.precision():
+                losses, captured, record = call_and_capture(inner.call, points.given)
+            inner.validated(losses, inner.steps, points.given, points.versions)
+            inner.note_writes(points)
         assert found.report is not None
-        call = _Call(self, inner, ambient, optimum, found.report)
+        call = _Call(
+            self, inner, ambient, optimum, found.report, losses.detach(), record, list(leaves)
+        )
         return replace(found, leaves=list(_Optimum.apply(call, *captured)))
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
@@ -171,8 +185,9 @@ class Implicit:
         if self.solver == "neumann":
             message = (
                 f"expected the terms of Implicit's Neumann series to shrink, got one of {where} "
-                f"after {self.iterations} products: it diverges; lower `scale` below 2 over the "
-                "largest curvature, or use conjugate gradients"
+                f"after {self.iterations} products: it diverges, for the curvature is negative or "
+                f"above 2 / scale = {2 / (self.scale or 1.0):.3g}; lower `scale`, take more inner "
+                "steps, add `damping`, or use conjugate gradients"
             )
         else:
             message = (
@@ -235,6 +250,9 @@ class _Call:
     ambient: RandomAndPrecision
     optimum: list[Tensor]
     report: SolverReport
+    losses: Tensor
+    record: Recorder
+    start: list[Tensor]  # has no part in the gradient, but none in a second one either
 
 
 class _Optimum(torch.autograd.Function):
@@ -247,41 +265,53 @@ class _Optimum(torch.autograd.Function):
         return tuple(leaf.clone() for leaf in call.optimum)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         call: _Call = ctx.call
-        captured = ctx.saved_tensors
-        inner = call.inner
-        held = Held(captured)
-        with torch.enable_grad(), call.ambient.replayed(), inner.precision():
-            points = [leaf.clone().requires_grad_() for leaf in call.optimum]
-            with held.substituted():
-                losses = inner.losses(points, inner.steps)
-            gradient = loss_gradient(losses.sum(), points, create_graph=True)
-        refuse_missing_second_derivative(gradient)
-        curved = [g for g in gradient if g.requires_grad]
+        captured = ctx.saved_tensors  # once only: activation checkpointing insists
+        with torch.no_grad(), named():
+            found = _pull_back(call, captured, cotangents)
+        return (None, *once(call.policy, found, [*captured, *call.start, *cotangents]))
 
-        def derivative(p: list[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-            weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
-            return torch.autograd.grad(
-                curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+
+def _pull_back(
+    call: _Call, captured: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
+    inner = call.inner
+    held = Held(captured)
+    with torch.enable_grad(), call.ambient.replayed(), inner.precision():
+        points = inner.points(call.optimum)
+        with Recorder(points.given, call.record.outside, held.stand_ins) as record:
+            losses = inner.call(points.given)
+        record.close(losses)
+        refuse_changed_calls(call.policy, call.record, record)
+        dtypes = [*call.ambient.dtypes(), *(tensor.dtype for tensor in captured)]
+        refuse_changed_values(call.policy, inner, (call.losses, losses), dtypes=dtypes)
+        inner.validated(losses, inner.steps, points.given, points.versions)
+        inner.note_writes(points)
+        gradient = inner.verified_gradient(points, losses.sum(), call.optimum)
+    curved = [g for g in gradient if g.requires_grad]
+
+    def derivative(p: list[Tensor], inputs: Sequence[Point]) -> Sequence[Tensor | None]:
+        weights = [x for x, g in zip(p, gradient, strict=True) if g.requires_grad]
+        return torch.autograd.grad(
+            curved, inputs, grad_outputs=weights, retain_graph=True, allow_unused=True
+        )
+
+    def product(p: list[Tensor]) -> list[Tensor]:
+        rows = derivative(p, points.where) if curved else [None]
+        if all(row is None for row in rows):  # a loss linear in z has no optimum
+            raise CurvatureError(
+                "expected a curved support loss, got one that is linear in the latent"
             )
+        return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
-        def product(p: list[Tensor]) -> list[Tensor]:
-            rows = derivative(p, points) if curved else [None]
-            if all(row is None for row in rows):  # a loss linear in z has no optimum
-                raise ValueError(
-                    "expected a curved support loss, got one that is linear in the latent"
-                )
-            return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
-
-        with inner.precision():
-            solved = call.policy.solve_and_report(product, list(cotangents))
-            found = derivative([-w for w in solved.solution], held.variables)
-        call.report.gradient_norms = task_norm([g.detach() for g in gradient])
-        call.report.residuals, call.report.iterations = solved.residuals, solved.iterations
-        call.policy.warn_of_shortfall(solved, inner.first_task)
-        return (None, *held.merge(found))
+    with inner.precision():
+        solved = call.policy.solve_and_report(product, list(cotangents))
+        found = derivative([-w for w in solved.solution], held.variables)
+    call.report.gradient_norms = task_norm([g.detach() for g in gradient])
+    call.report.residuals, call.report.iterations = solved.residuals, solved.iterations
+    call.policy.warn_of_shortfall(solved, inner.first_task)
+    return held.merge(found)
 
 
 def _conjugate_gradient(
@@ -289,19 +319,24 @@ def _conjugate_gradient(
 ) -> Solution:
     """Conjugate gradients, every task with its own coefficients.
 
-    A task whose curvature along the search direction is not positive stops where it is.
+    A task whose curvature along the search direction is not positive stops where it is, with a
+    warning. A right-hand side that overflowed, as under a gradient scaler, has no solution: NaN.
     """
     solution = [torch.zeros_like(x) for x in v]
     residual, direction = list(v), list(v)
     square = start = _dot(residual, residual)
-    active = square > 0
+    finite = square.isfinite()
+    active = finite & (square > 0)
     taken = torch.zeros_like(active, dtype=torch.long)
+    bent = torch.full_like(square, float("inf"))  # the least curvature that stopped a task
     for _ in range(iterations):
         if not bool(active.any()):
             break
         taken = taken + active
         image = product(direction)
         curvature = _dot(direction, image)
+        unit = curvature / square.where(active, 1.0)
+        bent = torch.where(active & ~(curvature > 0), unit, bent)
         active = active & (curvature > 0)
         step = torch.where(active, square / curvature.where(active, 1.0), 0.0)
         solution = _axpy(step, direction, solution)
@@ -311,7 +346,25 @@ def _conjugate_gradient(
         ratio = torch.where(active, following / square.where(square > 0, 1.0), 0.0)
         direction = _axpy(ratio, direction, residual)
         square = following
-    return Solution(solution, _relative(square, start), taken, active)
+    _warn_of_curvature(bent)
+    found = [x.masked_fill(per_task(~finite, x).bool(), float("nan")) for x in solution]
+    return Solution(found, _relative(square, start), taken, active)
+
+
+def _warn_of_curvature(bent: Tensor) -> None:
+    """Warn of tasks that stopped at a curvature which is not positive, ``(B,)``."""
+    stopped = bent < float("inf")
+    if not bool(stopped.any()):
+        return
+    tasks, least = stopped.nonzero().flatten().tolist(), float(bent.min())
+    warnings.warn(
+        "expected a support loss that curves upwards at the refined latent, got a curvature of "
+        f"{least:.3g} in {len(tasks)} of {len(bent)} tasks (index {tasks[:5]}), which is no "
+        "minimum: their gradient is cut short. Take more inner steps, Implicit(damping=...) above "
+        f"{max(-least, 0.0):.3g}, or Implicit(proximal=...)",
+        CurvatureWarning,
+        stacklevel=2,
+    )
 
 
 def _neumann(product: Product, v: list[Tensor], scale: float, iterations: int) -> Solution:

@@ -56,5 +56,6 @@ def refuse_transforms(policy: object) -> None:
     if in_transform():
         raise MetalearnError(
             f"expected a policy that can be traced, got {policy} under torch.compile or "
-            "torch.func; use Unrolled(), Truncated() or FirstOrder() there"
+            "torch.func; use Unrolled(), Truncated() or FirstOrder() there, or keep the adapter "
+            "out of what is compiled: torch.compiler.disable(adapter)"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from metalearn.checks import refuse_tensors
 from metalearn.errors import LatentError
 from metalearn.norms import at_least_float32
 from metalearn.pytrees import Structure, leaf_names
@@ -58,8 +59,9 @@ class FixedStepSize(StepSize):
     """
 
     def __init__(self, value: float) -> None:
-        """Raises ``ValueError`` unless ``value`` is finite and not negative."""
+        """Raises ``ValueError`` unless ``value`` is a finite number that is not negative."""
         super().__init__()
+        refuse_tensors("FixedStepSize", value=value)
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"expected a finite step size >= 0, got {value}")
         self.value = float(value)
