@@ -236,7 +236,10 @@ def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
 
 def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
     """``leaf - size * gradient`` in float32 at least; the result has the dtype of the leaf."""
+    exact = leaf.dtype == gradient.dtype and leaf.dtype.itemsize >= 4
+    if exact and not isinstance(size, Tensor):
+        return torch.sub(leaf, gradient, alpha=size)  # one kernel; no product is kept
     whole, slope = at_least_float32(leaf), at_least_float32(gradient)
     if isinstance(size, Tensor):
         return (whole - size.to(whole.dtype) * slope).to(leaf.dtype)
-    return torch.sub(whole, slope, alpha=size).to(leaf.dtype)  # one kernel; no product is kept
+    return torch.sub(whole, slope, alpha=size).to(leaf.dtype)

@@ -21,6 +21,7 @@ from metalearn import (
     CurvatureWarning,
     FiniteDifference,
     FirstOrder,
+    FixedStepSize,
     GradientPolicy,
     Implicit,
     LatentAdapter,
@@ -78,6 +79,8 @@ def test_a_parameter_as_step_size_is_not_frozen() -> None:
         with pytest.raises(SettingError, match=r"step_size.*LearnedStepSize\(initial\)"):
             LatentAdapter(size)  # type: ignore[arg-type]
     assert LatentAdapter(torch.tensor(0.5)).step_size(0, 0) == 0.5  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="value of FixedStepSize"):
+        FixedStepSize(nn.Parameter(torch.tensor(0.1)))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="damping of Implicit"):
         Implicit(damping=nn.Parameter(torch.tensor(0.5)))  # type: ignore[arg-type]
 
