@@ -38,8 +38,9 @@ help:
 demo: $(READY)
 	@$(RUN) examples/metamae_dabs.py $(ARGS)
 
+# A process a core; a file's tests stay together, for what they share is made once.
 test: $(READY)
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

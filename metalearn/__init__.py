@@ -17,13 +17,19 @@ from metalearn.attention import plain_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
+    ChangedLossError,
+    ConvergenceWarning,
+    CurvatureError,
+    CurvatureWarning,
     DisconnectedLossError,
     LatentError,
     MetalearnError,
     MissingBettyError,
     MultilevelError,
     NonFiniteLossError,
+    PrecisionError,
     SecondDerivativeError,
+    SettingError,
     SupportLossShapeError,
 )
 from metalearn.objective import MetaLoss, MetaObjective
@@ -32,7 +38,7 @@ from metalearn.policies.finite_difference import FiniteDifference
 from metalearn.policies.implicit import Implicit
 from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
-from metalearn.result import Adaptation, Trace
+from metalearn.result import Adaptation, Convergence, Trace
 from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
@@ -46,8 +52,13 @@ from metalearn.version import __version__
 
 __all__ = [
     "Adaptation",
+    "ChangedLossError",
     "Checkpointed",
     "ClipGradient",
+    "Convergence",
+    "ConvergenceWarning",
+    "CurvatureError",
+    "CurvatureWarning",
     "DisconnectedLossError",
     "FiniteDifference",
     "FirstOrder",
@@ -67,9 +78,11 @@ __all__ = [
     "MultilevelError",
     "NonFiniteLossError",
     "NormaliseGradient",
+    "PrecisionError",
     "Projector",
     "SecondDerivativeError",
     "SetEncoder",
+    "SettingError",
     "StepSize",
     "SupportEncoder",
     "SupportLossShapeError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,16 @@ from metalearn.checks import (
     SupportLoss,
     in_transform,
     refuse_inference_mode,
-    refuse_missing_second_derivative,
+    refuse_tensors,
 )
 from metalearn.chunks import ChunkedLoss, chunks, joined
 from metalearn.inner import InnerLoop, Record
 from metalearn.policies.capture import freeze_closure
-from metalearn.policies.policy import GradientPolicy
+from metalearn.policies.policy import GradientPolicy, Refinement
 from metalearn.policies.unrolled import Unrolled
 from metalearn.pytrees import Latent, check_latent, flatten, unflatten
-from metalearn.result import Adaptation, Trace
+from metalearn.result import Adaptation, Convergence, Trace
+from metalearn.second_derivatives import Verified
 from metalearn.steps.rules import GradientDescent, UpdateRule
 from metalearn.steps.sizes import FixedStepSize, StepSize
 
@@ -69,8 +70,10 @@ class LatentAdapter(nn.Module):
         SupportLossShapeError: the support loss is not ``(B,)``.
         DisconnectedLossError: the support loss does not depend on the latent.
         NonFiniteLossError: a support loss is not finite.
-        SecondDerivativeError: an exact policy meets a kernel without second derivative (looked
-            for on the first call with each loss function).
+        SecondDerivativeError: an exact policy meets a kernel without second derivative.
+        ChangedLossError: in the backward pass, where a policy evaluates the support loss again and
+            it is no longer what it was.
+        SettingError: the step size is a tensor, which would not be learned.
 
     Example:
         >>> import torch
@@ -103,6 +106,7 @@ class LatentAdapter(nn.Module):
             raise ValueError(f"expected at least 1 inner step, got steps={steps}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"expected chunks of at least 1 task, got chunk_size={chunk_size}")
+        refuse_tensors("LatentAdapter", step_size=step_size)
         self.step_size = step_size if isinstance(step_size, StepSize) else FixedStepSize(step_size)
         self.steps = steps
         self.differentiation = Unrolled() if differentiation is None else differentiation
@@ -158,15 +162,11 @@ class LatentAdapter(nn.Module):
             device=leaves[0].device,
             check_finite=self.check_finite,
             full_precision=self.full_precision,
-            verify=not tracing and self._is_unverified(call.support_loss),
+            verify=None if tracing else self._verification(call.support_loss),
             trace=trace,
             first_task=first,
         )
-        found = self.differentiation.refine(inner, leaves)
-        if inner.verify:
-            refuse_missing_second_derivative(found.leaves)
-            if (code := getattr(call.support_loss, "__code__", None)) is not None:
-                self._verified.add(code)
+        found = self._run(inner, leaves)
         losses = [record.losses for record in found.records]
         if final_loss:
             with torch.no_grad():
@@ -179,18 +179,30 @@ class LatentAdapter(nn.Module):
             latent=unflatten(refined, structure),
             losses=_rows(losses) if losses else leaves[0].new_zeros((0, tasks)),
             trace=_trace(found.records, tasks) if trace else None,
+            convergence=None if found.report is None else Convergence([found.report]),
         )
 
-    def _is_unverified(self, support_loss: SupportLoss | ChunkedLoss) -> bool:
-        """Whether to look for operations without second derivative.
+    def _run(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
+        """Run the policy; once more with copies, where torch refuses what the loss writes to."""
+        try:
+            return self.differentiation.refine(inner, leaves)
+        except RuntimeError as error:
+            text = str(error)
+            refused = "in an in-place operation" in text or "single memory location" in text
+            if inner.writes or not refused:
+                raise
+        inner.writes = True
+        return self.differentiation.refine(inner, leaves)
 
-        Walking the graph costs milliseconds, so each piece of code is looked at once.
-        """
-        if not self.differentiation.needs_second_derivative:
-            return False
-        if not torch.is_grad_enabled():
-            return False
-        return getattr(support_loss, "__code__", None) not in self._verified
+    def _verification(self, support_loss: SupportLoss | ChunkedLoss) -> Verified | None:
+        """What is known of the loss's second derivative, where one is taken."""
+        if not self.differentiation.needs_second_derivative or not torch.is_grad_enabled():
+            return None
+        return Verified(self._verified, support_loss)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what it knows of the losses it met: code cannot be pickled."""
+        return {**self.__dict__, "_verified": set()}
 
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""
@@ -210,12 +222,14 @@ def _joined(parts: Sequence[Adaptation]) -> Adaptation:
     """The adaptations of all chunks as that of the batch."""
     flat = [flatten(part.latent) for part in parts]
     traces = [part.trace for part in parts if part.trace is not None]
+    reports = [r for part in parts if part.convergence is not None for r in part.convergence.parts]
     return Adaptation(
         latent=unflatten(joined([leaves for leaves, _ in flat]), flat[0][1]),
         losses=torch.cat([part.losses for part in parts], dim=1),
         trace=Trace(*joined([(t.gradient_norms, t.step_norms) for t in traces], axis=1))
         if traces
         else None,
+        convergence=Convergence(reports) if reports else None,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from metalearn.errors import LatentError, NonFiniteLossError, SecondDerivativeError
+from metalearn.errors import LatentError, NonFiniteLossError, SettingError
 from metalearn.pytrees import Latent
 
 SupportLoss = Callable[[Latent], Tensor]
@@ -50,34 +50,6 @@ def refuse_non_finite(
     )
 
 
-def refuse_missing_second_derivative(results: Sequence[Tensor]) -> None:
-    """Raise if the graph of ``results`` holds an operation without a derivative.
-
-    Autograd records such an operation (the backward of a fused attention kernel, for instance) as
-    a node called ``NotImplemented`` and fails only in the outer ``backward()``, far from the
-    cause. Finding it here gives an error that says what to do.
-
-    Raises:
-        SecondDerivativeError: if there is such a node.
-    """
-    pending = [leaf.grad_fn for leaf in results if leaf.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        if node.name().rpartition("::")[2] == "NotImplemented":
-            raise SecondDerivativeError(
-                "expected a support loss that can be differentiated twice, got one that runs "
-                "through a kernel without second derivative (fused attention is the usual one); "
-                "use metalearn.plain_attention inside the support loss, or a policy that takes "
-                "first derivatives only: LatentAdapter(differentiation=FiniteDifference()) or "
-                "FirstOrder()"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-
-
 def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
     """Inner gradients cannot be taken of inference tensors."""
     if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, leaves)):
@@ -85,3 +57,18 @@ def refuse_inference_mode(leaves: Sequence[Tensor]) -> None:
             "expected normal tensors, got torch.inference_mode(); "
             "inner steps need gradients: evaluate under torch.no_grad() instead"
         )
+
+
+def refuse_tensors(owner: str, **settings: object) -> None:
+    """A tensor given as a number would be read once and never learned.
+
+    Raises:
+        SettingError: naming the setting.
+    """
+    for name, value in settings.items():
+        if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
+            raise SettingError(
+                f"expected a number for {name} of {owner}, got a tensor of shape "
+                f"{tuple(value.shape)} that requires_grad={value.requires_grad}, which would not "
+                "be learned; give float(value), or for a step size LearnedStepSize(initial)"
+            )

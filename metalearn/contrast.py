@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metalearn.norms import at_least_float32
+
 
 class MeanPool(nn.Module):
     """Mean over the token axis of ``(B, T, D)``, leaving out the first ``skip`` tokens.
 
     ``skip=1`` leaves out a class token. The result is ``(B, D)``.
+
+    Raises:
+        ValueError: a negative ``skip``, or a latent of another shape or without other tokens.
 
     Example:
         >>> import torch
@@ -24,6 +30,11 @@ class MeanPool(nn.Module):
     def __init__(self, skip: int = 0) -> None:
         """See the class."""
         super().__init__()
+        if not isinstance(skip, int) or skip < 0:
+            raise ValueError(
+                f"expected a number of tokens to leave out, 0 or more, got skip={skip}; it counts "
+                "from the start"
+            )
         self.skip = skip
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -75,7 +86,9 @@ class TaskContrastiveLoss(nn.Module):
         L = \frac{1}{2B} \sum_b \ell(h_b, h'_b) + \ell(h'_b, h_b) .
 
     Negatives are the other tasks' rows of both views; gradients flow into both views.
-    Similarities are computed in float32 at least, under autocast too.
+    Similarities are computed in float32 at least, under autocast too. A row of zeros is similar to
+    nothing (:func:`directions`). Under several processes every rank contrasts its own rows, which
+    is another loss than that of the joint batch: a warning says so.
 
     Args:
         projector: Maps pooled latents ``(B, D)`` to ``(B, P)``; ``nn.Identity()`` for none.
@@ -88,6 +101,9 @@ class TaskContrastiveLoss(nn.Module):
     Raises:
         ValueError: a temperature that is not positive, fewer than two tasks (there would be no
             negatives), or views that disagree in shape.
+
+    Warns:
+        UserWarning: under several processes, whose rows are not gathered.
 
     Example:
         >>> import torch
@@ -141,6 +157,9 @@ class TaskContrastiveLoss(nn.Module):
 def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tensor:
     """NT-Xent of two aligned views ``(B, P)``: see :class:`TaskContrastiveLoss`.
 
+    Warns:
+        UserWarning: under several processes, whose rows are not gathered.
+
     Example:
         >>> import torch
         >>> from metalearn.contrast import nt_xent
@@ -148,8 +167,9 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tenso
         >>> round(nt_xent(one, one, 1.0).item(), 4)  # log(e + 2) - 1
         0.5514
     """
+    _warn_of_ranks()
     with torch.autocast(device_type=first.device.type, enabled=False):
-        rows = F.normalize(_at_least_float32(torch.cat([first, second])), dim=1)
+        rows = directions(at_least_float32(torch.cat([first, second])))
         logits = rows @ rows.T / temperature
         itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         logits = logits.masked_fill(itself, float("-inf"))
@@ -157,5 +177,49 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tenso
         return F.cross_entropy(logits, positive)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+def directions(rows: Tensor) -> Tensor:
+    r"""Rows ``(N, P)`` divided by their norms.
+
+    A row of zeros, or one that is rounding noise beside the longest, has no direction. It is
+    divided by the norm of the longest instead (by 1 if all are zeros), which leaves it at about
+    zero, similar to nothing, with a gradient of the size of the others' by which it can grow.
+    ``F.normalize`` would give it one of 1e12.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.contrast import directions
+        >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    numbers = torch.finfo(rows.dtype)
+    peak = rows.detach().abs().amax()
+    # Where squares would leave the range of the dtype, not elsewhere: bits stay as they are.
+    extreme = (peak > numbers.max**0.4) | ((peak < numbers.tiny**0.4) & (peak > 0))
+    rows = rows / torch.where(extreme, peak, 1.0)
+    norms = rows.norm(dim=1, keepdim=True)
+    longest = norms.detach().amax()
+    longest = torch.where(longest > 0, longest, 1.0)
+    return rows / torch.where(norms > numbers.eps * longest, norms, longest)
+
+
+def _warn_of_ranks() -> None:
+    """Every rank contrasts its own rows; silence would make the loss depend on their number."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (ranks := distributed.get_world_size()) > 1:
+        warnings.warn(
+            f"expected one process, got {ranks}: the contrast takes its negatives from the rows "
+            "of its own rank, so loss and gradient are not those of the joint batch. Train in one "
+            "process for these, or leave the contrast out; if negatives of each rank alone are "
+            "meant, silence this by "
+            'warnings.filterwarnings("ignore", message="expected one process")',
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# Said when it is traced: what torch.compiler.assume_constant_result sets, whose import of the
+# compiler takes longer than that of torch.
+_warn_of_ranks.__dict__["_dynamo_marked_constant"] = True

@@ -25,6 +25,30 @@ class SecondDerivativeError(MetalearnError, RuntimeError):
     """The support loss runs through an operation that has no second derivative."""
 
 
+class ConvergenceWarning(UserWarning):
+    """A solver stopped further from its solution than was asked for; the message says how far."""
+
+
+class ChangedLossError(MetalearnError, RuntimeError):
+    """The support loss that a backward pass evaluates again is not the one of the forward pass."""
+
+
+class PrecisionError(MetalearnError, ValueError):
+    """Something is computed in too few digits for what a policy does with it."""
+
+
+class CurvatureError(MetalearnError, ValueError):
+    """The support loss has no curvature, so it has no optimum to differentiate."""
+
+
+class CurvatureWarning(UserWarning):
+    """The support loss curves the wrong way at a point that is taken for its optimum."""
+
+
+class SettingError(MetalearnError, ValueError):
+    """A setting that would not do what it seems to say."""
+
+
 class MissingBettyError(MetalearnError, ImportError):
     """Betty is needed and not installed, or installed in a version that does not work."""
 

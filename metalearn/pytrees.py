@@ -6,7 +6,8 @@ Every leaf has the task axis first: shape ``(B, ...)``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias, cast
 
 from torch import Tensor
@@ -41,10 +42,48 @@ def unflatten(leaves: Sequence[Tensor], structure: Structure) -> Latent:
     return latent
 
 
-def detach(latent: Latent) -> Latent:
-    """The same values, cut off from the graph."""
-    leaves, structure = flatten(latent)
-    return unflatten([leaf.detach() for leaf in leaves], structure)
+def leaf_names(structure: Structure, leaves: int = 1) -> tuple[str, ...]:
+    """The path to every leaf, in the order in which :func:`flatten` gives them.
+
+    Args:
+        structure: What :func:`flatten` found.
+        leaves: Number of leaves, which a plain list does not tell.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.pytrees import flatten, leaf_names
+        >>> leaf_names(flatten({"mean": torch.ones(1), "maps": [torch.ones(1)] * 2})[1])
+        ("['mean']", "['maps'][0]", "['maps'][1]")
+    """
+    if structure is Tensor:
+        return ("",)
+    if structure is list:
+        return tuple(f"[{number}]" for number in range(leaves))
+    return tuple(_paths(cast(_pytree.TreeSpec, structure)))
+
+
+def _paths(structure: _pytree.TreeSpec) -> Iterator[str]:
+    """Depth first, as leaves are flattened."""
+    if structure.is_leaf():
+        yield ""
+        return
+    # Where a structure is not asked for its children, by the attribute that this replaced.
+    children = structure.children() if hasattr(structure, "children") else structure.children_specs
+    for key, child in zip(_keys(structure), children, strict=True):
+        for path in _paths(child):
+            yield key + path
+
+
+def _keys(structure: _pytree.TreeSpec) -> list[str]:
+    """How each child of a node is reached; by its number where its kind has no names."""
+    kind, context = structure.type, structure.context
+    if kind is dict or kind is OrderedDict:
+        return [f"[{key!r}]" for key in context]
+    if kind is defaultdict:
+        return [f"[{key!r}]" for key in context[1]]
+    if names := getattr(kind if kind is not namedtuple else context, "_fields", ()):
+        return [f".{name}" for name in names]
+    return [f"[{number}]" for number in range(structure.num_children)]
 
 
 def flat_tasks(leaf: Tensor) -> Tensor:
@@ -82,7 +121,7 @@ def check_latent(latent: Latent) -> tuple[list[Tensor], Structure, int]:
                 "add the axis with .unsqueeze(0) for a single task"
             )
     tasks = leaves[0].shape[0]
-    if any(leaf.shape[0] != tasks for leaf in leaves):
+    if len(leaves) > 1 and any(leaf.shape[0] != tasks for leaf in leaves):
         raise LatentError(
             "expected all leaves to share the first (task) axis, got shapes "
             f"{[tuple(leaf.shape) for leaf in leaves]}; "

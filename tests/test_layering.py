@@ -50,8 +50,8 @@ def test_the_scan_sees_every_kind_of_import(tmp_path: Path) -> None:
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "metalearn": (
-        "errors version pytrees randomness attention chunks",
-        "checks result",
+        "errors version norms pytrees randomness attention chunks",
+        "checks result second_derivatives",
         "steps",
         "inner",
         "policies",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -21,18 +22,29 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import (
+    ConvergenceWarning,
     DisconnectedLossError,
     MissingBettyError,
     MultilevelError,
     NonFiniteLossError,
 )
-from metalearn.multilevel.conjugate import indirect_gradient
-from metalearn.multilevel.hypergradients import NEUTRAL
-from metalearn.multilevel.levels import BatchStream, Level
+from metalearn.multilevel.buffers import all_slots, set_aside, slots_below
+from metalearn.multilevel.conjugate import indirect_gradient, neumann_gradient
+from metalearn.multilevel.dependence import Dependence, depends
+from metalearn.multilevel.directions import (
+    Step,
+    by_rates,
+    by_update,
+    seen_gradients,
+    steps_of,
+)
+from metalearn.multilevel.hypergradients import NEUTRAL, ConjugateGradient, Sama
+from metalearn.multilevel.levels import BatchStream, Level, checked_loss
 from metalearn.randomness import fold, seeded
 
 REQUIRED_VERSION = "0.2.1"
-OWN_CG = "metalearn_cg"
+OWN = "metalearn_"
+"""Prefix of the names under which Betty knows our hypergradient functions, beside its own."""
 INSTALL_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
@@ -86,12 +98,15 @@ def build_engine(
     import_betty()
     problem, engine = _subclasses()
     problems = {
-        level.name: problem(level, _config(level, influences), seed, device) for level in levels
+        level.name: problem(level, _config(level, influences), levels, seed, device)
+        for level in levels
     }
     upwards = {problems[low.name]: [problems[high.name]] for low, high in pairwise(levels)}
     downwards = {
         problems[name]: [problems[lower] for lower in lowers] for name, lowers in influences.items()
     }
+    for name, lowers in influences.items():
+        problems[name].influenced, problems[name].peers = tuple(lowers), problems
     with _without_log_lines():
         built = engine(
             problems=list(problems.values()),
@@ -105,7 +120,7 @@ def _config(level: Level, influences: Mapping[str, Sequence[str]]) -> Any:
     """Betty's configuration of a level, every field of it set here."""
     config = importlib.import_module("betty.configs").Config
     values = {
-        "type": OWN_CG if level.method.name == "cg" else level.method.name,
+        "type": OWN + level.method.name,
         "unroll_steps": level.unroll_steps,
         # Betty's name for "take the indirect part too"; without it, its broken unrolling is used.
         "first_order": True,
@@ -168,8 +183,17 @@ def _subclasses() -> tuple[Any, Any]:
     """Subclasses of Betty's classes, made when Betty is there."""
     implicit = importlib.import_module("betty.problems").ImplicitProblem
     engine = importlib.import_module("betty.engine").Engine
-    known = importlib.import_module("betty.hypergradient").jvp_fn_mapping
-    known[OWN_CG] = indirect_gradient  # beside Betty's own, which nobody else loses
+    hypergradient: Any = importlib.import_module("betty.hypergradient")
+    difference = hypergradient.darts
+
+    def darts(vector: Sequence[Tensor], curr: Any, prev: Any, sync: bool) -> Any:
+        return difference(by_rates(vector, curr), curr, prev, sync)
+
+    def sama(vector: Sequence[Tensor], curr: Any, prev: Any, sync: bool) -> Any:
+        return difference(by_update(vector, curr), curr, prev, sync)
+
+    own = {"cg": indirect_gradient, "neumann": neumann_gradient, "darts": darts, "sama": sama}
+    hypergradient.jvp_fn_mapping |= {OWN + name: function for name, function in own.items()}
     return type("LevelProblem", (_LevelMixin, implicit), {}), engine
 
 
@@ -179,14 +203,26 @@ class _LevelMixin:
     # What is used of Betty's class.
     cur_batch: Any
     paths: list[list[_LevelMixin]]
+    _paths: list[list[_LevelMixin]]
     _count: int
 
-    def __init__(self, level: Level, config: Any, seed: int, device: torch.device | None) -> None:
-        self.level, self.seed, self.torch_device = level, seed, device
+    def __init__(
+        self,
+        level: Level,
+        config: Any,
+        levels: Sequence[Level],
+        seed: int,
+        device: torch.device | None,
+    ) -> None:
+        self.level, self.levels, self.seed, self.torch_device = level, levels, seed, device
         self.stream = BatchStream(level.batches, level.name, seed=seed, device=device)
+        self.influenced: tuple[str, ...] = ()
+        self.peers: Mapping[str, _LevelMixin] = {}
         self.logged: dict[str, float] = {}
         self.terms: dict[str, float] = {}
-        self.connected = False
+        self.steps_taken: list[Step] = []
+        self.residual = 0.0  # of conjugate gradients
+        self.stepping = self.connected = False
         # Betty sets attributes of these names on every problem: keep clear of its own.
         init: Any = super().__init__
         init(f"level_{level.name}", config, level.module, level.optimiser, level.scheduler)
@@ -204,6 +240,21 @@ class _LevelMixin:
         """See ``parameters``."""
         return list(self.level.parameters)
 
+    def optimizer_step(self) -> None:
+        """Move, and remember what `darts` and `sama` have to know of the move."""
+        parameters, optimiser = self.trainable_parameters(), self.level.optimiser
+        if self.level.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, self.level.clip_norm)
+        keeps = isinstance(self.level.method, Sama)
+        seen = seen_gradients(optimiser, parameters) if keeps else []
+        self.steps_taken = steps_of(optimiser, parameters)
+        optimiser.step()
+        if keeps:
+            for parameter, gradient in zip(parameters, seen, strict=True):
+                state = optimiser.state[parameter]
+                if gradient is not None and len(state) != 0:
+                    state["last_grad"] = gradient
+
     # One batch, one draw.
 
     def get_batch(self) -> Any:
@@ -211,23 +262,25 @@ class _LevelMixin:
         return self.stream(self._count - 1)
 
     def training_step(self, batch: Any) -> Tensor:
-        """The loss, with the same random draws however often it is evaluated in one step."""
-        with seeded(fold(self.seed, self.level.name, self._count), self.torch_device):
+        """The loss, with the same random draws however often it is evaluated in one step.
+
+        Only in a level's own step do its buffers move, and never those of the levels below it.
+        """
+        slots = slots_below(self.level, self.levels) if self.stepping else all_slots(self.levels)
+        draws = seeded(fold(self.seed, self.level.name, self._count), self.torch_device)
+        with set_aside(slots), draws:
             value = self.level.loss(batch)
-        loss: Tensor = value["loss"] if isinstance(value, Mapping) else value
-        # Betty re-evaluates losses and expects no dict then.
-        terms = value if isinstance(value, Mapping) else {}
-        self.logged = {k: v.item() if isinstance(v, Tensor) else v for k, v in terms.items()}
-        if self.level.method.exact_inverse:
-            # Second derivatives are refused for parameters that a loss does not use.
-            loss = loss + sum((0.0 * p * p).sum() for p in self.level.parameters)
+        loss, self.logged = checked_loss(self.level.name, value)
         return loss
 
     def get_loss(self, batch: Any) -> Any:
-        """Loss and numbers to log."""
+        """Loss and numbers to log; the first one shows what it depends on."""
         base: Any = super()
-        with _unmoved([path[1:-1] for path in self.paths], parameters=False):
+        self.stepping = True
+        try:
             loss, terms = base.get_loss(batch)
+        finally:
+            self.stepping = False
         if not terms["loss"] - terms["loss"] == 0.0:  # false for NaN and infinities
             raise NonFiniteLossError(
                 f"expected a finite loss of level {self.level.name!r}, got {terms['loss']} at its "
@@ -235,12 +288,12 @@ class _LevelMixin:
                 "the batch"
             )
         self.terms = {**self.logged, **terms}
+        if self.influenced and not self.connected:
+            self._connect(loss)
         return loss, terms
 
     def one_step_descent(self, batch: Any = None) -> Any:
-        """One step; the first one checks that the level below depends on this one."""
-        if self.paths and not self.connected:
-            self._check_connected()
+        """One step."""
         for parameter in self.trainable_parameters():
             parameter.grad = None  # of whoever called backward() in between: Betty would add to it
         base: Any = super()
@@ -249,19 +302,42 @@ class _LevelMixin:
     def backward(self, **arguments: Any) -> None:
         """Direct and indirect gradient.
 
-        Betty moves the lower parameters to and fro, which rounds them, and evaluates in training
-        mode, which moves running statistics: both are put back.
+        Betty moves the lower parameters to and fro, which rounds them: they are put back.
         """
         base: Any = super()
-        with _unmoved([path[1:-1] for path in self.paths], parameters=True):
+        lower = {problem.level.name: problem for path in self.paths for problem in path[1:-1]}
+        with _unmoved(problem.level for problem in lower.values()):
             base.backward(**arguments)
+        for problem in lower.values():
+            if isinstance(problem.level.method, ConjugateGradient):
+                self._report_residual(problem)
+
+    def _report_residual(self, lower: _LevelMixin) -> None:
+        """Among the terms of this step, the largest; with a warning if it is too large."""
+        method = lower.level.method
+        assert isinstance(method, ConjugateGradient)
+        self.terms["residual"] = max(lower.residual, self.terms.get("residual", 0.0))
+        if not lower.residual <= method.max_residual:
+            warnings.warn(
+                f"expected conjugate gradients to leave at most {method.max_residual:g} of the "
+                f"system of level {lower.level.name!r}, got {lower.residual:.3g} after "
+                f"{method.iterations} iterations: level {self.level.name!r} learns from an inexact "
+                "hypergradient; take more iterations, add a quadratic penalty to that loss, or "
+                "accept it by ConjugateGradient(max_residual=...)",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def grad_callback(self) -> None:
-        """Refuse a hypergradient that is not finite, before the optimiser moves."""
-        if not self.paths:
-            return
+        """Refuse a gradient that is not there or not finite, before the optimiser moves."""
         gradients = [p.grad for p in self.trainable_parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        if not gradients:
+            raise DisconnectedLossError(
+                f"expected the loss of level {self.level.name!r} to depend on its own parameters, "
+                "it depends on none of them and no level below learns from them; read its module "
+                "inside the loss (not detached, not copied)"
+            )
+        if not self.paths or all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             return
         raise NonFiniteLossError(
             f"expected a finite hypergradient of level {self.level.name!r}, got NaN or infinity at "
@@ -269,19 +345,20 @@ class _LevelMixin:
             "Neumann's step size, or the learning rates"
         )
 
-    def _check_connected(self) -> None:
-        for path in self.paths:
-            lowest = path[-2]
-            parameters = self.trainable_parameters()
-            with _unmoved([path[1:-1]], parameters=False):
-                loss = lowest.training_step(lowest.cur_batch)
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            if all(gradient is None for gradient in found):
-                raise DisconnectedLossError(
-                    f"expected the loss of level {lowest.level.name!r} to depend on the parameters "
-                    f"of level {self.level.name!r}, it depends on none of them; read them inside "
-                    "the loss (not detached, not copied), or name another level in `influences`"
-                )
+    def _connect(self, loss: Tensor) -> None:
+        """Take the paths that the losses themselves show, in place of Betty's single chain."""
+        parameters = {n: problem.trainable_parameters() for n, problem in self.peers.items()}
+        own, names = self.level.name, list(self.peers)  # lowest first
+        below, reads, entered = names[: names.index(own)], {}, set()
+        for place, name in enumerate(below):
+            lower = self.peers[name].training_step(self.peers[name].cur_batch)
+            found = depends(lower, {n: parameters[n] for n in (*below[:place], own)})
+            reads[name] = found - {own}
+            if own in found:
+                entered.add(name)
+        reads[own] = depends(loss, {name: parameters[name] for name in below}, keep_graph=True)
+        chains = Dependence(own, below, reads, entered).chains(self.influenced)
+        self._paths[:] = [[self, *(self.peers[n] for n in chain), self] for chain in chains]
         self.connected = True
 
     # Saving.
@@ -312,16 +389,12 @@ class _LevelMixin:
 
 
 @contextmanager
-def _unmoved(paths: Sequence[Sequence[_LevelMixin]], *, parameters: bool) -> Iterator[None]:
-    """Put buffers, and on request parameters, of these levels back to their bits afterwards."""
-    levels = {problem.level for path in paths for problem in path}
-    kept: list[Tensor] = [buffer for level in levels for buffer in level.module.buffers()]
-    if parameters:
-        kept += [parameter for level in levels for parameter in level.parameters]
+def _unmoved(levels: Iterable[Level]) -> Iterator[None]:
+    """Put the parameters of these levels back to their bits afterwards."""
+    kept = [parameter for level in levels for parameter in level.parameters]
     copies = [tensor.detach().clone() for tensor in kept]
     try:
         yield
     finally:
         for tensor, copy in zip(kept, copies, strict=True):
-            # Through `data`: a graph that has saved a running mean it does not use stays valid.
             tensor.data.copy_(copy)

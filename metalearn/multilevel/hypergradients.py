@@ -46,7 +46,8 @@ class Darts(Hypergradient):
 
     The inverse curvature is taken as the identity, so the direction is that of one unrolled step
     and the length is off by the inner learning rate: use an outer optimiser that does not mind,
-    Adam for instance. Two first-order passes; no second derivative is needed.
+    Adam for instance. Where parameter groups have different rates, :math:`v` is multiplied by each
+    group's rate over the largest. Two first-order passes; no second derivative is needed.
 
     Args:
         perturbation: Length of the perturbation of ``w``. The error is of its second order plus
@@ -75,14 +76,16 @@ class Sama(Hypergradient):
     r"""One step of the inner level's own optimiser (SAMA, Choe et al. 2023).
 
     :class:`Darts` after :math:`v` was multiplied by the derivative of the update :math:`u` with
-    respect to the gradient :math:`g`: the identity for SGD, and for Adam and AdamW, element by
-    element with the moments :math:`m, s` *before* the step,
+    respect to the gradient :math:`g`: for SGD that of each parameter group (rate, dampening, look
+    ahead) over the largest, so the identity where groups are alike, and for Adam and AdamW, element
+    by element with the moments :math:`m, s` *before* the step,
 
     .. math::
         \frac{\partial u}{\partial g} \approx \eta\,
         \frac{(1-\beta_1) \beta_2 s - \beta_1 (1-\beta_2) g m}{(\sqrt{s_{new}} + \epsilon)^3} .
 
-    The correction of the moments' start is left out: a factor common to all elements.
+    with each group's own :math:`\eta, \beta, \epsilon`. The correction of the moments' start enters
+    relative to the largest: alike for all elements, it is left out.
 
     Args:
         perturbation: Length of the perturbation of ``w``, as in :class:`Darts`.
@@ -102,7 +105,7 @@ class Sama(Hypergradient):
 
     def betty_fields(self) -> dict[str, float]:
         """See the base class."""
-        return {"sama_adam_alpha": self.perturbation}
+        return {"darts_alpha": self.perturbation}  # Betty's difference is that of darts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +156,14 @@ class ConjugateGradient(Hypergradient):
     Exact at an inner optimum with positive definite curvature after as many iterations as ``w``
     has elements, usually far sooner; a direction without positive curvature is an error. Betty's
     own conjugate gradients are wrong from the second iteration on, so the recursion is ours
-    (:mod:`metalearn.multilevel.conjugate`); Betty calls it.
+    (:mod:`metalearn.multilevel.conjugate`); Betty calls it. What is left of the system,
+    :math:`\lVert v - H x \rVert / \lVert v \rVert`, is reported with the level above, as the term
+    ``"residual"``.
 
     Args:
         iterations: Number of conjugate gradient steps.
+        max_residual: Warn (:class:`~metalearn.ConvergenceWarning`) of what is left where it is
+            more; ``inf`` for never. At 1 nothing is gained over a solution of zero.
 
     Example:
         >>> from metalearn.multilevel.hypergradients import ConjugateGradient
@@ -167,10 +174,16 @@ class ConjugateGradient(Hypergradient):
     name: ClassVar[str] = "cg"
     exact_inverse: ClassVar[bool] = True
     iterations: int = 5
+    max_residual: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
         _require_positive("ConjugateGradient", "iterations", self.iterations)
+        if not self.max_residual > 0:
+            raise MultilevelError(
+                f"expected ConjugateGradient(max_residual=...) to be positive, or inf for no "
+                f"warning, got {self.max_residual}"
+            )
 
     def betty_fields(self) -> dict[str, float]:
         """See the base class."""
@@ -214,7 +227,7 @@ def resolve(method: str | Hypergradient) -> Hypergradient:
     Example:
         >>> from metalearn.multilevel.hypergradients import resolve
         >>> resolve("cg")
-        ConjugateGradient(iterations=5)
+        ConjugateGradient(iterations=5, max_residual=0.5)
     """
     if isinstance(method, Hypergradient):
         return method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree
 
-from metalearn.errors import MultilevelError
+from metalearn.errors import DisconnectedLossError, MultilevelError
 from metalearn.multilevel.hypergradients import Hypergradient, Sama, resolve
 from metalearn.randomness import fold, seeded
 
@@ -26,7 +27,9 @@ class Level:
 
     Args:
         name: What logs, errors and saved states call it.
-        module: Holds the parameters of this level, and any buffers, for saving.
+        module: Holds the parameters of this level, and any buffers, for saving. Only this level's
+            own steps move these buffers; those of modules that no level holds are neither guarded
+            nor saved.
         optimiser: Updates them. Its parameter groups are kept, and parameters that require no
             gradient stay as they are; parameters it does not hold are not touched either.
         loss: ``loss(batch)``, a scalar, or a dict of a scalar ``"loss"`` and further numbers to
@@ -39,8 +42,8 @@ class Level:
         clip_norm: Largest norm of this level's gradient; 0 for no bound.
         hypergradient: How the levels above differentiate through this level's solution: a name
             (``darts``, ``neumann``, ``cg``, ``sama``) or an object. Not read of the top level.
-        unroll_steps: Steps of this level before the level above takes one.
-        warmup_steps: Steps of this level before the level above takes its first.
+        unroll_steps: Steps of this level before the next one in the list takes one.
+        warmup_steps: Steps of this level before the next one in the list takes its first.
 
     Raises:
         MultilevelError: an impossible setting; the message says what to change.
@@ -93,6 +96,22 @@ class Level:
             raise MultilevelError(
                 f"expected a scheduler of the optimiser of level {self.name!r}, got another's"
             )
+        self._refuse_arguments()
+
+    def _refuse_arguments(self) -> None:
+        """Optimisers and schedulers are stepped without arguments."""
+        if needed := _required(self.optimiser.step):
+            raise MultilevelError(
+                f"expected an optimiser of level {self.name!r} that steps along gradients it is "
+                f"given, got {type(self.optimiser).__name__}, whose step() asks for {needed}; its "
+                "own evaluations would know nothing of hypergradients: use SGD, Adam or AdamW"
+            )
+        if self.scheduler is not None and (needed := _required(self.scheduler.step)):
+            raise MultilevelError(
+                f"expected a scheduler of level {self.name!r} that is a function of the step, got "
+                f"{type(self.scheduler).__name__}, whose step() asks for {needed}; use LambdaLR or "
+                "another of its kind, or set the rate from what `run(log=...)` reports"
+            )
 
     @property
     def method(self) -> Hypergradient:
@@ -111,6 +130,17 @@ class Level:
 
     def check_lower(self) -> None:
         """Raise ``MultilevelError`` if a level above cannot see through this one's optimiser."""
+        groups = self.optimiser.param_groups
+        if any(group.get("maximize", False) for group in groups):
+            raise MultilevelError(
+                f"expected an optimiser that minimises in level {self.name!r}, which others learn "
+                "through, got maximize=True; minimise the negative loss instead"
+            )
+        if isinstance(self.method, Sama) and any(group.get("amsgrad", False) for group in groups):
+            raise MultilevelError(
+                f"expected an optimiser without amsgrad in level {self.name!r} for sama, which "
+                "does not know the derivative of its maximum; use hypergradient='darts'"
+            )
         known = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
         if isinstance(self.method, Sama) and type(self.optimiser) not in known:
             raise MultilevelError(
@@ -118,6 +148,67 @@ class Level:
                 f"{type(self.optimiser).__name__}, whose update it does not know; "
                 "use one of these, or hypergradient='darts'"
             )
+
+
+def _required(step: Callable[..., Any]) -> str:
+    """Names of the arguments that a ``step`` cannot do without."""
+    # A scheduler wraps its optimiser's step in one that shows `self`.
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(
+        name
+        for name, parameter in inspect.signature(step).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in free and name != "self"
+    )
+
+
+def checked_loss(name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The loss that a level's function returned, and what it logs, as numbers.
+
+    Raises:
+        MultilevelError: not a scalar tensor, a dict without one, or a term that is not a number.
+        DisconnectedLossError: a loss without a graph.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.multilevel.levels import checked_loss
+        >>> checked_loss("weights", {"loss": torch.ones((), requires_grad=True), "share": 0.5})
+        (tensor(1., requires_grad=True), {'loss': 1.0, 'share': 0.5})
+    """
+    terms = dict(value) if isinstance(value, Mapping) else {}
+    if isinstance(value, Mapping) and "loss" not in terms:
+        keys = ", ".join(map(str, terms)) or "none"
+        raise MultilevelError(
+            f"expected the loss of level {name!r} under the key 'loss', got the keys {keys}; "
+            "return {'loss': ..., ...}, or the loss alone"
+        )
+    loss = terms.get("loss", value)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        raise MultilevelError(
+            f"expected the loss of level {name!r} as a scalar floating-point tensor, got "
+            f"{_described(loss)}; reduce it by .mean() or .sum(), and leave out .item()"
+        )
+    if not loss.requires_grad:
+        raise DisconnectedLossError(
+            f"expected the loss of level {name!r} to depend on parameters, got one without a "
+            "graph; compute it from them without detach(), .data or torch.no_grad()"
+        )
+    logged = {key: _as_number(name, key, term) for key, term in terms.items()}
+    return loss if loss.ndim == 0 else loss.reshape(()), logged
+
+
+def _as_number(level: str, key: str, term: Any) -> Any:
+    if isinstance(term, Tensor) and term.numel() != 1:
+        raise MultilevelError(
+            f"expected the term {key!r} that level {level!r} logs as a number, got "
+            f"{_described(term)}; reduce it by .mean()"
+        )
+    return term.item() if isinstance(term, Tensor) else term
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return f"{type(value).__name__} {value!r:.40}"
 
 
 class BatchStream:

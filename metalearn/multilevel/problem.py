@@ -15,8 +15,6 @@ from metalearn.multilevel.levels import Level
 
 Influences: TypeAlias = Mapping[str, Sequence[str]]
 
-_CUDA_ONLY = ("distributed", "zero", "fsdp")
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -40,7 +38,9 @@ class Multilevel:
 
     Each level takes gradient steps on its own loss; after ``unroll_steps`` of them the level above
     takes one, along the sum of its direct gradient and of the hypergradient through the levels
-    below. Three levels and more stand in a chain: a level's solution is read by the next one up.
+    below. In its first step a level looks at which losses depend on which levels: it learns through
+    every chain of levels whose losses read each other, several inner problems side by side included
+    (:mod:`metalearn.multilevel.dependence`).
 
     A run is a function of the levels, the data and the seed: state saved after any step and loaded
     into a problem built alike continues to the same bits. Draws from torch's global generators in
@@ -49,12 +49,11 @@ class Multilevel:
     Args:
         levels: From the lowest to the highest, at least two.
         influences: For each level above others, the names of the levels whose loss its parameters
-            enter. By default the upper of two levels enters the lower one; three or more need to
-            be told.
+            enter: all of them. By default the upper of two levels enters the lower one; three or
+            more need to be told.
         seed: Seed of all draws.
         device: Where batches are moved to; modules are to be there already. ``None`` leaves
             batches where they are.
-        strategy: ``"default"``, one process. Betty's others are refused by name.
 
     Raises:
         MultilevelError: levels that do not fit each other.
@@ -94,15 +93,15 @@ class Multilevel:
         influences: Influences | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
-        strategy: str = "default",
     ) -> None:
         """See the class."""
-        _check_strategy(strategy)
         self.device = None if device is None else torch.device(device)
         if self.device is not None and self.device.type == "cuda" and not torch.cuda.is_available():
             raise MultilevelError("expected a CUDA device, found none; use device='cpu'")
         self.levels, self.seed = tuple(levels), seed
         self.influences = _check_levels(self.levels, influences)
+        _check_methods(self.levels, self.influences)
+        _check_top(self.levels[-1].name, self.influences)
         self._engine, self._problems = build_engine(
             self.levels, self.influences, seed=seed, device=self.device
         )
@@ -117,7 +116,8 @@ class Multilevel:
 
         Raises:
             NonFiniteLossError: a loss or a hypergradient that is not finite, before it does harm.
-            DisconnectedLossError: an outer parameter set that no lower loss depends on.
+            DisconnectedLossError: a loss that does not depend on a level that it has to read.
+            MultilevelError: a loss that is not a scalar, or that depends on more than was told.
         """
         before = self.steps
         self._engine.global_step += 1
@@ -172,26 +172,6 @@ class Multilevel:
             problem.restore(state["levels"][name])
 
 
-def _check_strategy(strategy: str) -> None:
-    if strategy == "default":
-        return
-    if strategy in _CUDA_ONLY:
-        reason = (
-            "it needs several CUDA devices and wraps modules in copies, which neither saving nor "
-            "frozen draws survive; run one process a seed instead"
-        )
-    elif strategy == "accelerate":
-        reason = "it is broken in Betty 0.2.1; move modules and batches to a device yourself"
-    elif strategy in ("cpu", "gpu"):
-        reason = "choose the device by `device=` and move your modules there"
-    else:
-        matches = difflib.get_close_matches(
-            strategy, ["default", *_CUDA_ONLY, "accelerate", "cpu", "gpu"], n=1
-        )
-        reason = f"did you mean {matches[0]!r}?" if matches else "there is no such strategy"
-    raise MultilevelError(f"expected strategy='default', got {strategy!r}: {reason}")
-
-
 def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Influences:
     names = [level.name for level in levels]
     if len(levels) < 2 or len(set(names)) < len(names):
@@ -207,6 +187,11 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
             )
         influences = {names[1]: [names[0]]}
     for upper, lowers in influences.items():
+        if isinstance(lowers, str):
+            raise MultilevelError(
+                f"expected a list of names for level {upper!r} in `influences`, got {lowers!r}; "
+                f"write [{lowers!r}]"
+            )
         for name in (upper, *lowers):
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -221,6 +206,10 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
                 )
         if not lowers or upper in lowers:
             raise MultilevelError(f"expected level {upper!r} to influence a level below it")
+    return influences
+
+
+def _check_methods(levels: Sequence[Level], influences: Influences) -> None:
     for level in levels[:-1]:
         level.check_lower()
         if level.name in influences and level.method.exact_inverse:
@@ -229,7 +218,14 @@ def _check_levels(levels: Sequence[Level], influences: Influences | None) -> Inf
                 f"levels below, got {level.method.name}: the curvature of its loss would have to "
                 "go through them"
             )
-    return influences
+
+
+def _check_top(name: str, influences: Influences) -> None:
+    if name not in influences:
+        raise MultilevelError(
+            f"expected `influences` to say which losses the parameters of the top level {name!r} "
+            f"enter, got {dict(influences)}: it would learn from its direct gradient alone"
+        )
 
 
 def _check_disjoint(levels: Sequence[Level]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +14,83 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from metalearn.errors import MetalearnError
+from metalearn.errors import ChangedLossError, MetalearnError
+from metalearn.second_derivatives import is_older, next_node
+
+HALF = (torch.float16, torch.bfloat16)
+_ESCAPES = {
+    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+    *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"),
+    *("__contains__", "__format__"),
+}
+_OVERWRITES = {
+    *("copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "exponential_"),
+}
 
 
-class _Recorder(TorchFunctionMode):
-    """Notes every tensor that enters an operation without having left an earlier one."""
+class Outside(NamedTuple):
+    """A tensor that a function took from elsewhere, as it was then."""
 
-    def __init__(self, given: Sequence[Tensor]) -> None:
+    tensor: Tensor
+    version: int
+    address: int
+    learns: bool
+
+    @classmethod
+    def now(cls, tensor: Tensor) -> Outside:
+        """As it is at present."""
+        try:
+            return cls(tensor, tensor._version, tensor.data_ptr(), tensor.requires_grad)
+        except RuntimeError:  # inference tensors have no version, some subclasses no address
+            return cls(tensor, 0, 0, tensor.requires_grad)
+
+    def unwritten(self) -> bool:
+        """Whether it still holds what it held."""
+        return self.version == Outside.now(self.tensor).version
+
+
+Event = tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...], bool, int, int]
+"""An operation: what was called, its arguments other than tensors, where its tensors come from,
+whether its result requires a gradient, its first result's number, and how many results it has."""
+
+HIDDEN = 1 << 40
+"""Where a tensor comes from that a compiled function made, unseen by the recorder."""
+
+
+class Recorder(TorchFunctionMode):
+    """Notes the operations of a function, and the tensors that none of them made.
+
+    Every tensor that the function is given, and every result, has a number from 0 on; a tensor
+    from outside has a place in :attr:`outside`, written as a negative number, ``-1 - place``.
+
+    Args:
+        given: What the function is given.
+        expected: Tensors from outside that an earlier run of the function used.
+        stand_ins: What operations see instead of certain tensors, by their ``id``.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[Tensor],
+        expected: Sequence[Outside] = (),
+        stand_ins: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """See the class."""
         super().__init__()
-        self.known = {id(tensor): tensor for tensor in given}  # held, so that ids stay unique
-        self.captured: dict[int, Tensor] = {}
+        self.given = len(given)
+        self.events: list[Event] = []
+        self.outside: list[Outside] = []
+        self.escaped = False  # a value went to Python, which may decide what is called
+        self.half: str | None = None  # first operation with a differentiable result in 16 bits
+        self._stand_ins = stand_ins
+        self._expected = {id(one.tensor) for one in expected}
+        self.start = next_node()
+        self._count = 0
+        self._places: dict[int, int] = {}
+        # References are weak, so that results are freed when the function drops them.
+        self._numbers: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        for tensor in given:
+            self._number(tensor)
 
     def __torch_function__(
         self,
@@ -31,42 +99,126 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Run an operation and note it."""
         if torch.compiler.is_compiling():  # dynamo traces modes: see `call_and_capture`
             return func(*args, **(kwargs or {}))
-        for tensor in _tensors((args, kwargs)):
-            if id(tensor) not in self.known and tensor.requires_grad:
-                self.captured.setdefault(id(tensor), tensor)
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            if id(tensor) not in self.captured:
-                self.known[id(tensor)] = tensor
+        constants: list[Any] = []
+        origins: list[int] = []
+        self._read(args, constants, origins)
+        if kwargs:
+            self._read((kwargs,), constants, origins)
+        if self._stand_ins:
+            args, kwargs = replaced(self._stand_ins, args, kwargs)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if isinstance(result, Tensor):
+            learns = result.requires_grad
+            first = self._count
+            if id(result) not in self._places or name_of(func) in _OVERWRITES:
+                self._numbers[id(result)] = weakref.ref(result), first
+                self._count = first + 1
+            if learns and self.half is None and result.dtype in HALF:
+                self.half = name_of(func)
+            row = (func, tuple(constants), tuple(origins), learns, first, self._count - first)
+            self.events.append(row)
+        else:
+            self._note(func, constants, origins, args, result)
         return result
+
+    def origin(self, tensor: Tensor) -> int:
+        """Where a tensor comes from."""
+        known = self._numbers.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        place = self._places.get(id(tensor))
+        if place is not None:
+            return -1 - place
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # as of vmap: what is inside?
+            return self.origin(torch._C._functorch.get_unwrapped(tensor))
+        made = tensor.grad_fn is not None and not is_older(tensor.grad_fn, self.start)
+        if made and id(tensor) not in self._expected:
+            return HIDDEN
+        self._places[id(tensor)] = len(self.outside)
+        self.outside.append(Outside.now(tensor))  # held, so that the id stays unique
+        return -len(self.outside)
+
+    def _read(self, values: Iterable[Any], constants: list[Any], origins: list[int]) -> None:
+        """Sort arguments, at any depth."""
+        for value in values:
+            if isinstance(value, Tensor):
+                constants.append(Tensor)
+                origins.append(self.origin(value))
+            elif isinstance(value, (tuple, list)):
+                constants.append(len(value))
+                self._read(value, constants, origins)
+            elif isinstance(value, dict):
+                self._read(value, constants, origins)
+                self._read(value.values(), constants, origins)
+            else:
+                constants.append(value)
+
+    def _note(
+        self,
+        func: Callable[..., Any],
+        constants: list[Any],
+        origins: list[int],
+        args: tuple[Any, ...],
+        result: Any,
+    ) -> None:
+        """Note an operation that does not return one tensor."""
+        name = name_of(func)
+        if isinstance(result, (int, float, str)):
+            self.escaped = self.escaped or name in _ESCAPES
+            return
+        if result is None and name.endswith("_"):  # __setitem__, _foreach_add_: it wrote to these
+            result = args[:1]
+        results = tensors_in(result)
+        if not results:
+            self.escaped = self.escaped or name in _ESCAPES
+            return
+        first, learns = self._count, False
+        for tensor in results:
+            learns = learns or tensor.requires_grad
+            self._number(tensor)
+        row = (func, tuple(constants), tuple(origins), learns, first, self._count - first)
+        self.events.append(row)
+
+    def _number(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._places:
+            self._numbers[id(tensor)] = weakref.ref(tensor), self._count
+            self._count += 1
+
+    def __enter__(self) -> Recorder:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def close(self, result: Tensor) -> None:
+        """Note the function's result, and forget what only matters while it runs."""
+        self.result = self.origin(result)
+        self._numbers, self._places, self._expected = {}, {}, set()
 
 
 def call_and_capture(
     function: Callable[[Sequence[Tensor]], Tensor], given: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], Recorder]:
     """Call ``function(given)``; also return the tensors with gradient that it took from elsewhere.
 
     These are a module's parameters, and any intermediate result that a closure holds. Leaves that
     no operation in Python sees are found through the graph of the result: those of a compiled
     function, whose trace must not depend on the recorder, or it would be traced in every call.
 
+    Returns:
+        The result, those tensors, and a record of what was called.
+
     Raises:
         MetalearnError: if an ``autograd.Function``, as of a compiled decoder, takes an intermediate
             result that shares ancestors with the other captured tensors (see :class:`Held`).
     """
-    recorder, start = _Recorder(given), _next_node()
+    recorder = Recorder(given)
     with recorder:
         result = function(given)
-    captured = [
-        tensor
-        for tensor in recorder.captured.values()
-        # Inside vmap an operation sees wrappers; what they wrap is found through the graph.
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        # vmap and compiled functions make tensors behind the recorder's back.
-        if tensor.grad_fn is None or _is_older(tensor.grad_fn, start)
-    ]
+    recorder.close(result)
+    start = recorder.start
+    captured = [one.tensor for one in recorder.outside if one.learns]
     boundary = {tensor.grad_fn for tensor in captured} | {tensor.grad_fn for tensor in given}
     found = {id(tensor) for tensor in [*captured, *given]}
     leaves, taken = _leaves(result, boundary, start)
@@ -76,19 +228,7 @@ def call_and_capture(
             captured.append(leaf)
     for node in taken:
         _refuse_shared_ancestors(node, captured)
-    return result, captured
-
-
-def _next_node() -> int:
-    """Autograd numbers its nodes as they are made; what has a smaller number was there before."""
-    with torch.enable_grad():
-        node = torch.zeros((), requires_grad=True).view(()).grad_fn
-    assert node is not None
-    return node._sequence_nr()
-
-
-def _is_older(node: Any, start: int) -> bool:
-    return bool(node._sequence_nr() < start)
+    return result, captured, recorder
 
 
 def _leaves(result: Tensor, boundary: set[Any], start: int) -> tuple[list[Tensor], list[Any]]:
@@ -105,11 +245,11 @@ def _leaves(result: Tensor, boundary: set[Any], start: int) -> tuple[list[Tensor
             leaves.append(variable)
         if node in boundary:
             continue
-        opaque = isinstance(node, BackwardCFunction) and not _is_older(node, start)
+        opaque = isinstance(node, BackwardCFunction) and not is_older(node, start)
         for following, _ in node.next_functions:
             if following is None:
                 continue
-            if opaque and _is_older(following, start):
+            if opaque and is_older(following, start):
                 taken.append(following)
             if following not in seen:
                 seen.add(following)
@@ -137,8 +277,28 @@ def _refuse_shared_ancestors(node: Any, captured: Sequence[Tensor]) -> None:
                 pending.append(following)
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors of nested containers."""
+    if isinstance(values, (tuple, list)) and not any(isinstance(x, (tuple, list)) for x in values):
+        return [value for value in values if isinstance(value, Tensor)]
     return [leaf for leaf in _pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """An operation's name; that of the attribute for a property."""
+    name: str = getattr(func, "__name__", repr(func))
+    owner = getattr(func, "__self__", None)
+    return getattr(owner, "__name__", name) if name in ("__get__", "__set__") else name
+
+
+def replaced(
+    stand_ins: Mapping[int, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with stand-ins for certain tensors."""
+    found: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_map_only(
+        Tensor, lambda tensor: stand_ins.get(id(tensor), tensor), (args, dict(kwargs or {}))
+    )
+    return found
 
 
 class _Substitution(TorchFunctionMode):
@@ -157,21 +317,8 @@ class _Substitution(TorchFunctionMode):
     ) -> Any:
         if torch.compiler.is_compiling():
             return func(*args, **(kwargs or {}))
-        args, kwargs = _pytree.tree_map_only(
-            Tensor,
-            lambda tensor: self.stand_ins.get(id(tensor), tensor),
-            (args, dict(kwargs or {})),
-        )
+        args, kwargs = replaced(self.stand_ins, args, kwargs)
         return func(*args, **kwargs)
-
-
-def substitute(
-    originals: Sequence[Tensor], stand_ins: Sequence[Tensor]
-) -> AbstractContextManager[object]:
-    """A context in which operations that are given an original see its stand-in."""
-    if not originals:
-        return nullcontext()
-    return _Substitution({id(o): s for o, s in zip(originals, stand_ins, strict=True)})
 
 
 class Held:
@@ -192,10 +339,20 @@ class Held:
         self.variables = [*own, *self.results]
         self.places = [n for n, tensor in enumerate(captured) if tensor.grad_fn is not None]
         self.count = len(captured)
+        self.stand_ins = {
+            id(result): copy for result, copy in zip(self.results, self.copies, strict=True)
+        }
+        for tensor in captured:
+            if tensor.grad_fn is None and not tensor.requires_grad:
+                raise ChangedLossError(
+                    f"expected a tensor of shape {tuple(tensor.shape)} that the support loss uses "
+                    "to require a gradient until backward() is done, got requires_grad=False; "
+                    "freeze parameters after backward(), or use Unrolled()"
+                )
 
     def substituted(self) -> AbstractContextManager[object]:
         """A context in which operations see the copies."""
-        return substitute(self.results, self.copies)
+        return _Substitution(self.stand_ins) if self.stand_ins else nullcontext()
 
     def merge(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients in ``variables`` as gradients in the captured tensors."""
@@ -237,6 +394,10 @@ class RandomAndPrecision:
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self.autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type)
+
+    def dtypes(self) -> list[torch.dtype]:
+        """What autocast computes in, if it is on."""
+        return [self.dtype] if self.autocast else []
 
     @contextmanager
     def replayed(self) -> Iterator[None]:

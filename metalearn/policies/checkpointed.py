@@ -8,23 +8,25 @@ two passes only the latent of each step is held, so memory hardly grows with the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from metalearn.checks import refuse_missing_second_derivative
-from metalearn.inner import InnerLoop, Step, loss_gradient
+from metalearn.inner import InnerLoop, Step
 from metalearn.policies.capture import (
     Held,
     RandomAndPrecision,
+    Recorder,
     call_and_capture,
     freeze_closure,
-    substitute,
 )
 from metalearn.policies.policy import Refinement, refuse_transforms, run
+from metalearn.policies.replay import refuse_changed_calls, refuse_changed_values
+from metalearn.second_derivatives import named, once
 
 
 @dataclass
@@ -36,6 +38,9 @@ class GradientCall:
     number: int
     ambient: RandomAndPrecision
     captured: int
+    record: Recorder
+    losses: Tensor
+    values: list[Tensor]
 
 
 class GradientRule(Protocol):
@@ -44,6 +49,10 @@ class GradientRule(Protocol):
     @property
     def needs_second_derivative(self) -> bool:
         """Whether exact second derivatives are taken, which can be differentiated again."""
+        ...
+
+    def inspect(self, record: Recorder, captured: Sequence[Tensor], losses: Tensor) -> None:
+        """Look at an evaluation of the loss: raise if the rule cannot work with it."""
         ...
 
     def pull_back(
@@ -71,18 +80,35 @@ def run_recomputed(rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor
 def _step(
     rule: GradientRule, inner: InnerLoop, leaves: Sequence[Tensor], state: Any, number: int
 ) -> Step:
-    ambient, verify = RandomAndPrecision(inner.device), inner.verify and number == 0
-    with torch.enable_grad(), inner.precision():
-        points = [leaf.detach().requires_grad_() for leaf in leaves]
-        losses, captured = call_and_capture(lambda z: inner.losses(z, number), points)
-        values = loss_gradient(losses.sum(), points, create_graph=verify)
-    if verify:
-        refuse_missing_second_derivative(values)
-    call = GradientCall(rule, inner, number, ambient, len(captured))
-    values = [value.detach() for value in values]
+    ambient = RandomAndPrecision(inner.device)
+    with torch.enable_grad(), inner.precision(), _private_graph():
+        points = inner.points(leaves)
+        losses, captured, record = call_and_capture(inner.call, points.given)
+        total = losses.sum()
+        inner.validated(losses, number, points.given, points.versions, total)
+        inner.note_writes(points)
+        rule.inspect(record, captured, losses)
+        points = points._replace(start=record.start)
+        values = inner.gradient_in(points, total, leaves, create_graph=inner.unknown(points, total))
+    losses, values = losses.detach(), [value.detach() for value in values]
+    # Aliases, as the function's results remember the function.
+    kept = [value.detach() for value in values]
+    call = GradientCall(rule, inner, number, ambient, len(captured), record, losses, kept)
     function = _Gradient if rule.needs_second_derivative else _GradientOnce
     gradients = list(function.apply(call, values, *leaves, *captured))
-    return inner.move(leaves, gradients, losses.detach(), state, number)
+    return inner.move(leaves, gradients, losses, state, number)
+
+
+def _private_graph() -> AbstractContextManager[object]:
+    """A context in which what a graph saves is no business of hooks around the adapter.
+
+    `torch.utils.checkpoint` counts what is saved, and would evaluate everything around the adapter
+    again for an inner gradient that is taken at once.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: True)
+    if top(False) is None:
+        return nullcontext()
+    return saved_tensors_hooks(lambda saved: saved.detach(), lambda saved: saved)
 
 
 class _Gradient(torch.autograd.Function):
@@ -96,24 +122,26 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        return _pull_back(ctx, cotangents)
+        return (None, None, *_pull_back(ctx.call, ctx.saved_tensors, cotangents))
 
 
 class _GradientOnce(_Gradient):
     """The same for rules whose result cannot be differentiated again."""
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        return _pull_back(ctx, cotangents)
+        call: GradientCall = ctx.call
+        tensors = ctx.saved_tensors  # once only: activation checkpointing insists
+        with torch.no_grad():
+            pulled = _pull_back(call, tensors, cotangents)
+        return (None, None, *once(call.rule, pulled, [*tensors, *cotangents]))
 
 
-def _pull_back(ctx: Any, cotangents: Sequence[Tensor]) -> tuple[Any, ...]:
-    call: GradientCall = ctx.call
-    tensors = ctx.saved_tensors
+def _pull_back(
+    call: GradientCall, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
     split = len(tensors) - call.captured
-    pulled = call.rule.pull_back(call, tensors[:split], tensors[split:], cotangents)
-    return (None, None, *pulled)
+    return call.rule.pull_back(call, tensors[:split], tensors[split:], cotangents)
 
 
 @dataclass(frozen=True)
@@ -145,6 +173,9 @@ class Checkpointed:
             return run(inner, leaves, exact=[False] * inner.steps)
         return run_recomputed(self, inner, leaves)
 
+    def inspect(self, record: Recorder, captured: Sequence[Tensor], losses: Tensor) -> None:
+        """Any loss will do."""
+
     def pull_back(
         self,
         call: GradientCall,
@@ -155,7 +186,7 @@ class Checkpointed:
         """Differentiate the gradient, evaluated again with its graph."""
         again = torch.is_grad_enabled()  # inside a backward pass with create_graph=True
         pull = _pull_back_differentiably if again else _pull_back_once
-        with torch.enable_grad(), call.ambient.replayed(), call.inner.precision():
+        with torch.enable_grad(), call.ambient.replayed(), call.inner.precision(), named():
             return pull(call, latent, captured, cotangents)
 
 
@@ -167,10 +198,16 @@ def _pull_back_once(
 ) -> list[Tensor | None]:
     """Every tensor is a variable of its own, cut off from the graph it came from."""
     held = Held(captured)
-    points = [leaf.detach().requires_grad_() for leaf in latent]
-    with held.substituted():
-        losses = call.inner.losses(points, call.number)
-    gradients = loss_gradient(losses.sum(), points, create_graph=True)
+    points = call.inner.points(latent)
+    with Recorder(points.given, call.record.outside, held.stand_ins) as record:
+        losses = call.inner.call(points.given)
+    record.close(losses)
+    refuse_changed_calls(call.rule, call.record, record)
+    call.inner.validated(losses, call.number, points.given, points.versions)
+    call.inner.note_writes(points)
+    points = points._replace(start=record.start)
+    gradients = call.inner.gradient_in(points, losses.sum(), latent, create_graph=True)
+    _refuse_changed_values(call, losses, gradients, captured)
     # Edges, not tensors: the gradient's values are not needed and would be held.
     curved = [
         (get_gradient_edge(g), v)
@@ -182,11 +219,11 @@ def _pull_back_once(
         return [None] * (len(latent) + len(captured))
     found = torch.autograd.grad(
         [edge for edge, _ in curved],
-        [*points, *held.variables],
+        [*points.where, *held.variables],
         grad_outputs=[cotangent for _, cotangent in curved],
         allow_unused=True,
     )
-    return [*found[: len(points)], *held.merge(found[len(points) :])]
+    return [*found[: len(latent)], *held.merge(found[len(latent) :])]
 
 
 def _pull_back_differentiably(
@@ -196,15 +233,38 @@ def _pull_back_differentiably(
     cotangents: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """The same by ``torch.func``, whose result remembers what it depends on."""
+    records = []
 
-    def gradient(points: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
-        def total(points: list[Tensor]) -> Tensor:
-            with substitute(captured, taken):
-                return call.inner.losses(points, call.number).sum()
+    def gradient(points: list[Tensor], taken: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        stand_ins = {id(o): stand_in for o, stand_in in zip(captured, taken, strict=True)}
 
-        found: list[Tensor] = torch.func.grad(total)(points)
+        def total(points: list[Tensor]) -> tuple[Tensor, Tensor]:
+            given = [point.clone() for point in points] if call.inner.writes else points
+            with Recorder(given, call.record.outside, stand_ins) as record:
+                losses = call.inner.call(given)
+            record.close(losses)
+            records.append(record)
+            return losses.sum(), losses.detach()
+
+        found: tuple[list[Tensor], Tensor] = torch.func.grad(total, has_aux=True)(points)
         return found
 
-    pull = torch.func.vjp(gradient, list(latent), list(captured))[1]
+    inputs = list(latent), list(captured)
+    gradients, pull, losses = torch.func.vjp(gradient, *inputs, has_aux=True)  # type: ignore[misc]
+    refuse_changed_calls(call.rule, call.record, records[0])
+    _refuse_changed_values(call, losses, gradients, captured)
     of_latent, of_captured = pull(list(cotangents))
     return [*of_latent, *of_captured]
+
+
+def _refuse_changed_values(
+    call: GradientCall, losses: Tensor, gradients: Sequence[Tensor], captured: Sequence[Tensor]
+) -> None:
+    with torch.no_grad():
+        refuse_changed_values(
+            call.rule,
+            call.inner,
+            (call.losses, losses),
+            (call.values, gradients),
+            [*call.ambient.dtypes(), *(tensor.dtype for tensor in captured)],
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from metalearn.checks import in_transform
 from metalearn.errors import MetalearnError
 from metalearn.inner import InnerLoop, Record
+from metalearn.result import SolverReport
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Refinement:
     leaves: list[Tensor]
     records: list[Record]
     inner: InnerLoop
+    report: SolverReport | None = None  # of a policy that solves for something
 
 
 class GradientPolicy(Protocol):
@@ -54,5 +56,6 @@ def refuse_transforms(policy: object) -> None:
     if in_transform():
         raise MetalearnError(
             f"expected a policy that can be traced, got {policy} under torch.compile or "
-            "torch.func; use Unrolled(), Truncated() or FirstOrder() there"
+            "torch.func; use Unrolled(), Truncated() or FirstOrder() there, or keep the adapter "
+            "out of what is compiled: torch.compiler.disable(adapter)"
         )

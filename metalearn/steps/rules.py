@@ -1,4 +1,8 @@
-"""Update rules: in which direction a gradient moves a latent. Differentiable throughout."""
+"""Update rules: in which direction a gradient moves a latent. Differentiable throughout.
+
+Norms, buffers and products with step sizes are computed in float32 at least: a float16 latent is
+rounded once a step, when it has moved.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.pytrees import flat_tasks
+from metalearn.norms import at_least_float32, scaled_norm
 
 
 class UpdateRule(Protocol):
@@ -53,9 +57,7 @@ class GradientDescent:
     ) -> tuple[list[Tensor], None]:
         """Move every leaf against its gradient."""
         moved = [
-            leaf - size.to(leaf.dtype) * gradient
-            if isinstance(size, Tensor)
-            else torch.sub(leaf, gradient, alpha=size)  # one kernel, and no product is kept
+            _moved(leaf, gradient, size)
             for leaf, gradient, size in zip(leaves, gradients, sizes, strict=True)
         ]
         return moved, None
@@ -95,7 +97,7 @@ class Momentum:
 
     def initial_state(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Empty buffers."""
-        return [torch.zeros_like(leaf) for leaf in leaves]
+        return [torch.zeros_like(at_least_float32(leaf)) for leaf in leaves]
 
     def __call__(
         self,
@@ -118,13 +120,13 @@ class Momentum:
 
 
 class _ScaledGradient:
-    """Scales each task's gradient by a function of its norm, then lets another rule step."""
+    """Scales each task's gradient by its norm, then lets another rule step."""
 
     def __init__(self, then: UpdateRule | None) -> None:
         self.then: UpdateRule = GradientDescent() if then is None else then
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """What to multiply the gradients of each task by, ``(B,)``, given their norms."""
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """A gradient scaled, given ``size * norm``, the norm of its task in two factors."""
         raise NotImplementedError
 
     def initial_state(self, leaves: Sequence[Tensor]) -> Any:
@@ -139,12 +141,13 @@ class _ScaledGradient:
         state: Any,
     ) -> tuple[list[Tensor], Any]:
         """One step."""
-        factor = self.factor(_safe_task_norm(gradients))
+        size, norm = scaled_norm(gradients)
         scaled = [
-            gradient * factor.to(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
-            for gradient in gradients
+            self.scaled(gradient, _per_task(size, gradient), _per_task(norm, gradient))
+            for gradient in map(at_least_float32, gradients)
         ]
-        return self.then(leaves, scaled, sizes, state)
+        moved, state = self.then(leaves, scaled, sizes, state)
+        return [after.to(leaf.dtype) for after, leaf in zip(moved, leaves, strict=True)], state
 
 
 class ClipGradient(_ScaledGradient):
@@ -178,9 +181,10 @@ class ClipGradient(_ScaledGradient):
             raise ValueError(f"expected a positive norm, got {max_norm}")
         self.max_norm = max_norm
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """At most 1."""
-        return (self.max_norm / norm).clamp(max=1.0)
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """Shrunk where it is longer, else untouched to the bit."""
+        shrunk = gradient / size * (self.max_norm / norm)
+        return torch.where(size * norm > self.max_norm, shrunk, gradient)
 
     def __repr__(self) -> str:
         """Constructor call."""
@@ -217,22 +221,25 @@ class NormaliseGradient(_ScaledGradient):
             raise ValueError(f"expected a positive epsilon, got {epsilon}")
         self.epsilon = epsilon
 
-    def factor(self, norm: Tensor) -> Tensor:
-        """The inverse norm."""
-        return 1.0 / (norm + self.epsilon)
+    def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
+        """Divided by the norm."""
+        return gradient / size / (norm + self.epsilon / size)
 
     def __repr__(self) -> str:
         """Constructor call."""
         return f"NormaliseGradient({self.epsilon}, then={self.then})"
 
 
-def _safe_task_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm of each task's gradient, ``(B,)``; its derivative is finite at 0."""
-    squares = [flat_tasks(gradient).square().sum(1) for gradient in gradients]
-    total = torch.stack(squares).sum(0)
-    return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()
+def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
+    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def in_dtype_of(leaf: Tensor, size: Tensor | float) -> Tensor | float:
-    """A float32 step size must not promote a bfloat16 latent."""
-    return size.to(leaf.dtype) if isinstance(size, Tensor) else size
+def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
+    """``leaf - size * gradient`` in float32 at least; the result has the dtype of the leaf."""
+    exact = leaf.dtype == gradient.dtype and leaf.dtype.itemsize >= 4
+    if exact and not isinstance(size, Tensor):
+        return torch.sub(leaf, gradient, alpha=size)  # one kernel; no product is kept
+    whole, slope = at_least_float32(leaf), at_least_float32(gradient)
+    if isinstance(size, Tensor):
+        return (whole - size.to(whole.dtype) * slope).to(leaf.dtype)
+    return torch.sub(whole, slope, alpha=size).to(leaf.dtype)

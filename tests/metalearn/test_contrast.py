@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,3 +218,10 @@ def test_a_temperature_must_be_positive(temperature: float) -> None:
     """Zero divides, a negative one repels the positives."""
     with pytest.raises(ValueError, match=f"expected a positive temperature, got {temperature}"):
         TaskContrastiveLoss(nn.Identity(), temperature=temperature)
+
+
+@pytest.mark.parametrize("skip", [-1, -3, 1.5, None])
+def test_mean_pool_refuses_to_count_from_the_end(skip: Any) -> None:
+    """-1 took the last token alone, without a word."""
+    with pytest.raises(ValueError, match=rf"0 or more, got skip={skip}"):
+        MeanPool(skip)

@@ -348,23 +348,6 @@ def test_methods_that_are_not_there_are_named(name: str, message: str) -> None:
         quadratic("bottom", 0.0, torch.square, 0.1, hypergradient=name)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "message"),
-    [
-        ("distributed", "several CUDA devices"),
-        ("zero", "several CUDA devices"),
-        ("fsdp", "several CUDA devices"),
-        ("accelerate", "broken in Betty"),
-        ("gpu", "device="),
-        ("distribute", "did you mean 'distributed'"),
-    ],
-)
-def test_strategies_are_refused_by_name(strategy: str, message: str) -> None:
-    levels = [quadratic("bottom", 0.0, torch.square, 0.1), quadratic("top", 0.0, torch.square, 0.1)]
-    with pytest.raises(MultilevelError, match=message):
-        Multilevel(levels, strategy=strategy)
-
-
 def test_levels_that_do_not_fit_are_named() -> None:
     bottom, top = (quadratic(name, 0.0, torch.square, 0.1) for name in ("bottom", "top"))
     middle = quadratic("middle", 0.0, torch.square, 0.1, hypergradient="cg")

@@ -38,6 +38,9 @@ from metalearn import (
     plain_attention,
 )
 
+# Not every support loss here is convex, and `Implicit` says so.
+pytestmark = pytest.mark.filterwarnings("ignore::metalearn.errors.CurvatureWarning")
+
 TASKS, WIDTH = 2, 3
 ALL = [
     Unrolled(),
