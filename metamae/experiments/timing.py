@@ -110,5 +110,12 @@ def _steps(
 ) -> Generator[float, None, None]:
     """The steps of a run that is never saved."""
     enough = 10 * count + 100
-    training = replace(config.training, steps=enough, checkpoint_every=enough, compile="off")
+    # A rate at which nothing diverges: the time of a step does not depend on it.
+    training = replace(
+        config.training,
+        steps=enough,
+        checkpoint_every=enough,
+        compile="off",
+        learning_rate=min(config.training.learning_rate, 1e-5),
+    )
     return start_run(replace(config, training=training), dataset, folder, device).train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from metamae.experiments import cell
 from metamae.experiments import sweep as sweeping
 from metamae.experiments.plan import Sweep, read_sweep, resolve
 from metamae.experiments.sweep import FAILURES, RESULTS, TRACEBACK, SweepRun
+from metamae.experiments.workers import run_side_by_side
 from metamae.inputs import Image, Signal, Tabular, Tokens, check_transfer
 from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
@@ -252,10 +254,29 @@ def test_a_worker_that_dies_costs_its_cell(tmp_path: Path) -> None:
     (one,) = run.sweep.cells()
     dying = _Dying(one, run.out / one.name, tuple(one.keys), run.device, None)
     sound = sweeping._Job(one, run.out / one.name, tuple(one.keys), run.device, None)
-    made = [result for _, result in sweeping._run_parallel([dying, sound], 1)]
+    with SILENT.stage("cells", total=2) as stage:
+        made = [result for _, result in run_side_by_side([dying, sound], 1, 1, stage)]
     assert isinstance(made[0], Exception)
     assert isinstance(made[1], list)
     assert [row.key for row in made[1]] == one.keys
+
+
+def test_what_every_worker_does_is_shown(tmp_path: Path) -> None:
+    """By name, while it runs; nothing is left when all have ended."""
+    run = make(tmp_path, overrides=[*TINY, "training.steps=40"])
+    jobs = [
+        sweeping._Job(cell, run.out / cell.name, tuple(cell.keys), run.device, None)
+        for cell in run.sweep.cells()
+    ]
+    shown: list[dict[str, str]] = []
+    with SILENT.stage("cells", total=2) as stage:
+        stage.show = shown.append  # type: ignore[method-assign, assignment]
+        list(run_side_by_side(jobs, 2, 1, stage))
+    assert {job.name for job in jobs} == {name for parts in shown for name in parts}
+    texts = {text for parts in shown for text in parts.values()}
+    assert "starts" in texts
+    assert any(re.match(r"(pretrain|published|few-\d) \d+/\d+", text) for text in texts)
+    assert shown[-1] == {}
 
 
 class _Dying(sweeping._Job):
