@@ -25,6 +25,7 @@ from metamae.config.sections import (
     MaskingConfig,
     ProbeConfig,
     TrainingConfig,
+    check_fields,
     require,
 )
 from metamae.errors import ConfigError, suggest
@@ -66,6 +67,9 @@ PRESETS = ("pocket", "paper", "shared")
 COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
 
+LARGEST_SEED = 2**64 - 1
+"""The largest that torch's generators take."""
+
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
 
@@ -97,8 +101,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the method's name, the seed, and what does not go together."""
+        check_fields(self, "")
         check_method(self.method)
-        require(self.seed >= 0, "seed >= 0", self.seed)
+        require(0 <= self.seed <= LARGEST_SEED, "seed >= 0 and < 2**64", self.seed)
         forced = "on" in (self.training.compile, self.training.cuda_graphs)
         policy = self.adaptation.differentiation
         expected = (
@@ -112,6 +117,18 @@ class Config:
         )
         settings = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
         require(not (forced and self.learn.settings), expected, settings)
+        self._refuse_coarse_differences()
+
+    def _refuse_coarse_differences(self) -> None:
+        """The difference of two gradients in bfloat16 is rounding noise."""
+        differences = self.adaptation.differentiation == "finite_difference"
+        refines = self.method not in METHODS or self.method == "metamae"
+        expected = (
+            "training.autocast=off, or another policy, where "
+            "adaptation.differentiation=finite_difference"
+        )
+        coarse = differences and refines and self.training.autocast != "off"
+        require(not coarse, expected, self.training.autocast)
 
     @property
     def compiles(self) -> bool:

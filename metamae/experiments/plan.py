@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from metamae.config.presets import list_presets, make_config
+from metamae.config.reading import UNREADABLE
 from metamae.config.schema import METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
@@ -199,7 +200,7 @@ def read_sweep(path: Path) -> Sweep:
         values = yaml.safe_load(path.read_text())
     except OSError as fault:
         raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+    except UNREADABLE as fault:
         reason = " ".join(str(fault).split())
         raise ConfigError(f"expected YAML in {path}: {reason}") from fault
     known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
