@@ -5,8 +5,8 @@ it ends with the process that holds it, however that ends, so a stale one is non
 file lies a note that says who holds it; both are removed on release.
 
 On NFS the lock holds between machines only where the server's lock service runs; on file systems
-without locks at all ``filelock`` warns and falls back to a file that a killed process leaves behind,
-and on Windows a lock file that is still open elsewhere cannot be removed and stays, to no harm.
+without locks at all ``filelock`` warns and falls back to a file that a killed process may leave
+behind; and on Windows a lock file that is still open elsewhere cannot be removed, and stays.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "cli",
         "__main__",
     ),
-    "metamae.data": ("dataset formats", "preparing pocket", "sources"),
+    "metamae.data": ("dataset formats fingerprint looking", "preparing pocket", "sources"),
 }
 """From the ground up: a file imports from its own room and those above it in this list only."""
 

@@ -41,7 +41,7 @@ def check_fields(section: Any, name: str) -> None:
         ...
         metamae.errors.ConfigError: expected contrast.weight to be a finite number, got inf
     """
-    for key, kind in _kinds(type(section)).items():
+    for key, kind in _kinds(section.__class__).items():
         _check_value(getattr(section, key), kind, f"{name}.{key}" if name else key)
 
 

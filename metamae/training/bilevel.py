@@ -84,6 +84,10 @@ class BilevelRun(Run):
         seed = fold(self.config.seed, "multilevel")
         return Multilevel([weights, settings], seed=seed, device=self.device)
 
+    def prepare(self, step: int) -> tuple[Batch, MixedRatioSplit]:
+        """Batch and draw of one training step; nothing is prepared ahead."""
+        return self.load(step)
+
     def load(self, step: int) -> tuple[Batch, MixedRatioSplit]:
         """Batch and draw of one training step, from the examples that are not held out."""
         size, seed = self.config.training.batch_size, self.config.seed

@@ -29,6 +29,7 @@ class Checkpoint:
         history: Logged series, see :class:`metamae.training.run_folder.History`.
         seconds: Time spent in optimisation steps.
         provenance: Versions and revision that wrote it.
+        data: Fingerprint of the data it was trained on; empty in files of earlier revisions.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Checkpoint:
     history: dict[str, list[list[float]]]
     seconds: float
     provenance: dict[str, str]
+    data: str = ""
 
     def save(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never a part."""

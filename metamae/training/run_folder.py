@@ -75,6 +75,23 @@ def check_same_run(earlier: Config, wanted: Config, run_dir: Path) -> None:
         )
 
 
+def check_same_data(earlier: str, wanted: str, name: str, run_dir: Path) -> None:
+    """Raise ``CheckpointError`` unless a run was trained on the data that are there now.
+
+    Args:
+        earlier: Fingerprint that the run recorded; an empty one, of an earlier revision, passes.
+        wanted: Fingerprint of the data at hand.
+        name: Name of the data set.
+        run_dir: Folder of the run.
+    """
+    if earlier and earlier != wanted:
+        raise CheckpointError(
+            f"expected the data {name!r} that {run_dir} was trained on (fingerprint {earlier}), "
+            f"got others of that name ({wanted}); bring the earlier data back, use another output "
+            "folder, or delete this one to run it again"
+        )
+
+
 def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in values.items():
