@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Task
 from metamae.errors import DataError, TrainingError
-from metamae.evaluation.features import Features
+from metamae.evaluation.features import Features, refuse_one_class
 from metamae.evaluation.metrics import score, score_with_ignored
 from metamae.evaluation.result import Evaluation
 
@@ -83,6 +83,7 @@ def fit_regularised(
         TrainingError: the solver did not converge.
     """
     features = features.astype(np.float64)
+    refuse_one_class(labels, task, "a linear fit")
     scaler = scaler or Scaler.of(features)
     return _fit(scaler, scaler(features), labels, strength, _model(task))
 
@@ -102,7 +103,7 @@ def fit_tuned(
         seed: Seed of the cut.
 
     Raises:
-        DataError: no rows can be held out.
+        DataError: no rows can be held out, or there is one class only.
         TrainingError: the solver did not converge.
 
     Example:
@@ -114,6 +115,7 @@ def fit_tuned(
         >>> fit_tuned(x, y, task).predict(np.array([[-0.5], [0.5]]))
         array([0, 1])
     """
+    refuse_one_class(labels, task, "the tuned probe")
     features = features.astype(np.float64)
     fit, held = hold_out(labels, groups, classes=task.kind != "regression", seed=seed)
     scaler = Scaler.of(features[fit])

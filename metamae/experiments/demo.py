@@ -13,6 +13,7 @@ from metamae.data import load_dataset
 from metamae.errors import ConfigError
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.sweep import RESULTS, SweepRun
+from metamae.locks import locked
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
 from metamae.report.comparison import rank
@@ -59,7 +60,12 @@ class Demo:
 
         Raises:
             Exception: what made a cell fail; nothing is run after it.
+            LockedError: another process is at work on the folder.
         """
+        with locked(self.out):
+            return self._run(reporter)
+
+    def _run(self, reporter: Reporter) -> list[Result]:
         self._adopt_earlier_folders()
         rows, seed = self._finished(), 0
         while names := [name for name in self.sweep.datasets if self._wants(name, seed, rows)]:

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from metamae.config.presets import list_presets, make_config
-from metamae.config.reading import UNREADABLE
-from metamae.config.schema import METHODS, PRESETS, Config, check_method
+from metamae.config.reading import UNREADABLE, shorten
+from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 from metamae.errors import ConfigError, suggest
@@ -133,8 +133,11 @@ class Sweep:
         """All cells: seeds outermost, so that a sweep that is stopped has whole comparisons.
 
         Raises:
-            ConfigError: overrides that are impossible for a data set.
+            ConfigError: overrides that are impossible for a data set, or too many cells.
         """
+        most = len(self.seeds) * len(self.datasets) * len(self.variants) * len(self.methods)
+        if most > MOST_CELLS:
+            raise ConfigError(f"expected up to {MOST_CELLS} cells in a sweep, got {most}")
         return [cell for seed in self.seeds for cell in self._cells(seed)]
 
     def _cells(self, seed: int) -> Iterator[Cell]:
@@ -247,11 +250,22 @@ def _variants(values: Any) -> dict[str, Variant]:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = list(range(value)) if isinstance(value, int) else value
-    whole = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    if type(value) is int and value > MOST_CELLS:
+        raise ConfigError(f"expected up to {MOST_CELLS} seeds, got {shorten(value)}")
+    seeds = list(range(value)) if type(value) is int else value
+    whole = isinstance(seeds, list) and all(
+        type(s) is int and 0 <= s <= LARGEST_SEED for s in seeds
+    )
     if not whole or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"expected seeds as a number or a list of numbers >= 0, got {value!r}")
+        raise ConfigError(
+            f"expected seeds as a number or a list of numbers >= 0, got {shorten(value)}; each once, "
+            "and below 2**64"
+        )
     return tuple(seeds)
+
+
+MOST_CELLS = 100_000
+"""More cells than anybody waits for: a number in a sweep file is then a slip."""
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
