@@ -35,7 +35,7 @@ STARTS = {
 KEYS = ("adaptation.step_size", "contrast.weight", "masking.nearby_ratio", "masking.mask_ratio")
 SMALL = [
     *("encoder.width=64", "encoder.depth=2", "decoder.width=32", "decoder.depth=1"),
-    *("contrast.hidden=64", "contrast.out=32", "training.batch_size=64", "training.log_every=5"),
+    *("contrast.hidden=64", "contrast.out=32", "training.log_every=5"),
 ]
 
 
@@ -71,7 +71,11 @@ def learn_from_both(options: argparse.Namespace) -> int:
     """Train from both starts and tell what was learned."""
     reporter, data = Reporter(Console(width=120)), load_dataset(options.dataset)
     learn = (f"learn.settings=[{','.join(LEARNED)}]", "learn.unroll_steps=2")
-    configs = {name: configure(options.dataset, name, options.steps, *learn) for name in STARTS}
+    # A tenth of the examples judges; a batch has to fit into the others.
+    batch = f"training.batch_size={min(64, len(data.need('pretrain')) * 9 // 10)}"
+    configs = {
+        name: configure(options.dataset, name, options.steps, batch, *learn) for name in STARTS
+    }
     least = max(map(least_steps, configs.values()))
     if options.steps < least:
         raise ConfigError(

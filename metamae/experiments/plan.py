@@ -258,8 +258,8 @@ def _seeds(value: Any) -> tuple[int, ...]:
     )
     if not whole or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"expected seeds as a number or a list of numbers >= 0, got {shorten(value)}; each once, "
-            "and below 2**64"
+            f"expected seeds as a number or a list of numbers >= 0, got {shorten(value)}; "
+            "each once, and below 2**64"
         )
     return tuple(seeds)
 
