@@ -42,5 +42,5 @@ class DataWarning(UserWarning):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """``got 'x'``, with the nearest known name when there is one."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(str(name), map(str, known), n=1)
     return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")

@@ -60,7 +60,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "multilevel",
     ),
     "metamae": (
-        "version errors files locks stopping randomness inputs progress",
+        "version errors arguments files locks stopping randomness inputs progress",
         "config",
         "data",
         "model",

@@ -13,7 +13,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message, and where to read more."""
-        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+        print(f"error: {line}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 

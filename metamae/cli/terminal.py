@@ -41,8 +41,13 @@ def guarded(action: Callable[[], int], *, interrupted: str = RESUME_HINT) -> int
     try:
         with stoppable():
             return action()
-    except (MetamaeError, MetalearnError, OSError) as fault:
+    except (MetamaeError, MetalearnError) as fault:
         return _fail(str(fault))
+    except OSError as fault:
+        return _fail(
+            f"expected files that can be read and written, got {fault}; look at the path, its "
+            "permissions and the space left"
+        )
     except torch.OutOfMemoryError as fault:
         reason = str(fault).splitlines()[0]
         return _fail(f"{reason} Lower training.batch_size, or use --device cpu")
@@ -57,7 +62,8 @@ def guarded(action: Callable[[], int], *, interrupted: str = RESUME_HINT) -> int
 
 
 def _fail(reason: str) -> int:
-    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    line = " ".join(reason.split()).encode("utf-8", "backslashreplace").decode()
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.config.reading import apply_override
 from metamae.config.schema import PRESETS, Config
 from metamae.errors import ConfigError, suggest
@@ -25,6 +26,7 @@ def load_preset(preset: str, name: str) -> dict[str, Any]:
         {'step_size': 0.5}
     """
     known = list_presets(preset)
+    check_text(name, "a data set")
     if name not in known:
         raise ConfigError(
             f"expected a data set with a {preset} preset ({', '.join(known)}), "
@@ -41,6 +43,7 @@ def list_presets(preset: str) -> list[str]:
     Raises:
         ConfigError: an unknown kind.
     """
+    check_text(preset, "a preset")
     if preset not in PRESETS:
         raise ConfigError(
             f"expected a preset among {', '.join(PRESETS)}, {suggest(str(preset), PRESETS)}"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.errors import ConfigError, suggest
 
 UNREADABLE = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
@@ -24,6 +25,7 @@ def shorten(value: object) -> str:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Write one ``section.key=value`` into nested values; the value is read as YAML."""
+    check_text(override, "an override")
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"expected an override like training.steps=100, got {override!r}")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.config.reading import build, plain
 from metamae.config.sections import (
     AdaptationConfig,
@@ -47,6 +48,7 @@ def check_method(name: str) -> None:
     Packages that name a module under the entry point ``metamae.methods`` are asked for it, by
     importing that module, which calls :func:`metamae.methods.register_method`.
     """
+    check_text(name, "a method")
     if name not in known_methods():
         for entry in entry_points(group="metamae.methods"):
             entry.load()

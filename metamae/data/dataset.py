@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -158,10 +159,11 @@ class Partition:
 
         Raises:
             DataError: a value that is not finite, or a symbol outside the vocabulary; the message
-                names the row.
+                names the row. Rows that are not there.
         """
         rows = index.numpy() if isinstance(index, Tensor) else index
-        return {spec.name: self._convert(spec, rows) for spec in self.inputs}
+        with _named_rows(len(self)):
+            return {spec.name: self._convert(spec, rows) for spec in self.inputs}
 
     def _convert(self, spec: Any, rows: Any) -> Tensor:
         raw = np.asarray(self.arrays[spec.name][rows])
@@ -181,6 +183,14 @@ class Partition:
         return x if scaling is None else scaling(x)
 
 
+@contextmanager
+def _named_rows(count: int) -> Iterator[None]:
+    try:
+        yield
+    except IndexError as fault:
+        raise DataError(f"expected rows from 0 to {count - 1}, got others ({fault})") from fault
+
+
 def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> LabelledBatch:
     """Scaled examples with their labels: int64 classes, or float32 numbers.
 
@@ -190,7 +200,8 @@ def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> La
     if data.labels is None:
         raise DataError("expected labelled examples, got a partition without labels")
     rows = index.numpy() if isinstance(index, Tensor) else index
-    raw = np.asarray(data.labels[rows])
+    with _named_rows(len(data)):
+        raw = np.asarray(data.labels[rows])
     _refuse_kind(raw, "labels")
     real = np.issubdtype(raw.dtype, np.floating)
     if real:
@@ -299,6 +310,8 @@ class Dataset:
             >>> len(load_dataset("basic_motions").need("test"))
             40
         """
+        if not isinstance(part, str) or part not in ("pretrain", "train", "test"):
+            raise DataError(f"expected a partition among pretrain, train, test, got {part!r}")
         partition: Partition | None = getattr(self, part)
         if partition is None:
             use, other = (

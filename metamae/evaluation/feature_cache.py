@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
@@ -33,6 +34,7 @@ def run_features(
     Raises:
         CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
     """
+    run_dir = as_path(run_dir, "a run folder")
     checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}.pt"
     key = _cache_key(checkpoint, dataset)
     parts = _read_cache(path, key)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from metamae.arguments import as_path, check_text
 from metamae.config.presets import list_presets, make_config
 from metamae.config.reading import UNREADABLE, shorten
 from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
@@ -109,6 +110,12 @@ class Sweep:
     def __post_init__(self) -> None:
         """Check all names."""
         for what in ("datasets", "methods", "seeds", "protocols", "variants"):
+            kind = dict if what in ("datasets", "variants") else tuple
+            if not isinstance(getattr(self, what), kind):
+                raise ConfigError(
+                    f"expected {what} of a sweep as a {kind.__name__}, got "
+                    f"{shorten(getattr(self, what))}"
+                )
             if not getattr(self, what):
                 raise ConfigError(f"expected one or more {what} in a sweep, got none")
         for protocol in self.protocols:
@@ -173,7 +180,10 @@ def resolve(
         >>> resolve("sensors", "pocket", "random", 3).training.steps
         0
     """
+    for name, what in ((dataset, "a data set"), (preset, "a preset"), (method, "a method")):
+        check_text(name, what)
     for override in overrides:
+        check_text(override, "an override")
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a setting of its own instead of the override {override}")
     preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
@@ -199,6 +209,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
     """
+    path = as_path(path, "a sweep file")
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as fault:

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metamae.arguments import as_path
 from metamae.errors import DataError
 from metamae.evaluation.result import Evaluation
 from metamae.files import write_json
@@ -108,6 +109,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         DataError: a damaged file, or one that holds something else.
     """
+    path = as_path(path, "a result file")
     if not path.exists():
         return []
     try:
@@ -179,7 +181,7 @@ def all_results(paths: Sequence[Path]) -> list[Result]:
         DataError: a path that is not there, or a folder without results.
     """
     found = []
-    for path in paths:
+    for path in [as_path(path, "results") for path in paths]:
         files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if _is_result(f)]
         rows = [row for file in files for row in read_results(file)]
         if not rows:

@@ -10,6 +10,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.errors import CheckpointError, ConfigError
 from metamae.files import replacing
@@ -54,6 +55,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing, damaged, or of another format.
         """
+        path = as_path(path, "a checkpoint")
         if not path.is_file():
             raise CheckpointError(
                 f"expected a checkpoint at {path}, found none; "

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.looking import look_at
@@ -94,6 +95,7 @@ def pretrain(
         ...     pretrain(config, load_dataset("basic_motions"), pathlib.Path(folder)).steps
         2
     """
+    run_dir = as_path(run_dir, "a run folder")
     reporter, device = reporter or Reporter(None), torch.device(device)
     with locked(run_dir):
         run = _run_kind(config)(config, dataset, run_dir, device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.errors import CheckpointError
 from metamae.inputs import Inputs
@@ -41,6 +42,7 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     Raises:
         CheckpointError: a missing or damaged file.
     """
+    path = as_path(path, "a history")
     try:
         series = json.loads(path.read_text())
         series["loss"]

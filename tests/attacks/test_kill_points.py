@@ -18,12 +18,12 @@ from metamae.report.rows import Result, read_results
 from metamae.training.checkpoint import Checkpoint
 from tests.attacks.running import SETTINGS, TINY, Command, equal_bits, sample, tell
 
-STEPS = 80
+STEPS = 24
 PRETRAIN = (
     *("pretrain", "basic_motions", "--out", "run", *SETTINGS),
-    *("--set", f"training.steps={STEPS}", "--set", "training.checkpoint_every=7"),
+    *("--set", f"training.steps={STEPS}", "--set", "training.checkpoint_every=5"),
 )
-PROBE = ("probe", "run", "--protocol", "all")
+PROBE = ("probe", "run", "--protocol", "published", "knn", "few-1", "few-5")
 SWEEP = ("sweep", "small.yaml", "--out", "out")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 POINTS = [(s, random.Random(n).random()) for n in range(12) for s in SIGNALS]
@@ -117,7 +117,7 @@ def test_sweeping(
         "methods": ["random", "mae", "metamae"],
         "seeds": 1,
         "protocols": ["published", "knn"],
-        "overrides": [*TINY, "training.steps=30", "training.checkpoint_every=4"],
+        "overrides": [*TINY, "training.steps=9", "training.checkpoint_every=4"],
     }
     sweep = (*SWEEP, "--workers", workers)
     (tmp_path / "whole").mkdir()
