@@ -413,9 +413,8 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
     """
     names = [spec.name for spec in inputs]
     if not isinstance(batch, Mapping) or sorted(batch) != sorted(names):
-        raise InputError(
-            f"expected a batch with inputs {names}, got {list(batch) if isinstance(batch, Mapping) else type(batch).__name__}"
-        )
+        found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise InputError(f"expected a batch with inputs {names}, got {found}")
     for spec in inputs:
         spec.check(batch[spec.name])
     sizes = {name: len(batch[name]) for name in names}

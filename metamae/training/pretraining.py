@@ -13,7 +13,6 @@ import torch
 from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
-from metamae.data.looking import look_at
 from metamae.errors import DataWarning
 from metamae.files import write_json, write_text
 from metamae.locks import locked
@@ -156,7 +155,7 @@ def _stopped(run: Run, requests: Requests) -> Stopped:
 
 def _warn_of_odd_data(run: Run, reporter: Reporter) -> None:
     """Say what is odd about the data, or warn where nobody listens."""
-    for line in look_at(run.data, seed=run.config.seed):
+    for line in run.remarks():
         text = f"{_title(run)}: warning: {line}"
         reporter.say(text)
         if reporter.console is None:

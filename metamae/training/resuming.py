@@ -23,7 +23,8 @@ def named_mismatch(path: Path) -> Iterator[None]:
     except CheckpointError as fault:
         raise CheckpointError(_explain(path, str(fault))) from fault
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, MetalearnError) as fault:
-        reason = " ".join(str(fault).split()) or type(fault).__name__
+        name = type(fault).__name__
+        reason = f"{name}: {' '.join(str(fault).split())}"
         raise CheckpointError(_explain(path, reason[:300])) from fault
 
 

@@ -20,6 +20,7 @@ from metalearn.randomness import fold, seeded
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset, labelled_batch
 from metamae.data.fingerprint import fingerprint
+from metamae.data.looking import look_at
 from metamae.errors import CheckpointError, ConfigError, TrainingError
 from metamae.inputs import Batch, to_device
 from metamae.methods.building import build_method
@@ -216,6 +217,10 @@ class Run:
             f"expected a finite loss, got {value} at step {self.step + 1} ({shown}); nothing was "
             "updated. Lower training.learning_rate or adaptation.step_size, or look at the data"
         )
+
+    def remarks(self) -> list[str]:
+        """What is odd about the data to train on, a line each."""
+        return look_at(self.data, seed=self.config.seed)
 
     def refuse_ruined(self) -> None:
         """Refuse weights that the last update left unfit: the next loss would have told.
