@@ -19,8 +19,9 @@ from metamae import CheckpointError, load_dataset
 from metamae.cli.main import main
 from metamae.data import Affine, Dataset
 from metamae.data.fingerprint import fingerprint
-from metamae.evaluation import run_features
-from metamae.experiments.plan import resolve
+from metamae.evaluation import describe_protocol, run_features
+from metamae.experiments.cell import is_current
+from metamae.experiments.plan import Cell, resolve
 from metamae.report.rows import Result, read_results, write_results
 from metamae.training import pretrain
 from metamae.training.checkpoint import Checkpoint
@@ -192,3 +193,21 @@ def test_rows_of_earlier_revisions_have_no_fingerprint(tmp_path: Path) -> None:
     row = read_results(Path(__file__).parents[1] / "metamae/earlier/sweep/results.json")[0]
     assert isinstance(row, Result)
     assert row.data == ""
+
+
+def test_a_row_probed_on_other_data_is_made_anew(tmp_path: Path) -> None:
+    """Its run stays: that was trained on the same."""
+    earlier = read_results(Path(__file__).parents[1] / "metamae/earlier/sweep/results.json")[0]
+    config = resolve("sensors", "pocket", "mae", 0, [*TINY, f"training.steps={earlier.steps}"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    cell = Cell(config=config, variant="default", targets=("vowels",), protocols=("knn",))
+    settings = describe_protocol("knn", config.probe)
+    changes = {"dataset": "sensors", "transfer": "vowels", "protocol": "knn"}
+    row = replace(earlier, **changes, settings=settings)
+    now = {"sensors": "a", "vowels": "b"}
+    current = {"": True, "a/b": True, "-/b": True, "a/c": False, "-/c": False}
+    for data, expected in current.items():
+        assert is_current(replace(row, data=data), cell, tmp_path, now.__getitem__) is expected
+    assert is_current(replace(row, data="a/c"), cell, tmp_path, lambda name: "")
+    with pytest.raises(CheckpointError, match="trained on"):
+        is_current(replace(row, data="c/b"), cell, tmp_path, now.__getitem__)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metamae import TrainingError, load_dataset, make_config
+from metamae.errors import LockedError
+from metamae.locks import locked
 from metamae.stopping import SIGNALS, Stopped, held_back, stoppable
 from metamae.training import Checkpoint, pretrain
 from metamae.training.run import Run
@@ -87,3 +90,20 @@ def test_a_last_update_that_ruins_the_weights_is_an_error(
     with pytest.raises(TrainingError, match=r"learning_rate|ruined the weights"):
         pretrain(config, load_dataset("basic_motions"), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_weights_that_are_finite_and_useless_are_an_error(tmp_path: Path) -> None:
+    """The next loss would have told."""
+    overrides = [*TINY, "training.steps=1", "training.learning_rate=1e25"]
+    config = make_config("basic_motions", overrides=overrides, method="mae")
+    with pytest.raises(TrainingError, match="the update of step 1 left the loss NaN or infinite"):
+        pretrain(config, load_dataset("basic_motions"), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_pretraining_locks_its_folder(tmp_path: Path) -> None:
+    config = make_config("basic_motions", overrides=[*TINY, "training.steps=1"], method="mae")
+    with ThreadPoolExecutor(1) as other, locked(tmp_path):
+        done = other.submit(pretrain, config, load_dataset("basic_motions"), tmp_path)
+        assert isinstance(done.exception(), LockedError)
+    assert list(tmp_path.iterdir()) == []
