@@ -85,7 +85,7 @@ def training_bytes(config: Config) -> float:
         >>> from metamae import make_config
         >>> from metamae.training.memory import training_bytes
         >>> round(training_bytes(make_config("pamap2", preset="paper")) / 2**20)
-        99
+        110
     """
     encoder, decoder = config.encoder, config.decoder
     # A block has four maps of its width for attention, and two to and from the hidden units.
