@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from metamae import Config, load_dataset, make_config
+from metamae import Config, ConfigError, load_dataset, make_config
+from metamae.cli.terminal import guarded
 from metamae.config.sections import LEARNABLE
 from metamae.methods.learning import initial_value
 from metamae.progress import Reporter
@@ -34,7 +35,7 @@ STARTS = {
 KEYS = ("adaptation.step_size", "contrast.weight", "masking.nearby_ratio", "masking.mask_ratio")
 SMALL = [
     *("encoder.width=64", "encoder.depth=2", "decoder.width=32", "decoder.depth=1"),
-    *("contrast.hidden=64", "contrast.out=32", "training.batch_size=64", "training.log_every=5"),
+    *("contrast.hidden=64", "contrast.out=32", "training.log_every=5"),
 ]
 
 
@@ -50,17 +51,36 @@ def reference(run: Pretrained) -> float:
     return sum(value for _, value in points) / len(points)
 
 
-def main() -> None:
-    """Learn from both starts, compare, draw."""
+def least_steps(config: Config) -> int:
+    """Steps until the settings have moved once: before that there is nothing to tell."""
+    return config.learn.warmup_steps + config.learn.unroll_steps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Learn from both starts, compare, draw; returns the exit code."""
     parser = argparse.ArgumentParser(description="MetaMAE that learns its own settings.")
     parser.add_argument("--dataset", default="multispectral_spatial", help="embedded data set")
     parser.add_argument("--steps", type=int, default=240, help="training steps")
     parser.add_argument("--out", type=Path, default=Path("runs/bilevel"), help="folder of pictures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    return guarded(lambda: learn_from_both(options), interrupted="stopped; nothing is kept")
+
+
+def learn_from_both(options: argparse.Namespace) -> int:
+    """Train from both starts and tell what was learned."""
     reporter, data = Reporter(Console(width=120)), load_dataset(options.dataset)
     learn = (f"learn.settings=[{','.join(LEARNED)}]", "learn.unroll_steps=2")
-    configs = {name: configure(options.dataset, name, options.steps, *learn) for name in STARTS}
+    # A tenth of the examples judges; a batch has to fit into the others.
+    batch = f"training.batch_size={min(64, len(data.need('pretrain')) * 9 // 10)}"
+    configs = {
+        name: configure(options.dataset, name, options.steps, batch, *learn) for name in STARTS
+    }
+    least = max(map(least_steps, configs.values()))
+    if options.steps < least:
+        raise ConfigError(
+            f"expected --steps {least} or more, got {options.steps}: the settings first move then"
+        )
     runs = {}
     for name, config in configs.items():
         reporter.say(name)
@@ -77,7 +97,8 @@ def main() -> None:
     picture = options.out / "settings.png"
     draw_settings({name: [run.history.series] for name, run in runs.items()}, picture)
     print(f"wrote {picture}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

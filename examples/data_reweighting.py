@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reweighting"), help="folder")
     parser.add_argument("--steps", type=int, default=2000, help="training steps")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"expected --steps 1 or more, got {options.steps}")
     torch.manual_seed(0)
     torch.set_num_threads(1)
     noisy, clean, test, wrong = load()

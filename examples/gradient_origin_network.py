@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--reduce", choices=("sum", "mean"), default="sum", help="over pixels")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"expected --steps 1 or more, got {options.steps}")
     torch.manual_seed(0)
     torch.set_num_threads(1)  # products this small only lose time to further threads
     images, unseen = load_digits()

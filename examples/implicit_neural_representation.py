@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/inr"), help="folder of the picture")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"expected --steps 1 or more, got {options.steps}")
     torch.set_num_threads(1)  # the network is tiny
     torch.manual_seed(options.seed)
     digits = load_dataset("digits")

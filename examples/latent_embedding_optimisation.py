@@ -114,9 +114,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps in each setting")
     parser.add_argument("--shots", type=int, default=5, help="labelled images of each class")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"expected --steps 1 or more, got {options.steps}")
     torch.manual_seed(0)
     torch.set_num_threads(1)  # products this small only lose time to further threads
     (seen, unseen), figure = load_classes(), Figure(figsize=(9, 3.5), layout="constrained")
+    most = min(map(len, [*seen, *unseen])) - QUERIES
+    if not 1 <= options.shots <= most:
+        parser.error(f"expected --shots from 1 to {most}, got {options.shots}")
     print(f"digits 6-9, {WAYS}-way {options.shots}-shot: accuracy (deviation over {TASKS} tasks),")
     print("before and after the inner loop; untrained, after it; nearest centroid of the pixels")
     for axes, ink in zip(figure.subplots(1, 2, sharey=True), ("dark ink", "any ink"), strict=True):

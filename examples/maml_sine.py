@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--policy", choices=POLICIES, default="unrolled", help="outer gradient")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"expected --steps 1 or more, got {options.steps}")
     torch.manual_seed(0)
     torch.set_num_threads(1)  # products this small only lose time to further threads
     policy, step_size = POLICIES[options.policy], metalearn.LearnedStepSize(0.02)

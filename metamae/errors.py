@@ -32,7 +32,15 @@ class TrainingError(MetamaeError, RuntimeError):
     """Training cannot go on, for instance because a loss is no longer finite."""
 
 
+class LockedError(MetamaeError, RuntimeError):
+    """Another process is at work on the same output folder."""
+
+
+class DataWarning(UserWarning):
+    """Inputs that can be trained on, but hardly as they are: constant, or absurdly scaled."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """``got 'x'``, with the nearest known name when there is one."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(str(name), map(str, known), n=1)
     return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")

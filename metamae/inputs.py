@@ -25,6 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from metamae.arguments import is_whole
 from metamae.errors import InputError
 
 Batch: TypeAlias = Mapping[str, Tensor]
@@ -57,20 +58,26 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def _check_divides(what: str, size: int, by: int) -> None:
-    if size < 1 or by < 1 or size % by:
+    if not is_whole(size) or not is_whole(by) or size < 1 or by < 1 or size % by:
         raise InputError(
-            f"expected {what} to be a positive multiple of the token size, got {size} and {by}; "
-            "choose a token size that divides it, or crop the data"
+            f"expected {what} to be a positive multiple of the token size, got {size!r} and "
+            f"{by!r}; choose a token size that divides it, or crop the data"
         )
 
 
 def _check_positive(name: str, **sizes: int) -> None:
     for what, size in sizes.items():
-        if size < 1:
-            raise InputError(f"expected {what} >= 1 of input {name!r}, got {size}")
+        if not is_whole(size) or size < 1:
+            raise InputError(f"expected {what} >= 1 of input {name!r}, got {size!r}")
+
+
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected input {name!r} as a tensor, got {type(x).__name__}")
 
 
 def _check_real(name: str, x: Tensor, shape: Sequence[int | None]) -> None:
+    _check_tensor(name, x)
     expected = "(B, " + ", ".join("any" if s is None else str(s) for s in shape) + ")"
     fits = x.ndim == len(shape) + 1 and all(
         want is None or want == have for want, have in zip(shape, x.shape[1:], strict=True)
@@ -213,6 +220,8 @@ class Image:
     def __post_init__(self) -> None:
         """Check sizes."""
         _check_positive(self.name, channels=self.channels)
+        if not isinstance(self.patch, tuple) or len(self.patch) != 2:
+            raise InputError(f"expected patch (height, width) of {self.name!r}, got {self.patch!r}")
         _check_divides(f"the height of image {self.name!r}", self.height, self.patch[0])
         _check_divides(f"the width of image {self.name!r}", self.width, self.patch[1])
 
@@ -356,6 +365,7 @@ class Tokens:
 
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` unless a batch holds indices; their range is checked on the CPU."""
+        _check_tensor(self.name, x)
         if x.ndim != 2:
             raise InputError(f"expected input {self.name!r} of shape (B, L), got {tuple(x.shape)}")
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
@@ -402,8 +412,9 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
         InputError: a missing or unknown input, differing batch sizes, or another grid.
     """
     names = [spec.name for spec in inputs]
-    if sorted(batch) != sorted(names):
-        raise InputError(f"expected a batch with inputs {names}, got {list(batch)}")
+    if not isinstance(batch, Mapping) or sorted(batch) != sorted(names):
+        found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise InputError(f"expected a batch with inputs {names}, got {found}")
     for spec in inputs:
         spec.check(batch[spec.name])
     sizes = {name: len(batch[name]) for name in names}

@@ -60,7 +60,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "multilevel",
     ),
     "metamae": (
-        "version errors files randomness inputs progress",
+        "version errors arguments files locks stopping randomness inputs progress",
         "config",
         "data",
         "model",
@@ -72,7 +72,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "cli",
         "__main__",
     ),
-    "metamae.data": ("dataset formats", "preparing pocket", "sources"),
+    "metamae.data": ("dataset formats fingerprint looking", "preparing pocket", "sources"),
 }
 """From the ground up: a file imports from its own room and those above it in this list only."""
 

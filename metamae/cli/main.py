@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from metamae.cli import data as data_commands
+from metamae.cli.options import OneLineParser
 from metamae.cli.pretrain import add_pretrain
 from metamae.cli.probe import add_probe
 from metamae.cli.report import add_report
@@ -16,7 +17,7 @@ from metamae.version import __version__
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; every command sets ``run``, a function of the parsed options."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="metamae", description="Self-supervised learning for any modality: MetaMAE and DABS."
     )
     parser.add_argument("--version", action="version", version=f"metamae {__version__}")
@@ -26,7 +27,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_sweep(commands)
     add_report(commands)
     data_commands.add_parser(commands).set_defaults(
-        run=lambda options: data_commands.run(options, make_console())
+        run=lambda options: data_commands.run(options, make_console()),
+        interrupted="stopped; nothing half-made is kept, run the same command again",
     )
     return parser
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message, and where to read more."""
+        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+        print(f"error: {line}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

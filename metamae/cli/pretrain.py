@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from metamae.cli.options import add_overrides, add_places
-from metamae.cli.terminal import make_console
+from metamae.cli.terminal import NOTHING_HINT, make_console
 from metamae.config.schema import METHODS, PRESETS
 from metamae.data import load_dataset
 from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError
 from metamae.experiments.plan import resolve
+from metamae.locks import locked
 from metamae.progress import Reporter
+from metamae.stopping import Stopped, signal_of
 from metamae.training.devices import choose_device
 from metamae.training.pretraining import pretrain
 from metamae.training.provenance import device_name
@@ -50,16 +52,22 @@ def run_pretrain(options: argparse.Namespace) -> int:
             options.dataset, data_dir=options.data_dir, token_size=config.token_size
         )
     folder = options.out or Path("runs") / config.dataset / config.method / f"seed-{config.seed}"
-    if (folder / CHECKPOINT).exists() and not options.resume:
-        raise ConfigError(
-            f"expected an empty run folder, {folder} holds a checkpoint; add --resume to continue "
-            "it, or choose another --out"
-        )
     device = choose_device(options.device)
     reporter = Reporter(make_console())
-    reporter.say(f"{folder} on {device_name(device)}")
-    done = pretrain(
-        config, dataset, folder, device=device, resume=options.resume, reporter=reporter
-    )
+    with locked(folder):
+        if (folder / CHECKPOINT).exists() and not options.resume:
+            raise ConfigError(
+                f"expected an empty run folder, {folder} holds a checkpoint; add --resume to "
+                "continue it, or choose another --out"
+            )
+        reporter.say(f"{folder} on {device_name(device)}")
+        try:
+            done = pretrain(
+                config, dataset, folder, device=device, resume=options.resume, reporter=reporter
+            )
+        except KeyboardInterrupt as stop:
+            if (folder / CHECKPOINT).exists():
+                raise
+            raise Stopped(signal_of(stop), hint=NOTHING_HINT) from None
     reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: metamae probe {folder}")
     return 0

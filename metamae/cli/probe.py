@@ -10,11 +10,14 @@ from metamae.cli.options import add_places
 from metamae.cli.terminal import make_console
 from metamae.config.presets import override
 from metamae.data import load_dataset
+from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.evaluate_run import probe_row
+from metamae.experiments.plan import MOST_CELLS
 from metamae.inputs import check_transfer
+from metamae.locks import locked
 from metamae.progress import Reporter
 from metamae.report.rows import DEFAULT, Result, read_results, write_results
 from metamae.report.wording import describe_place, mean_and_spread, with_spread
@@ -53,7 +56,9 @@ def add_probe(commands: Any) -> None:
         help="override a setting of the published probe, e.g. --set probe.epochs=50 (repeatable)",
     )
     add_places(parser)
-    parser.set_defaults(run=run_probe)
+    parser.set_defaults(
+        run=run_probe, interrupted="stopped; rows of protocols that were finished are kept"
+    )
 
 
 def run_probe(options: argparse.Namespace) -> int:
@@ -66,8 +71,8 @@ def run_probe(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"expected settings of the probe, such as probe.epochs=50, got {setting}"
             )
-    if options.seeds < 1:
-        raise ConfigError(f"expected at least 1 seed, got {options.seeds}")
+    if not 1 <= options.seeds <= MOST_CELLS:
+        raise ConfigError(f"expected at least 1 seed and up to {MOST_CELLS}, got {options.seeds}")
     trained = Checkpoint.load(options.run_dir / CHECKPOINT)
     config = trained.config
     changed = override(config, options.set)
@@ -81,28 +86,40 @@ def run_probe(options: argparse.Namespace) -> int:
         check_transfer(source.inputs, dataset.inputs, names=(source.name, name))
     device = choose_device(options.device)
     reporter = Reporter(make_console())
-    features = run_features(options.run_dir, dataset, device=device)
-    path = options.run_dir / PROBES
-    rows = {row.key: row for row in read_results(path)}
-    for protocol in protocols:
-        new_rows = [
-            probe_row(
-                trained,
-                features,
-                protocol,
-                transfer=name,
-                variant=DEFAULT,
-                device=device,
-                probe=changed.probe,
-                probe_seed=config.seed + number,
-                reporter=reporter,
+    with locked(options.run_dir):
+        trained = Checkpoint.load(options.run_dir / CHECKPOINT)  # as it is now, and stays
+        features = run_features(options.run_dir, dataset, device=device)
+        data = fingerprint(dataset)
+        if name == config.dataset and trained.data not in ("", data):
+            reporter.say(
+                f"warning: {name!r} is not what the run was trained on: its data have the "
+                f"fingerprint {data}, the run's had {trained.data}"
             )
-            for number in range(options.seeds)
-        ]
-        rows |= {row.key: row for row in new_rows}
-        write_results(path, rows.values())
-        reporter.say(describe(new_rows))
+        for protocol in protocols:
+            new_rows = [
+                probe_row(
+                    trained,
+                    features,
+                    protocol,
+                    transfer=name,
+                    variant=DEFAULT,
+                    device=device,
+                    probe=changed.probe,
+                    probe_seed=config.seed + number,
+                    data=data,
+                    reporter=reporter,
+                )
+                for number in range(options.seeds)
+            ]
+            _add(options.run_dir / PROBES, new_rows)
+            reporter.say(describe(new_rows))
     return 0
+
+
+def _add(path: Path, new_rows: list[Result]) -> None:
+    """Write rows beside those that are there, in place of those with the same keys."""
+    rows = {row.key: row for row in [*read_results(path), *new_rows]}
+    write_results(path, rows.values())
 
 
 def describe(rows: list[Result]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from metamae.config.schema import check_method
 from metamae.errors import ConfigError
 from metamae.files import write_text
 from metamae.report.figure import draw_report
-from metamae.report.rows import find_results, write_results
+from metamae.report.rows import all_results, find_results, mixed_data, write_results
 from metamae.report.tables import make_report
 
 
@@ -38,6 +39,8 @@ def run_report(options: argparse.Namespace) -> int:
     for name in (options.method, options.against):
         check_method(name)
     _check_picture(options.figure)
+    for line in mixed_data(all_results(options.paths)):
+        print(f"warning: {line}", file=sys.stderr)
     rows = find_results(options.paths)
     sections = make_report(rows, method=options.method, against=options.against)
     console = make_console()

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.config.reading import apply_override
-from metamae.config.schema import Config
+from metamae.config.schema import PRESETS, Config
 from metamae.errors import ConfigError, suggest
 
 
@@ -17,7 +18,7 @@ def load_preset(preset: str, name: str) -> dict[str, Any]:
     """Raw values of one preset file, e.g. ``load_preset("pocket", "sensors")``.
 
     Raises:
-        ConfigError: if there is no such preset.
+        ConfigError: if there is no such preset, or no such kind of them.
 
     Example:
         >>> from metamae.config.presets import load_preset
@@ -25,10 +26,11 @@ def load_preset(preset: str, name: str) -> dict[str, Any]:
         {'step_size': 0.5}
     """
     known = list_presets(preset)
+    check_text(name, "a data set")
     if name not in known:
         raise ConfigError(
             f"expected a data set with a {preset} preset ({', '.join(known)}), "
-            f"{suggest(name, known)}"
+            f"{suggest(str(name), known)}"
         )
     path = resources.files("metamae") / "presets" / preset / f"{name}.yaml"
     values: dict[str, Any] = yaml.safe_load(path.read_text())
@@ -36,7 +38,16 @@ def load_preset(preset: str, name: str) -> dict[str, Any]:
 
 
 def list_presets(preset: str) -> list[str]:
-    """Names of the presets of one kind."""
+    """Names of the presets of one kind.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    check_text(preset, "a preset")
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"expected a preset among {', '.join(PRESETS)}, {suggest(str(preset), PRESETS)}"
+        )
     folder = resources.files("metamae") / "presets" / preset
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
 

@@ -10,19 +10,32 @@ from typing import Any, Literal
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.errors import ConfigError, suggest
+
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
+"""What reading YAML raises: of a date that is none, or of numbers too long, not its own error."""
+
+
+def shorten(value: object) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Write one ``section.key=value`` into nested values; the value is read as YAML."""
+    check_text(override, "an override")
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"expected an override like training.steps=100, got {override!r}")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
+    except UNREADABLE as fault:
         reason = " ".join(str(fault).split())
-        raise ConfigError(f"expected a YAML value in override {override!r}: {reason}") from fault
+        raise ConfigError(
+            f"expected a YAML value in override {shorten(override)}: {reason}"
+        ) from fault
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
@@ -63,14 +76,17 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         # YAML 1.1 reads a bare `off` as false, and `on` as true.
         word = {False: "off", True: "on"}.get(value) if isinstance(value, bool) else None
         value = word if word in arguments else value
-        if value not in arguments:
+        if not isinstance(value, str) or value not in arguments:
             raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {value!r}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(arguments[0], item, where) for item in items)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as fault:
+            raise ConfigError(f"expected {where} to be a finite number, got {value}") from fault
     if kind is float and isinstance(value, str):
         # YAML 1.1 reads 1e-4 (no dot) as a string.
         try:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from metamae.arguments import check_text
 from metamae.config.reading import build, plain
 from metamae.config.sections import (
     AdaptationConfig,
@@ -25,6 +26,7 @@ from metamae.config.sections import (
     MaskingConfig,
     ProbeConfig,
     TrainingConfig,
+    check_fields,
     require,
 )
 from metamae.errors import ConfigError, suggest
@@ -46,6 +48,7 @@ def check_method(name: str, where: str = "") -> None:
     Packages that name a module under the entry point ``metamae.methods`` are asked for it, by
     importing that module, which calls :func:`metamae.methods.register_method`.
     """
+    check_text(name, "a method")
     if name not in known_methods():
         for entry in entry_points(group="metamae.methods"):
             entry.load()
@@ -68,6 +71,9 @@ PRESETS = ("pocket", "paper", "shared")
 
 COMPARED = ("random", "mae", "metamae")
 """The methods that are compared when none are named."""
+
+LARGEST_SEED = 2**64 - 1
+"""The largest that torch's generators take."""
 
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
@@ -100,8 +106,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the method's name, the seed, and what does not go together."""
+        check_fields(self, "")
         check_method(self.method)
-        require(self.seed >= 0, "seed >= 0", self.seed)
+        require(0 <= self.seed <= LARGEST_SEED, "seed >= 0 and < 2**64", self.seed)
         forced = "on" in (self.training.compile, self.training.cuda_graphs)
         policy = self.adaptation.differentiation
         expected = (
@@ -115,6 +122,7 @@ class Config:
         )
         settings = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
         require(not (forced and self.learn.settings), expected, settings)
+        self._refuse_coarse_differences()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -124,6 +132,17 @@ class Config:
             f"{training.schedule}, {training.warmup_steps}, {training.clip_norm} and "
             f"{training.accumulate}",
         )
+
+    def _refuse_coarse_differences(self) -> None:
+        """The difference of two gradients in bfloat16 is rounding noise."""
+        differences = self.adaptation.differentiation == "finite_difference"
+        refines = self.method not in METHODS or self.method == "metamae"
+        expected = (
+            "training.autocast=off, or another policy, where "
+            "adaptation.differentiation=finite_difference"
+        )
+        coarse = differences and refines and self.training.autocast != "off"
+        require(not coarse, expected, self.training.autocast)
 
     @property
     def compiles(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from metamae.errors import ConfigError, suggest
 
@@ -22,6 +24,59 @@ def require(condition: bool, expected: str, got: object) -> None:
         raise ConfigError(f"expected {expected}, got {got!r}")
 
 
+LARGEST = 2**53
+"""No setting counts further: beyond it floating point skips numbers, and torch's sizes end."""
+
+
+def check_fields(section: Any, name: str) -> None:
+    """Raise ``ConfigError`` for a setting of another type, infinite, or beyond all counting.
+
+    Every section calls it first, so that what is built in Python is checked like what is read. NaN
+    is left to the ranges that follow, for none of them holds it.
+
+    Example:
+        >>> from metamae.config import ContrastConfig
+        >>> ContrastConfig(weight=float("inf"))
+        Traceback (most recent call last):
+        ...
+        metamae.errors.ConfigError: expected contrast.weight to be a finite number, got inf
+    """
+    for key, kind in _kinds(section.__class__).items():
+        _check_value(getattr(section, key), kind, f"{name}.{key}" if name else key)
+
+
+@cache
+def _kinds(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def _check_value(value: Any, kind: Any, where: str) -> None:
+    origin, choices = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        require(isinstance(value, tuple), f"{where} to be a tuple", value)
+        for item in value:
+            _check_value(item, choices[0], where)
+    elif origin is Literal:
+        known = isinstance(value, str) and value in choices
+        require(known, f"{where} among {', '.join(choices)}", value)
+    elif kind is float:
+        require(_is_bounded(value), f"{where} to be a finite number", value)
+    elif kind is int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole, f"{where} to be a whole number", value)
+        require(abs(value) <= LARGEST or where == "seed", f"{where} <= 2**53", value)
+    else:
+        require(isinstance(value, kind), f"{where} to be {kind.__name__}", value)
+
+
+def _is_bounded(number: object) -> bool:
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    try:
+        return real and not math.isinf(number)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Transformer encoder; the defaults are the paper's (section 3.1)."""
@@ -34,6 +89,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self, "encoder")
         _check_transformer("encoder", self.width, self.heads, self.depth, self.mlp_ratio)
         require(0 <= self.dropout < 1, "encoder.dropout in [0, 1)", self.dropout)
 
@@ -56,6 +112,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self, "decoder")
         _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
         within = 0 < self.query_fraction <= 1
         require(within, "decoder.query_fraction in (0, 1]", self.query_fraction)
@@ -65,7 +122,9 @@ def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio:
     require(width > 0 and width % 4 == 0, f"{name}.width to be a positive multiple of 4", width)
     require(heads > 0 and width % heads == 0, f"{name}.heads to divide {name}.width", heads)
     require(depth >= 0, f"{name}.depth >= 0", depth)
-    require(positive(mlp_ratio), f"{name}.mlp_ratio > 0", mlp_ratio)
+    require(mlp_ratio > 0, f"{name}.mlp_ratio > 0", mlp_ratio)
+    hidden = width * mlp_ratio >= 1
+    require(hidden, f"{name}.mlp_ratio that gives a unit or more to width {width}", mlp_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +133,13 @@ class MaskingConfig:
 
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_fields(self, "masking")
+        require(0 < self.mask_ratio < 1, "masking.mask_ratio between 0 and 1", self.mask_ratio)
+        nearby = 0 <= self.nearby_ratio <= 1
+        require(nearby, "masking.nearby_ratio in [0, 1]", self.nearby_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +163,8 @@ class AdaptationConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        finite = 0 <= self.step_size < float("inf")
-        require(finite, "a finite adaptation.step_size >= 0", self.step_size)
+        check_fields(self, "adaptation")
+        require(self.step_size >= 0, "adaptation.step_size >= 0", self.step_size)
         learnable = self.step_size > 0 or self.learned == "none"
         require(learnable, "adaptation.step_size > 0 where it is learned", self.step_size)
         require(self.steps >= 1, "adaptation.steps >= 1", self.steps)
@@ -122,6 +188,7 @@ class ContrastConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "contrast")
         require(self.weight >= 0, "contrast.weight >= 0", self.weight)
         require(positive(self.temperature), "contrast.temperature > 0", self.temperature)
         require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
@@ -143,6 +210,7 @@ class EMixConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "baseline.emix")
         require(positive(self.alpha), "baseline.emix.alpha > 0", self.alpha)
         require(positive(self.temperature), "baseline.emix.temperature > 0", self.temperature)
         require(self.out >= 1, "baseline.emix.out >= 1", self.out)
@@ -162,6 +230,7 @@ class CapriConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "baseline.capri")
         require(positive(self.temperature), "baseline.capri.temperature > 0", self.temperature)
 
 
@@ -182,6 +251,7 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "baseline")
         require(0 < self.corruption < 1, "baseline.corruption in (0, 1)", self.corruption)
 
 
@@ -218,6 +288,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "training")
         require(self.steps >= 0, "training.steps >= 0", self.steps)
         for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
@@ -246,6 +317,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_fields(self, "probe")
         require(self.epochs >= 1, "probe.epochs >= 1", self.epochs)
         require(self.batch_size >= 1, "probe.batch_size >= 1", self.batch_size)
         require(positive(self.learning_rate), "probe.learning_rate > 0", self.learning_rate)
@@ -277,6 +349,7 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
+        check_fields(self, "learn")
         for name in self.settings:
             if name not in LEARNABLE:
                 raise ConfigError(
@@ -295,5 +368,5 @@ class LearnConfig:
         nearby = 0 <= self.reference_nearby <= 1
         require(nearby, "learn.reference_nearby in [0, 1]", self.reference_nearby)
         weight = self.reference_contrast
-        require(0 <= weight < float("inf"), "learn.reference_contrast >= 0", weight)
+        require(weight >= 0, "learn.reference_contrast >= 0", weight)
         require(positive(self.mask_spread), "learn.mask_spread > 0", self.mask_spread)

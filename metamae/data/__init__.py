@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from metamae.arguments import as_path, check_text
 from metamae.data.dataset import Affine, Dataset, Partition, Task
 from metamae.data.pocket import POCKET, load_pocket, read_card, stands_for
 from metamae.data.preparing.prepared import Prepared
@@ -46,6 +47,7 @@ def load_dataset(
         >>> sensors.need("pretrain").batch([0, 1])["signal"].shape
         torch.Size([2, 6, 128])
     """
+    check_text(name, "a data set")
     if name in POCKET:
         return load_pocket(name, tuple(token_size))
     if name not in SOURCES:
@@ -56,4 +58,4 @@ def load_dataset(
             f"expected --data-dir, the folder with the full {name!r} data, got none; "
             f"an embedded set needs none: {', '.join(POCKET)}"
         )
-    return Prepared.open(get_source(name), data_dir).dataset(token_size)
+    return Prepared.open(get_source(name), as_path(data_dir, "data_dir")).dataset(token_size)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.errors import ConfigError, DataError
-from metamae.inputs import Inputs, LabelledBatch, Tokens
+from metamae.inputs import Image, Inputs, InputSpec, LabelledBatch, Signal, Tabular, Tokens
 
 Array = NDArray[Any]
 PartitionName = Literal["pretrain", "train", "test"]
@@ -73,6 +74,14 @@ class Task:
         names = tuple(classes)
         return cls(kind="classification", metric="accuracy", classes=names, complete=complete)
 
+    def __post_init__(self) -> None:
+        """Check that a binary task has two classes, where they are named already."""
+        if self.kind == "binary" and len(self.classes) not in (0, 2):
+            raise DataError(
+                f"expected two classes in a binary task, got {len(self.classes)}; use kind "
+                "'classification'"
+            )
+
     @property
     def outputs(self) -> int:
         """Outputs of a linear probe: one per class, or a single one."""
@@ -85,6 +94,15 @@ class Affine:
 
     mean: Array
     scale: Array
+
+    def __post_init__(self) -> None:
+        """Check that no value can be scaled to NaN or infinity."""
+        mean, scale = np.asarray(self.mean), np.asarray(self.scale)
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale != 0).all()):
+            raise DataError(
+                "expected a scaling with finite numbers and no scale of 0, got others; look at the "
+                "data that it was computed from"
+            )
 
     @classmethod
     def standardise(cls, values: Array, axes: tuple[int, ...]) -> Affine:
@@ -141,24 +159,36 @@ class Partition:
 
         Raises:
             DataError: a value that is not finite, or a symbol outside the vocabulary; the message
-                names the row.
+                names the row. Rows that are not there.
         """
         rows = index.numpy() if isinstance(index, Tensor) else index
-        return {spec.name: self._convert(spec, rows) for spec in self.inputs}
+        with _named_rows(len(self)):
+            return {spec.name: self._convert(spec, rows) for spec in self.inputs}
 
     def _convert(self, spec: Any, rows: Any) -> Tensor:
         raw = np.asarray(self.arrays[spec.name][rows])
+        _refuse_kind(raw, spec.name)
         numbers = np.arange(len(self))[rows]
         if isinstance(spec, Tokens):
+            if raw.dtype.kind == "f":  # a symbol is a whole number, however it is stored
+                _refuse(raw != np.floor(raw), numbers, spec, "whole numbers", raw)
             bad = (raw < 0) | (raw >= spec.vocabulary)
-            _refuse(bad, numbers, spec.name, f"symbols below {spec.vocabulary}", raw)
+            _refuse(bad, numbers, spec, f"symbols below {spec.vocabulary}", raw)
             return torch.from_numpy(raw.astype(np.int64))
         with np.errstate(over="ignore"):
             values = raw.astype(np.float32)
-        _refuse(~np.isfinite(values), numbers, spec.name, "finite values", raw)
+        _refuse(~np.isfinite(values), numbers, spec, "finite values", raw)
         x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
         return x if scaling is None else scaling(x)
+
+
+@contextmanager
+def _named_rows(count: int) -> Iterator[None]:
+    try:
+        yield
+    except IndexError as fault:
+        raise DataError(f"expected rows from 0 to {count - 1}, got others ({fault})") from fault
 
 
 def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> LabelledBatch:
@@ -170,23 +200,63 @@ def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> La
     if data.labels is None:
         raise DataError("expected labelled examples, got a partition without labels")
     rows = index.numpy() if isinstance(index, Tensor) else index
-    raw = np.asarray(data.labels[rows])
+    with _named_rows(len(data)):
+        raw = np.asarray(data.labels[rows])
+    _refuse_kind(raw, "labels")
     real = np.issubdtype(raw.dtype, np.floating)
     if real:
-        _refuse(~np.isfinite(raw), np.arange(len(data))[rows], "labels", "finite values", raw)
+        _refuse(~np.isfinite(raw), np.arange(len(data))[rows], None, "finite values", raw)
     labels = torch.from_numpy(raw.astype(np.float32 if real else np.int64))
     return LabelledBatch(data.batch(index), labels)
 
 
-def _refuse(bad: Array, numbers: Array, name: str, expected: str, raw: Array) -> None:
+def _refuse_kind(raw: Array, name: str) -> None:
+    if raw.dtype.kind not in "fiub":
+        raise DataError(
+            f"expected real numbers in input {name!r}, got values of type {raw.dtype}; convert them"
+        )
+
+
+def _refuse(bad: Array, numbers: Array, spec: InputSpec | None, expected: str, raw: Array) -> None:
     if not bad.any():
         return
     place = np.argwhere(bad)[0]
     count = int(bad.reshape(len(bad), -1).any(1).sum())
+    where = "" if spec is None else describe_place(spec, place[1:])
+    name = "labels" if spec is None else spec.name
     raise DataError(
         f"expected {expected} in input {name!r}, got {raw[tuple(place)]} in row "
-        f"{numbers[place[0]]} ({count} such rows in this batch); clean or drop these rows"
+        f"{numbers[place[0]]} ({count} such rows in this batch{where and f'; this one {where}'}); "
+        "clean or drop these rows"
     )
+
+
+def describe_place(spec: InputSpec, place: Sequence[int] | Array) -> str:
+    """Where in an example a value is, in words.
+
+    Example:
+        >>> from metamae.data.dataset import describe_place
+        >>> from metamae.inputs import Tabular
+        >>> describe_place(Tabular(name="row", columns=2, column_names=("age", "size")), [1])
+        "in column 1 ('size')"
+    """
+    numbers = [int(number) for number in place]
+    if isinstance(spec, Tokens):
+        return f"at position {numbers[0]}"
+    if isinstance(spec, Signal):
+        return f"in {describe_channel(spec, numbers[0])}, at step {numbers[1]}"
+    if isinstance(spec, Image):
+        return f"in {describe_channel(spec, numbers[0])}, at pixel ({numbers[1]}, {numbers[2]})"
+    if isinstance(spec, Tabular):
+        return f"in {describe_channel(spec, numbers[0])}"
+    return f"at {tuple(numbers)}"
+
+
+def describe_channel(spec: InputSpec, number: int) -> str:
+    """A channel or column by number, and by name where it has one."""
+    word = "column" if isinstance(spec, Tabular) else "channel"
+    names = getattr(spec, f"{word}_names", ())
+    return f"{word} {number}" + (f" ({names[number]!r})" if number < len(names) else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +310,8 @@ class Dataset:
             >>> len(load_dataset("basic_motions").need("test"))
             40
         """
+        if not isinstance(part, str) or part not in ("pretrain", "train", "test"):
+            raise DataError(f"expected a partition among pretrain, train, test, got {part!r}")
         partition: Partition | None = getattr(self, part)
         if partition is None:
             use, other = (
@@ -296,8 +368,15 @@ def check_classes(
     """
     assert train is not None
     assert test is not None
+    for labels in (train, test):
+        if np.asarray(labels).dtype.kind not in "fiub":
+            raise DataError(
+                f"expected labels as numbers of classes, got values of type "
+                f"{np.asarray(labels).dtype}; number them in the order of the task's classes"
+            )
     seen, tested = set(np.unique(train).tolist()), set(np.unique(test).tolist())
-    unknown = sorted(label for label in seen | tested if not 0 <= label < len(classes))
+    whole = range(len(classes))
+    unknown = sorted(label for label in seen | tested if label not in whole)
     if unknown:
         raise DataError(f"expected labels from 0 to {len(classes) - 1}, got {unknown}")
     if complete and tested - seen:

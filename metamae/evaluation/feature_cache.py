@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.data.dataset import Dataset
+from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.features import Features, compute_features
 from metamae.files import replacing
@@ -32,6 +34,7 @@ def run_features(
     Raises:
         CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
     """
+    run_dir = as_path(run_dir, "a run folder")
     checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}.pt"
     key = _cache_key(checkpoint, dataset)
     parts = _read_cache(path, key)
@@ -58,6 +61,7 @@ def _cache_key(checkpoint: Path, dataset: Dataset) -> dict[str, Any]:
         "rows": [len(dataset.need("train")), len(dataset.need("test"))],
         "inputs": repr(dataset.inputs),
         "task": dataset.need_task().kind,
+        "fingerprint": fingerprint(dataset),
     }
 
 
@@ -68,5 +72,8 @@ def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         cache = read_intact(path, "cpu")
     except CheckpointError:  # a damaged cache is no loss
         return None
-    fits = isinstance(cache, dict) and cache.pop("key", None) == key
+    found = cache.pop("key", None) if isinstance(cache, dict) else None
+    if isinstance(found, dict):
+        found = {"fingerprint": key["fingerprint"]} | found  # earlier revisions kept none
+    fits = found == key
     return cache if fits and cache.keys() == {"train", "test"} else None

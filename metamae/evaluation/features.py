@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metamae.data.dataset import Array, Dataset, Partition, Task, check_classes
-from metamae.errors import InputError, TrainingError
+from metamae.errors import DataError, InputError, TrainingError
 from metamae.methods.method import Method
 
 
@@ -64,6 +64,7 @@ def check_features(features: Features) -> None:
         ("train", features.train, features.train_labels),
         ("test", features.test, features.test_labels),
     ):
+        _check_kinds(name, rows, labels)
         fits = rows.ndim == len(axes) + 1 and labels.shape == rows.shape[:-1]
         if not fits or labels.size == 0:
             comma = "," if len(axes) == 1 else ""
@@ -73,6 +74,8 @@ def check_features(features: Features) -> None:
             )
         if not bool(torch.isfinite(rows).all()) or not bool(np.isfinite(labels).all()):
             raise InputError(f"expected finite {name} features and labels, got NaN or infinity")
+    if len(features.train) < 2:
+        raise InputError("expected two training rows or more to fit a probe, got 1; add rows")
     if features.train.shape[1:] != features.test.shape[1:]:
         raise InputError(
             f"expected equal feature sizes, got {_size(features.train)} for training and "
@@ -81,6 +84,27 @@ def check_features(features: Features) -> None:
     if task.kind != "regression":
         check_classes(
             features.train_labels, features.test_labels, task.classes, complete=task.complete
+        )
+
+
+def _check_kinds(name: str, rows: object, labels: object) -> None:
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise InputError(f"expected {name} features as a floating-point tensor, got {kind}")
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "fiub":
+        kind = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise InputError(
+            f"expected {name} labels as a NumPy array of numbers, got {kind}; number the classes "
+            "in the order of the task's classes"
+        )
+
+
+def refuse_one_class(labels: Array, task: Task, protocol: str) -> None:
+    """Raise ``DataError`` where a classifier would have nothing to tell apart."""
+    if task.kind != "regression" and len(np.unique(labels)) < 2:
+        raise DataError(
+            f"expected training rows of two classes or more for {protocol}, got one class only; "
+            "add rows of others"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from metalearn.randomness import fold
 from metamae.data.dataset import Array
 from metamae.errors import DataError
-from metamae.evaluation.features import Features
+from metamae.evaluation.features import Features, refuse_one_class
 from metamae.evaluation.metrics import score
 from metamae.evaluation.result import Evaluation
 from metamae.evaluation.tuned import Scaler, fit_regularised
@@ -78,6 +78,7 @@ def probe_few_labels(features: Features, per_class: int, *, seed: int = 0) -> Ev
             "use the published or the tuned probe"
         )
     train, labels = features.train.numpy(), features.train_labels
+    refuse_one_class(labels, task, f"a probe with {per_class} labels a class")
     test = features.test.numpy().astype(np.float64)
     scaler = Scaler.of(train.astype(np.float64))
     tested, trained = [], []

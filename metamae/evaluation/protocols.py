@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from metamae.arguments import check_text
 from metamae.config.sections import ProbeConfig
 from metamae.errors import ConfigError, suggest
 from metamae.evaluation.features import Features, check_features
@@ -85,6 +86,7 @@ def labels_of(protocol: str) -> int:
         >>> labels_of("few-5"), labels_of("tuned")
         (5, 0)
     """
+    check_text(protocol, "a protocol")
     match = re.fullmatch(r"few-([1-9]\d*)", protocol)
     if match is None and protocol not in PROTOCOLS:
         raise ConfigError(

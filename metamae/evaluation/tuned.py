@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Task
-from metamae.errors import DataError, TrainingError
-from metamae.evaluation.features import Features
+from metamae.errors import DataError, InputError, TrainingError
+from metamae.evaluation.features import Features, refuse_one_class
 from metamae.evaluation.metrics import score, score_with_ignored
 from metamae.evaluation.result import Evaluation
 
@@ -83,6 +83,7 @@ def fit_regularised(
         TrainingError: the solver did not converge.
     """
     features = features.astype(np.float64)
+    refuse_one_class(labels, task, "a linear fit")
     scaler = scaler or Scaler.of(features)
     return _fit(scaler, scaler(features), labels, strength, _model(task))
 
@@ -102,7 +103,8 @@ def fit_tuned(
         seed: Seed of the cut.
 
     Raises:
-        DataError: no rows can be held out.
+        InputError: features and labels that do not fit each other.
+        DataError: no rows can be held out, or there is one class only.
         TrainingError: the solver did not converge.
 
     Example:
@@ -114,6 +116,11 @@ def fit_tuned(
         >>> fit_tuned(x, y, task).predict(np.array([[-0.5], [0.5]]))
         array([0, 1])
     """
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise InputError(
+            f"expected features (N, D) and labels (N,), got {features.shape} and {labels.shape}"
+        )
+    refuse_one_class(labels, task, "the tuned probe")
     features = features.astype(np.float64)
     fit, held = hold_out(labels, groups, classes=task.kind != "regression", seed=seed)
     scaler = Scaler.of(features[fit])
@@ -221,6 +228,12 @@ def hold_out(
         >>> len(fit), len(validation), len(set(validation // 4))
         (12, 4, 1)
     """
+    for of_rows in (labels, labels if groups is None else groups):
+        if np.ndim(of_rows) != 1 or len(of_rows) != len(labels):
+            raise DataError(
+                f"expected a label and a group for every row, got {np.shape(labels)} and "
+                f"{np.shape(of_rows)}"
+            )
     names, group = np.unique(
         np.arange(len(labels)) if groups is None else groups, return_inverse=True
     )

@@ -10,17 +10,19 @@ import yaml
 
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
+from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.protocols import describe_protocol
 from metamae.experiments.evaluate_run import probe_row
 from metamae.experiments.plan import Cell
 from metamae.inputs import check_transfer
+from metamae.locks import locked
 from metamae.progress import Reporter
-from metamae.report.rows import Key, Result
+from metamae.report.rows import UNKNOWN, Key, Result
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.pretraining import pretrain
-from metamae.training.run_folder import CHECKPOINT, CONFIG, check_same_run
+from metamae.training.run_folder import CHECKPOINT, CONFIG, check_same_data, check_same_run
 
 Load = Callable[[str, tuple[int, ...]], Dataset]
 """Loads a data set by name and token size."""
@@ -47,7 +49,26 @@ def run_cell(
         device: Where to train and compute features.
         wanted: Keys of the rows to make.
         reporter: Shows progress; silent by default.
+
+    Raises:
+        LockedError: another process is at work on the folder.
     """
+    with locked(run_dir, wait=WAIT):
+        return _run_cell(cell, run_dir, load, device, wanted, reporter)
+
+
+WAIT = 5.0
+"""Seconds to wait for a folder: workers of a sweep that was killed end a second after it."""
+
+
+def _run_cell(
+    cell: Cell,
+    run_dir: Path,
+    load: Load,
+    device: torch.device,
+    wanted: Collection[Key],
+    reporter: Reporter | None,
+) -> list[Result]:
     config, reporter = cell.config, reporter or Reporter(None)
     source = load(config.dataset, config.token_size)
     targets = [name for name in cell.targets if any(key.transfer == name for key in wanted)]
@@ -58,12 +79,12 @@ def run_cell(
     for name, dataset in loaded.items():
         dataset.need_task()
         check_transfer(source.inputs, dataset.inputs, names=(source.name, name))
-    if not is_finished(config, run_dir):
+    if not is_finished(config, run_dir, fingerprint(source)):
         pretrain(config, source, run_dir, device=device, resume=True, reporter=reporter)
     trained = Checkpoint.load(run_dir / CHECKPOINT)
     rows = []
     for name, dataset in loaded.items():
-        features = run_features(run_dir, dataset, device=device)
+        features, data = run_features(run_dir, dataset, device=device), fingerprint(dataset)
         for protocol in cell.protocols:
             if cell.key(name, protocol) in wanted:
                 rows.append(
@@ -75,30 +96,42 @@ def run_cell(
                         variant=cell.variant,
                         device=device,
                         probe=config.probe,
+                        data=data,
                         reporter=reporter,
                     )
                 )
     return rows
 
 
-def is_finished(config: Config, run_dir: Path) -> bool:
-    """Whether the folder holds the finished pretraining of this configuration.
+def is_finished(config: Config, run_dir: Path, data: str) -> bool:
+    """Whether the folder holds the finished pretraining of this configuration on these data.
 
     Raises:
-        CheckpointError: it holds another configuration's, or a damaged checkpoint.
+        CheckpointError: it holds another configuration's or other data's, or a damaged checkpoint.
     """
     if not (run_dir / CHECKPOINT).is_file():
         return False
     checkpoint = Checkpoint.load(run_dir / CHECKPOINT)
     check_same_run(checkpoint.config, config, run_dir)
+    check_same_data(checkpoint.data, data, config.dataset, run_dir)
     return checkpoint.step == config.training.steps
 
 
-def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
-    """Whether a finished row was made with the settings asked for, and its run is still there.
+def is_current(row: Result, cell: Cell, run_dir: Path, data: Callable[[str], str]) -> bool:
+    """Whether a finished row was made as it is asked for, and its run is still there.
+
+    Probed on other data than there are now it is not. Rows of earlier revisions know no data, and
+    count.
+
+    Args:
+        row: The row.
+        cell: What is asked for.
+        run_dir: Folder of the run.
+        data: Fingerprint of a data set by name; empty if it cannot be had.
 
     Raises:
-        CheckpointError: the run was made with other settings, or for another number of steps.
+        CheckpointError: the run was made with other settings, for another number of steps, or on
+            other data.
     """
     try:
         earlier = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
@@ -111,4 +144,8 @@ def is_current(row: Result, cell: Cell, run_dir: Path) -> bool:
             f"was made after {row.steps}; choose another output folder, or delete this one to run "
             "it again"
         )
-    return row.settings == describe_protocol(row.protocol, cell.config.probe)
+    pretrained, _, probed = row.data.partition("/")
+    if row.data and (now := data(row.dataset)):
+        check_same_data(pretrained.replace(UNKNOWN, ""), now, row.dataset, run_dir)
+    same = not row.data or (data(row.transfer) or probed) == probed
+    return same and row.settings == describe_protocol(row.protocol, cell.config.probe)

@@ -16,6 +16,7 @@ from metamae.experiments.sweep import RESULTS, SweepRun
 from metamae.experiments.timing import Times, read_times, time_steps
 from metamae.experiments.workers import choose_workers, limited_threads
 from metamae.files import write_json
+from metamae.locks import locked
 from metamae.methods.mae import MAE
 from metamae.progress import Reporter
 from metamae.report.comparison import rank
@@ -67,7 +68,12 @@ class Demo:
 
         Raises:
             Exception: what made a cell fail; nothing is run after it.
+            LockedError: another process is at work on the folder.
         """
+        with locked(self.out):
+            return self._run(reporter)
+
+    def _run(self, reporter: Reporter) -> tuple[list[Result], Times]:
         self._adopt_earlier_folders()
         times = self._time(reporter)
         by_count: dict[int, list[str]] = {}

@@ -10,7 +10,7 @@ from metamae.config.sections import ProbeConfig
 from metamae.evaluation.features import Features
 from metamae.evaluation.protocols import evaluate
 from metamae.progress import Reporter
-from metamae.report.rows import Result
+from metamae.report.rows import Result, describe_data
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.provenance import device_name, revision
 
@@ -25,9 +25,13 @@ def probe_row(
     device: torch.device,
     probe: ProbeConfig,
     probe_seed: int | None = None,
+    data: str = "",
     reporter: Reporter | None = None,
 ) -> Result:
-    """Evaluate features of a checkpoint under one protocol; the result as a row."""
+    """Evaluate features of a checkpoint under one protocol; the result as a row.
+
+    ``data`` is the fingerprint of the data set that the features are of.
+    """
     config = trained.config
     seed = config.seed if probe_seed is None else probe_seed
     start = time.perf_counter()
@@ -50,4 +54,5 @@ def probe_row(
         hardware=device_name(device),
         torch=str(torch.__version__),
         revision=revision(),
+        data=describe_data(trained.data, data) if data else "",
     )

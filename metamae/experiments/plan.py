@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from metamae.arguments import as_path, check_text
 from metamae.config.presets import list_presets, make_config
-from metamae.config.schema import METHODS, PRESETS, Config, check_method
+from metamae.config.reading import UNREADABLE, shorten
+from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 from metamae.errors import ConfigError, suggest
@@ -108,6 +110,12 @@ class Sweep:
     def __post_init__(self) -> None:
         """Check all names."""
         for what in ("datasets", "methods", "seeds", "protocols", "variants"):
+            kind = dict if what in ("datasets", "variants") else tuple
+            if not isinstance(getattr(self, what), kind):
+                raise ConfigError(
+                    f"expected {what} of a sweep as a {kind.__name__}, got "
+                    f"{shorten(getattr(self, what))}"
+                )
             if not getattr(self, what):
                 raise ConfigError(f"expected one or more {what} in a sweep, got none")
         for protocol in self.protocols:
@@ -132,8 +140,11 @@ class Sweep:
         """All cells: seeds outermost, so that a sweep that is stopped has whole comparisons.
 
         Raises:
-            ConfigError: overrides that are impossible for a data set.
+            ConfigError: overrides that are impossible for a data set, or too many cells.
         """
+        most = len(self.seeds) * len(self.datasets) * len(self.variants) * len(self.methods)
+        if most > MOST_CELLS:
+            raise ConfigError(f"expected up to {MOST_CELLS} cells in a sweep, got {most}")
         return [cell for seed in self.seeds for cell in self._cells(seed)]
 
     def _cells(self, seed: int) -> Iterator[Cell]:
@@ -169,7 +180,10 @@ def resolve(
         >>> resolve("sensors", "pocket", "random", 3).training.steps
         0
     """
+    for name, what in ((dataset, "a data set"), (preset, "a preset"), (method, "a method")):
+        check_text(name, what)
     for override in overrides:
+        check_text(override, "an override")
         if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
             raise ConfigError(f"expected a setting of its own instead of the override {override}")
     preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
@@ -195,11 +209,12 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
     """
+    path = as_path(path, "a sweep file")
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as fault:
         raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+    except UNREADABLE as fault:
         reason = " ".join(str(fault).split())
         raise ConfigError(f"expected YAML in {path}: {reason}") from fault
     known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
@@ -246,11 +261,22 @@ def _variants(values: Any) -> dict[str, Variant]:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = list(range(value)) if isinstance(value, int) else value
-    whole = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    if type(value) is int and value > MOST_CELLS:
+        raise ConfigError(f"expected up to {MOST_CELLS} seeds, got {shorten(value)}")
+    seeds = list(range(value)) if type(value) is int else value
+    whole = isinstance(seeds, list) and all(
+        type(s) is int and 0 <= s <= LARGEST_SEED for s in seeds
+    )
     if not whole or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"expected seeds as a number or a list of numbers >= 0, got {value!r}")
+        raise ConfigError(
+            f"expected seeds as a number or a list of numbers >= 0, got {shorten(value)}; "
+            "each once, and below 2**64"
+        )
     return tuple(seeds)
+
+
+MOST_CELLS = 100_000
+"""More cells than anybody waits for: a number in a sweep file is then a slip."""
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:

@@ -15,11 +15,13 @@ import torch
 from metamae.config.schema import known_methods
 from metamae.data import load_dataset
 from metamae.data.dataset import Dataset
-from metamae.errors import ConfigError
+from metamae.data.fingerprint import fingerprint
+from metamae.errors import ConfigError, MetamaeError
 from metamae.experiments.cell import is_current, run_cell
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import write_json, write_text
+from metamae.locks import locked
 from metamae.progress import Nested, Reporter, Stage
 from metamae.report.rows import Key, Result, read_results, write_results
 
@@ -67,10 +69,19 @@ class SweepRun:
             CheckpointError: a folder holds a run with other settings.
             Exception: with ``fail_fast``, what made a cell fail.
             DataError: a damaged result file.
+            LockedError: another process is at work on the folder.
         """
         cells = self.sweep.cells()
+        with locked(self.out):
+            return self._run(cells, reporter)
+
+    def _run(self, cells: list[Cell], reporter: Reporter) -> tuple[list[Result], dict[str, str]]:
+        _load.cache_clear()  # what lies in files may have changed since an earlier run
         rows = {row.key: row for row in read_results(self.out / RESULTS)}
-        missing = {cell.name: self._missing(cell, rows) for cell in cells}
+        data = _Fingerprints(self.data_dir)
+        missing = {cell.name: self._missing(cell, rows, data) for cell in cells}
+        for line in data.unknown:
+            reporter.say(f"kept the rows of data that cannot be looked at: {line}")
         todo = [cell for cell in cells if missing[cell.name]]
         failures = self._old_failures({cell.name for cell in cells} - {cell.name for cell in todo})
         start = time.perf_counter()
@@ -97,10 +108,13 @@ class SweepRun:
         wanted = {key for cell in cells for key in cell.keys}
         return [row for key, row in rows.items() if key in wanted], failures
 
-    def _missing(self, cell: Cell, rows: dict[Key, Result]) -> list[Key]:
-        folder = self.out / cell.name
+    def _missing(self, cell: Cell, rows: dict[Key, Result], data: _Fingerprints) -> list[Key]:
+        folder, size = self.out / cell.name, cell.config.token_size
         return [
-            key for key in cell.keys if key not in rows or not is_current(rows[key], cell, folder)
+            key
+            for key in cell.keys
+            if key not in rows
+            or not is_current(rows[key], cell, folder, lambda name: data.of(name, size))
         ]
 
     def _run_cells(
@@ -177,6 +191,29 @@ class _Job:
         )
         (self.run_dir / TRACEBACK).unlink(missing_ok=True)
         return rows
+
+
+class _Fingerprints:
+    """Fingerprints of data sets by name, each computed once.
+
+    Attributes:
+        unknown: Why some cannot be had, a line each.
+    """
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self.data_dir = data_dir
+        self.known: dict[str, str] = {}
+        self.unknown: list[str] = []
+
+    def of(self, name: str, token_size: tuple[int, ...]) -> str:
+        """The fingerprint, empty where the data cannot be read."""
+        if name not in self.known:
+            try:
+                self.known[name] = fingerprint(_load(name, token_size, self.data_dir))
+            except (MetamaeError, OSError) as fault:
+                self.known[name] = ""
+                self.unknown.append(" ".join(str(fault).split()))
+        return self.known[name]
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ from metalearn import (
     Unrolled,
 )
 from metalearn.randomness import seeded
+from metamae.arguments import check_text
 from metamae.config.schema import METHODS, Config, add_method
 from metamae.config.sections import AdaptationConfig
 from metamae.data.dataset import Task
@@ -74,6 +75,7 @@ def register_method(name: str, build: Builder) -> None:
         ...
         metamae.errors.ConfigError: expected a new name for a method, got 'mae', which is taken
     """
+    check_text(name, "a name")
     if name in METHODS:
         raise ConfigError(f"expected a new name for a method, got {name!r}, which is taken")
     add_method(name)

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from metamae.arguments import is_whole
 from metamae.errors import ConfigError
 from metamae.inputs import Inputs
 
@@ -77,7 +78,9 @@ def visible_count(tokens: int, mask_ratio: float) -> int:
         >>> visible_count(64, 0.85), visible_count(250, 0.5), visible_count(128, 0.15)
         (9, 125, 108)
     """
-    if not 0.0 < mask_ratio < 1.0:
+    if not is_whole(tokens) or tokens < 1:
+        raise ConfigError(f"expected a number of tokens, got {tokens!r}")
+    if not isinstance(mask_ratio, int | float) or not 0.0 < mask_ratio < 1.0:
         raise ConfigError(f"expected a mask ratio between 0 and 1, got {mask_ratio}")
     count = math.floor(tokens * (1 - mask_ratio) + 1e-9)
     if not 0 < count < tokens:
@@ -147,7 +150,8 @@ class Masking:
         """Check both ratios against every input."""
         for spec in self.inputs:
             visible_count(spec.tokens, self.mask_ratio)
-        if not 0.0 <= self.nearby_ratio <= 1.0:
+        number = isinstance(self.nearby_ratio, int | float)
+        if not number or not 0.0 <= self.nearby_ratio <= 1.0:
             raise ConfigError(f"expected a nearby ratio in [0, 1], got {self.nearby_ratio}")
 
     @cached_property

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metamae.arguments import as_path
 from metamae.errors import DataError
 from metamae.evaluation.result import Evaluation
 from metamae.files import write_json
@@ -55,6 +56,8 @@ class Result(Evaluation):
         hardware: Name of the processor or accelerator.
         torch: Torch version.
         revision: Source revision.
+        data: Fingerprints of the data it was pretrained and probed on, ``PRETRAINED/PROBED``; empty
+            in rows of earlier revisions, ``-`` where the run is of one.
     """
 
     dataset: str
@@ -72,6 +75,7 @@ class Result(Evaluation):
     hardware: str
     torch: str
     revision: str
+    data: str = ""
 
     def __post_init__(self) -> None:
         """Check types, for rows come from files."""
@@ -105,6 +109,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         DataError: a damaged file, or one that holds something else.
     """
+    path = as_path(path, "a result file")
     if not path.exists():
         return []
     try:
@@ -121,6 +126,43 @@ def write_results(path: Path, rows: Iterable[Result]) -> None:
     write_json(path, [{name: getattr(row, name) for name in names} for row in rows])
 
 
+UNKNOWN = "-"
+"""In place of the fingerprint that a run of an earlier revision does not have."""
+
+
+def describe_data(pretrained: str, probed: str) -> str:
+    """Two fingerprints as a row has them.
+
+    Example:
+        >>> from metamae.report.rows import describe_data
+        >>> describe_data("", "3dcb96bdebe8f761")
+        '-/3dcb96bdebe8f761'
+    """
+    return f"{pretrained or UNKNOWN}/{probed}"
+
+
+def mixed_data(rows: Iterable[Result]) -> list[str]:
+    """A line for every data set of which rows were made with different data.
+
+    Example:
+        >>> from metamae.report.rows import mixed_data
+        >>> mixed_data([])
+        []
+    """
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if row.data:
+            pretrained, _, probed = row.data.partition("/")
+            seen.setdefault(row.dataset, set()).update({pretrained} - {UNKNOWN})
+            seen.setdefault(row.transfer, set()).add(probed)
+    return [
+        f"rows of {name!r} come from different data (fingerprints {', '.join(sorted(found))}): "
+        "their differences are not those of methods; run again what is older"
+        for name, found in seen.items()
+        if len(found) > 1
+    ]
+
+
 def find_results(paths: Sequence[Path]) -> list[Result]:
     """All rows of files, and of the result files anywhere below folders.
 
@@ -129,8 +171,17 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
     Raises:
         DataError: a path that is not there, or a folder without results.
     """
-    latest: dict[tuple[Key, int], Result] = {}
-    for path in paths:
+    return list({(row.key, row.steps): row for row in all_results(paths)}.values())
+
+
+def all_results(paths: Sequence[Path]) -> list[Result]:
+    """The same with every row, also those that others of the same key follow.
+
+    Raises:
+        DataError: a path that is not there, or a folder without results.
+    """
+    found = []
+    for path in [as_path(path, "results") for path in paths]:
         files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if _is_result(f)]
         rows = [row for file in files for row in read_results(file)]
         if not rows:
@@ -138,8 +189,8 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
                 f"expected results in {path}, found none; name a folder of metamae sweep, "
                 "metamae probe or the demo, or a result file"
             )
-        latest |= {(row.key, row.steps): row for row in rows}
-    return list(latest.values())
+        found += rows
+    return found
 
 
 def _is_result(path: Path) -> bool:

@@ -52,6 +52,18 @@ class BilevelRun(Run):
         """The method, whose settings are parameters."""
         return cast(LearningMetaMAE, self.method)
 
+    def remarks(self) -> list[str]:
+        """The same, and settings that so few steps never move."""
+        learn, steps = self.config.learn, self.config.training.steps
+        least = learn.warmup_steps + learn.unroll_steps
+        if steps >= least:
+            return super().remarks()
+        return [
+            *super().remarks(),
+            f"the settings to learn stay as they are in {steps} steps: they first move after "
+            f"{least} (learn.warmup_steps and learn.unroll_steps)",
+        ]
+
     def make_optimiser(self) -> torch.optim.Optimizer:
         """Of the weights alone: the settings have an optimiser of their own."""
         outer = {id(parameter) for parameter in self.learner.settings.parameters()}
@@ -83,6 +95,10 @@ class BilevelRun(Run):
         )
         seed = fold(self.config.seed, "multilevel")
         return Multilevel([weights, settings], seed=seed, device=self.device)
+
+    def prepare(self, step: int) -> tuple[Batch, MixedRatioSplit]:
+        """Batch and draw of one training step; nothing is prepared ahead."""
+        return self.load(step)
 
     def load(self, step: int) -> tuple[Batch, MixedRatioSplit]:
         """Batch and draw of one training step, from the examples that are not held out."""

@@ -10,6 +10,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.errors import CheckpointError, ConfigError
 from metamae.files import replacing
@@ -29,6 +30,7 @@ class Checkpoint:
         history: Logged series, see :class:`metamae.training.run_folder.History`.
         seconds: Time spent in optimisation steps.
         provenance: Versions and revision that wrote it.
+        data: Fingerprint of the data it was trained on; empty in files of earlier revisions.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Checkpoint:
     history: dict[str, list[list[float]]]
     seconds: float
     provenance: dict[str, str]
+    data: str = ""
 
     def save(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never a part."""
@@ -52,6 +55,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing, damaged, or of another format.
         """
+        path = as_path(path, "a checkpoint")
         if not path.is_file():
             raise CheckpointError(
                 f"expected a checkpoint at {path}, found none; "

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from metamae.arguments import check_text
 from metamae.config.schema import Config
 from metamae.errors import ConfigError
 
@@ -23,6 +24,7 @@ def choose_device(name: str) -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
+    check_text(name, "a device")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

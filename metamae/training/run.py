@@ -19,6 +19,8 @@ from metalearn.checks import refuse_non_finite
 from metalearn.randomness import fold, seeded
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset, labelled_batch
+from metamae.data.fingerprint import fingerprint
+from metamae.data.looking import look_at
 from metamae.errors import CheckpointError, ConfigError, TrainingError
 from metamae.inputs import Batch, to_device
 from metamae.methods.building import build_method
@@ -30,9 +32,12 @@ from metamae.training.checkpoint import Checkpoint
 from metamae.training.compiling import CompiledLoss
 from metamae.training.devices import autocast
 from metamae.training.feeding import Feed
+from metamae.training.memory import in_memory
 from metamae.training.provenance import versions
-from metamae.training.run_folder import CHECKPOINT, History, check_same_run
+from metamae.training.resuming import check_same_optimiser, check_state_shapes, named_mismatch
+from metamae.training.run_folder import CHECKPOINT, History, check_same_data, check_same_run
 from metamae.training.schedule import learning_rate
+from metamae.training.soundness import all_finite
 
 Loaded: TypeAlias = tuple[Batch, Draw]
 
@@ -78,9 +83,11 @@ class Run:
                 f"{config.training.steps}"
             )
         self.config, self.run_dir, self.device = config, run_dir, device
-        self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
+        with in_memory(config, device):
+            self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
         self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
+        self.dataset_name, self.fingerprint = dataset.name, fingerprint(dataset)
         self.optimiser = self.make_optimiser()
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.cpu_seconds = 0.0
@@ -233,8 +240,49 @@ class Run:
             "updated. Lower training.learning_rate or adaptation.step_size, or look at the data"
         )
 
+    def remarks(self) -> list[str]:
+        """What is odd about the data to train on, a line each."""
+        return look_at(self.data, seed=self.config.seed)
+
+    def refuse_ruined(self) -> None:
+        """Refuse weights that the last update left unfit: the next loss would have told.
+
+        Raises:
+            TrainingError: weights, the optimiser's state or the loss they give are not finite.
+        """
+        if self.step == 0:
+            return
+        state = {"the weights": self.method.state_dict(), "the optimiser": self.optimiser_state()}
+        ruined = [name for name, values in state.items() if not all_finite(values)]
+        if not ruined and not math.isfinite(self.loss_after()):
+            ruined = ["the loss"]
+        if ruined:
+            raise TrainingError(
+                f"expected finite weights, the update of step {self.step} left {ruined[0]} NaN or "
+                "infinite; nothing was saved. Lower training.learning_rate, or look at the data"
+            )
+
+    def loss_after(self) -> float:
+        """Loss of the last step's batch after its update, without dropout; changes nothing."""
+        batch, draw = self.put(self.prepare((self.step - 1) * self.config.training.accumulate))
+        seed = fold(self.config.seed, "dropout", self.step)
+        self.method.eval()
+        try:
+            with torch.no_grad(), seeded(seed, self.device), autocast(self.config, self.device):
+                result: PretextLoss = self.method(batch, draw)
+        except NonFiniteLossError:
+            return math.nan
+        finally:
+            self.method.train()
+        return float(result.loss)
+
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint.
+
+        Raises:
+            TrainingError: the last update ruined the weights; the file stays as it was.
+        """
+        self.refuse_ruined()
         Checkpoint(
             config=self.config,
             step=self.step,
@@ -242,7 +290,8 @@ class Run:
             optimiser=self.optimiser_state(),
             history=self.history.series,
             seconds=self.seconds,
-            provenance=versions(),
+            provenance=versions() | {"optimiser": type(self.optimiser).__name__},
+            data=self.fingerprint,
         ).save(self.run_dir / CHECKPOINT)
 
     def optimiser_state(self) -> dict[str, Any]:
@@ -257,12 +306,16 @@ class Run:
         """Continue from the checkpoint in the run folder."""
         checkpoint = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
         check_same_run(checkpoint.config, self.config, self.run_dir)
+        check_same_data(checkpoint.data, self.fingerprint, self.dataset_name, self.run_dir)
         if checkpoint.step > self.config.training.steps:
             raise CheckpointError(
                 f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
                 f"checkpoint after {checkpoint.step}; ask for more steps or use another folder"
             )
-        self.method.load_state_dict(checkpoint.model)
-        self.load_optimiser_state(checkpoint.optimiser)
+        with named_mismatch(self.run_dir / CHECKPOINT):
+            self.method.load_state_dict(checkpoint.model)
+            check_same_optimiser(self.optimiser, checkpoint)
+            self.load_optimiser_state(checkpoint.optimiser)
+            check_state_shapes(self.optimiser)
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self.history = History(checkpoint.history)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.errors import CheckpointError
 from metamae.inputs import Inputs
@@ -41,6 +42,7 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     Raises:
         CheckpointError: a missing or damaged file.
     """
+    path = as_path(path, "a history")
     try:
         series = json.loads(path.read_text())
         series["loss"]
@@ -79,6 +81,23 @@ def check_same_run(earlier: Config, wanted: Config, run_dir: Path) -> None:
             f"expected the configuration that {run_dir} was started with, got changes in "
             f"{'; '.join(changed)}; use the same settings or another output folder, or delete "
             "this one to run it again"
+        )
+
+
+def check_same_data(earlier: str, wanted: str, name: str, run_dir: Path) -> None:
+    """Raise ``CheckpointError`` unless a run was trained on the data that are there now.
+
+    Args:
+        earlier: Fingerprint that the run recorded; an empty one, of an earlier revision, passes.
+        wanted: Fingerprint of the data at hand.
+        name: Name of the data set.
+        run_dir: Folder of the run.
+    """
+    if earlier and earlier != wanted:
+        raise CheckpointError(
+            f"expected the data {name!r} that {run_dir} was trained on (fingerprint {earlier}), "
+            f"got others of that name ({wanted}); bring the earlier data back, use another output "
+            "folder, or delete this one to run it again"
         )
 
 

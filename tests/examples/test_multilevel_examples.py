@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from metalearn.multilevel.bridge import INSTALL_COMMAND
+from tests import ROOT
 from tests.examples.running import numbers_after, run_example
 
 if importlib.util.find_spec("betty") is None:
@@ -58,3 +61,23 @@ def test_the_learn_flag_leaves_values_and_a_picture(tmp_path: Path) -> None:
     assert set(learned["learned"]) == {"step_size", "mask_ratio"}
     assert learned["learned"]["step_size"] != pytest.approx(learned["start"]["step_size"], rel=1e-3)
     assert is_picture(tmp_path / "out" / "settings.png")
+
+
+def test_few_steps_work_or_the_least_is_said(tmp_path: Path) -> None:
+    """Before the first outer step there is nothing to tell; other data may have fewer rows."""
+    command = [sys.executable, str(ROOT / "examples" / "bilevel_metamae.py"), "--steps", "20"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: expected --steps 22 or more, got 20: ")
+    assert done.stderr.count("\n") == 1
+    flags = ("--steps", "22", "--dataset", "basic_motions", "--out", "out")
+    text = run_example("bilevel_metamae.py", *flags, folder=tmp_path)
+    assert numbers_after(text, "reference loss at the end: low start")
+
+
+@pytest.mark.parametrize("steps", ["0", "-5", "x"])
+def test_no_steps_are_refused(steps: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "data_reweighting.py"), "--steps", steps]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--steps" in done.stderr.splitlines()[-1]

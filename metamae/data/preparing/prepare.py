@@ -17,6 +17,7 @@ from metamae.data.preparing.source import Source, options_text
 from metamae.data.preparing.writer import Writer
 from metamae.errors import ConfigError
 from metamae.files import write_json
+from metamae.locks import locked_file
 from metamae.progress import Reporter, Stage
 from metamae.version import __version__
 
@@ -45,6 +46,7 @@ def prepare(
         DataError: missing or damaged raw files; the message says which.
         ConfigError: unknown options, or a set that was prepared with others.
         MissingLibraryError: an optional library is needed.
+        LockedError: another process prepares the same set.
     """
     reporter = reporter or Reporter(None)
     resolved = source.resolve(options or {})
@@ -52,23 +54,32 @@ def prepare(
     if folder.is_dir() and not again:
         return _keep(Prepared.open(source, data_dir), resolved)
     layout, paths = source.locate(data_dir)
-    _clear_leftovers(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked_file(folder.parent / f".lock-{source.name}", folder):
+        if folder.is_dir() and not again:  # by another process, just now
+            return _keep(Prepared.open(source, data_dir), resolved)
+        raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
+        _prepare(source, raw, folder, on_error, reporter)
+        return Prepared.open(source, data_dir)
+
+
+def _prepare(source: Source, raw: Raw, folder: Path, on_error: str, reporter: Reporter) -> None:
+    """Make the folder, beside the one that is there, and put it in its place."""
+    _clear_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
     try:
-        raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
         with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
-            with intact(", ".join(str(path) for path in paths.values())):
+            with intact(", ".join(str(path) for path in raw.paths.values())):
                 source.prepare(raw, writer)
             facts = writer.close()
         manifest = {
             "format": FORMAT,
             "name": source.name,
             "metamae": __version__,
-            "layout": layout.name,
-            "options": resolved,
+            "layout": raw.layout,
+            "options": dict(raw.options),
             "on_error": on_error,
-            "sources": _describe_sources(paths, reporter),
+            "sources": _describe_sources(raw.paths, reporter),
             "skipped": writer.skipped,
             "partitions": writer.partitions,
             "arrays": _describe_arrays(writer, reporter),
@@ -81,7 +92,6 @@ def prepare(
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Prepared.open(source, data_dir)
 
 
 def _keep(prepared: Prepared, options: Mapping[str, str]) -> Prepared:

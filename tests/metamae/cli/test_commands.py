@@ -187,7 +187,11 @@ def test_a_failing_cell_is_told_at_the_end(
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (PRETRAIN, "stopped; add --resume to continue from the last checkpoint\n"),
+        (PRETRAIN, "stopped; nothing was saved yet: the same command starts anew\n"),
+        (
+            [*PRETRAIN, "--out", "begun", "--resume", "--set", "training.steps=3"],
+            "stopped; add --resume to continue from the last checkpoint\n",
+        ),
         (["sweep", "small.yaml"], "stopped; the same command continues the sweep\n"),
     ],
 )
@@ -198,6 +202,8 @@ def test_interrupts(
     arguments: list[str],
     hint: str,
 ) -> None:
+    assert command(*PRETRAIN, "--out", "begun").code == 0
+
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 

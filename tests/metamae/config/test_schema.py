@@ -9,6 +9,19 @@ import pytest
 import yaml
 
 from metamae import Config, ConfigError, build_method, load_dataset, make_config
+from metamae.config import (
+    AdaptationConfig,
+    BaselineConfig,
+    CapriConfig,
+    ContrastConfig,
+    DecoderConfig,
+    EMixConfig,
+    EncoderConfig,
+    LearnConfig,
+    MaskingConfig,
+    ProbeConfig,
+    TrainingConfig,
+)
 from metamae.config.presets import list_presets, load_preset
 from metamae.config.schema import COMPARED, METHODS, PRESETS
 from metamae.data.pocket import POCKET, stands_for
@@ -325,3 +338,68 @@ def test_graphs_of_what_cannot_be_compiled_are_refused() -> None:
 def test_runs_of_the_papers_length_are_compiled_and_short_ones_are_not(preset: str) -> None:
     assert all(make_config(name, preset=preset).compiles for name in list_presets(preset))
     assert not any(make_config(name).compiles for name in list_presets("pocket"))
+
+
+SECTIONS = {
+    "encoder": EncoderConfig,
+    "decoder": DecoderConfig,
+    "masking": MaskingConfig,
+    "adaptation": AdaptationConfig,
+    "contrast": ContrastConfig,
+    "baseline": BaselineConfig,
+    "baseline.emix": EMixConfig,
+    "baseline.capri": CapriConfig,
+    "training": TrainingConfig,
+    "probe": ProbeConfig,
+    "learn": LearnConfig,
+}
+REALS = [
+    (name, entry.name, "tuple" in str(entry.type))
+    for name, section in SECTIONS.items()
+    for entry in dataclasses.fields(section)
+    if "float" in str(entry.type)
+]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize(("section", "name", "several"), REALS)
+def test_no_setting_is_infinite(section: str, name: str, several: bool, value: str) -> None:
+    """From a text, and built in Python."""
+    text = f"[{value}]" if several else value
+    with pytest.raises(ConfigError, match=f"expected .*{name}"):
+        make_config("sensors", overrides=[f"{section}.{name}={text}"])
+    with pytest.raises(ConfigError, match=f"expected .*{name}"):
+        SECTIONS[section](**{name: (float(value),) if several else float(value)})
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**70, -1, 10**400])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(ConfigError, match="expected seed >= 0"):
+        make_config("sensors", seed=seed)
+    assert make_config("sensors", seed=2**64 - 1).seed == 2**64 - 1
+
+
+def test_differences_in_bfloat16_are_refused_where_they_are_used() -> None:
+    overrides = ["adaptation.differentiation=finite_difference", "training.autocast=bfloat16"]
+    with pytest.raises(ConfigError, match=r"training\.autocast=off, or another policy"):
+        make_config("sensors", overrides=overrides)
+    assert make_config("sensors", overrides=overrides, method="mae").method == "mae"
+
+
+def test_an_mlp_has_a_unit() -> None:
+    with pytest.raises(ConfigError, match="a unit or more to width 128"):
+        make_config("sensors", overrides=["encoder.mlp_ratio=1e-9"])
+    assert make_config("sensors", overrides=["encoder.mlp_ratio=0.0078125"])
+
+
+@pytest.mark.parametrize("preset", ["nope", "", "..", None, 3])
+def test_an_unknown_kind_of_preset(preset: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a preset"):
+        make_config("sensors", preset=preset)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "2020-13-45", "[" * 3000, "{[]: 1}", "!!python/none"])
+def test_what_yaml_cannot_read(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a") as caught:
+        make_config("sensors", overrides=[f"encoder.width={text}"])
+    assert len(str(caught.value)) < 1000

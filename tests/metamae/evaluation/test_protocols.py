@@ -419,3 +419,49 @@ def test_every_pocket_set_has_labels_for_every_protocol() -> None:
 
 def test_strengths_are_tried_from_the_strongest() -> None:
     assert list(STRENGTHS) == sorted(STRENGTHS, reverse=True)
+
+
+def _features(labels: Any, task: Task, rows: int = 40) -> Features:
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    return Features(task=task, train=x, train_labels=labels, test=x, test_labels=labels)
+
+
+@pytest.mark.parametrize("protocol", ["tuned", "few-1", "few-5"])
+def test_one_class_leaves_nothing_to_tell_apart(protocol: str) -> None:
+    for task in (
+        Task(kind="binary", metric="accuracy", classes=("a", "b")),
+        Task(kind="classification", metric="accuracy", classes=("a",)),
+    ):
+        with pytest.raises(DataError, match="two classes or more"):
+            evaluate(protocol, _features(np.zeros(40, np.int64), task), ProbeConfig())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_row_is_no_training(protocol: str) -> None:
+    task = Task(kind="binary", metric="accuracy", classes=("a", "b"))
+    with pytest.raises(InputError, match="expected two training rows or more"):
+        evaluate(protocol, _features(np.zeros(1, np.int64), task, rows=1), ProbeConfig())
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        (np.array(["a", "b"] * 20), InputError),
+        (["a", "b"] * 20, InputError),
+        (np.array([0, 1] * 20, object), InputError),
+        (np.full(40, 5), DataError),
+        (np.arange(40) % 2 * 0.7, DataError),
+        (np.array([0, 1] * 20) * 1j, InputError),
+    ],
+)
+def test_labels_that_are_no_classes(labels: Any, error: type[Exception]) -> None:
+    task = Task(kind="binary", metric="accuracy", classes=("a", "b"))
+    for protocol in ("published", "tuned", "knn", "few-1"):
+        with pytest.raises(error, match="expected"):
+            evaluate(protocol, _features(labels, task), ProbeConfig(epochs=1))
+
+
+def test_a_binary_task_has_two_classes() -> None:
+    for classes in (("a",), ("a", "b", "c")):
+        with pytest.raises(DataError, match="expected two classes in a binary task"):
+            Task(kind="binary", metric="accuracy", classes=classes)
