@@ -1,6 +1,7 @@
 """Errors that are the user's to mend. The command line prints them in one line and exits with 2."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -34,5 +35,34 @@ class TrainingError(MetamaeError, RuntimeError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """``got 'x'``, with the nearest known name when there is one."""
+    name = name[:200]
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")
+
+
+def reason_of(fault: BaseException) -> str:
+    r"""What another library says of a fault, in one line of bounded length.
+
+    Example:
+        >>> from metamae.errors import reason_of
+        >>> reason_of(ValueError("line 1\n  of 2")), reason_of(EOFError())
+        ('line 1 of 2', 'EOFError')
+    """
+    reason = " ".join(str(fault)[:2000].split())
+    return (reason[:300] + "..." if len(reason) > 300 else reason) or type(fault).__name__
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 20
+
+
+def shown(value: object) -> str:
+    """``repr``, cut where a value is long or deep: values come from files.
+
+    Example:
+        >>> from metamae.errors import shown
+        >>> shown(range(3)), len(shown("x" * 10**6)) < 300
+        ('range(0, 3)', True)
+    """
+    return _SHORT.repr(value)

@@ -8,26 +8,26 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
-import yaml
-
-from metamae.errors import ConfigError, suggest
+from metamae.errors import ConfigError, reason_of, shown, suggest
+from metamae.files import parse_yaml
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Write one ``section.key=value`` into nested values; the value is read as YAML."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"expected an override like training.steps=100, got {override!r}")
+        raise ConfigError(f"expected an override like training.steps=100, got {shown(override)}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        reason = " ".join(str(fault).split())
-        raise ConfigError(f"expected a YAML value in override {override!r}: {reason}") from fault
+        value = parse_yaml(text)
+    except ValueError as fault:
+        raise ConfigError(
+            f"expected a YAML value in override {shown(override)}: {reason_of(fault)}"
+        ) from fault
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"expected a section before the last dot of {key!r}")
+            raise ConfigError(f"expected a section before the last dot of {shown(key)}")
     values[last] = value
 
 
@@ -39,7 +39,9 @@ def _field_types(cls: type) -> dict[str, Any]:
 def build(cls: Any, values: Any, where: str) -> Any:
     """A dataclass of checked and converted values; ``where`` is its section, for errors."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"expected a section for {where or 'the configuration'}, got {values!r}")
+        raise ConfigError(
+            f"expected a section for {where or 'the configuration'}, got {shown(values)}"
+        )
     known = _field_types(cls)
     for key in values:
         if key not in known:
@@ -64,7 +66,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         word = {False: "off", True: "on"}.get(value) if isinstance(value, bool) else None
         value = word if word in arguments else value
         if value not in arguments:
-            raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {value!r}")
+            raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {shown(value)}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
@@ -79,7 +81,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise ConfigError(f"expected {where} to be {name}, got {value!r} ({type(value).__name__})")
+        raise ConfigError(
+            f"expected {where} to be {name}, got {shown(value)} ({type(value).__name__})"
+        )
     return value
 
 

@@ -56,4 +56,6 @@ def load_dataset(
             f"expected --data-dir, the folder with the full {name!r} data, got none; "
             f"an embedded set needs none: {', '.join(POCKET)}"
         )
-    return Prepared.open(get_source(name), data_dir).dataset(token_size)
+    prepared = Prepared.open(get_source(name), data_dir)
+    prepared.refuse_changed()
+    return prepared.dataset(token_size)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metamae.config.presets import list_presets, make_config
 from metamae.config.schema import METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
-from metamae.errors import ConfigError, suggest
+from metamae.errors import ConfigError, reason_of, shown, suggest
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.ablation import TABLE_4, ablate
+from metamae.files import parse_yaml, read_text
 from metamae.report.rows import DEFAULT, Key
 
 
@@ -196,12 +195,11 @@ def read_sweep(path: Path) -> Sweep:
         ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(read_text(path))
     except OSError as fault:
         raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        reason = " ".join(str(fault).split())
-        raise ConfigError(f"expected YAML in {path}: {reason}") from fault
+    except ValueError as fault:
+        raise ConfigError(f"expected YAML in {path}: {reason_of(fault)}") from fault
     known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
     values = _section(values, known, str(path))
     if "datasets" not in values:
@@ -249,20 +247,22 @@ def _seeds(value: Any) -> tuple[int, ...]:
     seeds = list(range(value)) if isinstance(value, int) else value
     whole = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
     if not whole or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"expected seeds as a number or a list of numbers >= 0, got {value!r}")
+        raise ConfigError(
+            f"expected seeds as a number or a list of numbers >= 0, got {shown(value)}"
+        )
     return tuple(seeds)
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ConfigError(f"expected a list of texts for {where}, got {value!r}")
+        raise ConfigError(f"expected a list of texts for {where}, got {shown(value)}")
     return tuple(items)
 
 
 def _section(value: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"expected keys and values in {where}, got {value!r}")
+        raise ConfigError(f"expected keys and values in {where}, got {shown(value)}")
     _check_names(where, value, known or value)
     return value
 
