@@ -118,7 +118,9 @@ def _list_items(
                 ) from fault
             continue
         if not isinstance(record, dict):
-            raise DataError(f"expected objects in {name}, got {shown(record)} as number {count + 1}")
+            raise DataError(
+                f"expected objects in {name}, got {shown(record)} as number {count + 1}"
+            )
         count += 1
         yield record
 
@@ -130,7 +132,7 @@ def _skip(buffer: str, place: int) -> int:
 
 
 def bounded_lines(text: IO[Any], name: str, limit: int = LINE) -> Iterator[Any]:
-    """Lines of a text or of bytes, none of them longer than a limit.
+    r"""Lines of a text or of bytes, none of them longer than a limit.
 
     Raises:
         DataError: a longer line; the message has its number.
@@ -138,8 +140,8 @@ def bounded_lines(text: IO[Any], name: str, limit: int = LINE) -> Iterator[Any]:
     Example:
         >>> import io
         >>> from metamae.data.formats.tables import bounded_lines
-        >>> list(bounded_lines(io.StringIO("a\\nb"), "x.csv"))
-        ['a\\n', 'b']
+        >>> list(bounded_lines(io.StringIO("a\nb"), "x.csv"))
+        ['a\n', 'b']
     """
     number = 0
     while line := text.readline(limit + 1):
@@ -168,7 +170,9 @@ def table_records(
     """
     csv.field_size_limit(RECORD)
     with io.TextIOWrapper(file, encoding="utf-8", newline="") as text, _readable(name):
-        yield from _table_rows(csv.reader(bounded_lines(text, name), delimiter=delimiter), name, columns)
+        yield from _table_rows(
+            csv.reader(bounded_lines(text, name), delimiter=delimiter), name, columns
+        )
 
 
 def _table_rows(rows: Any, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
