@@ -1,6 +1,7 @@
 """Errors that are the user's to mend. The command line prints them in one line and exits with 2."""
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Iterable
 
@@ -38,6 +39,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     name = name[:200]
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")
+
+
+def is_systems(fault: BaseException) -> bool:
+    """Whether the system itself refused: no space, no permission, no such file.
+
+    A place in a file that cannot be is an invalid argument to it, and damage to us.
+    """
+    return isinstance(fault, OSError) and fault.errno not in (None, errno.EINVAL)
 
 
 def reason_of(fault: BaseException) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from metamae.config.schema import Config
 from metamae.data.formats.zips import check_directory
-from metamae.errors import CheckpointError, ConfigError
+from metamae.errors import CheckpointError, ConfigError, is_systems
 from metamae.files import clear_leftovers, replacing
 
 FORMAT = 1
@@ -146,8 +146,8 @@ def read_intact(path: Path, device: torch.device | str) -> Any:
         raise
     # What a changed byte makes of a zip archive or of a pickle has no common name.
     except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:
-            raise  # no permission, for instance: no damage
+        if is_systems(fault):
+            raise
         reason = " ".join(str(fault).split()) or type(fault).__name__
     raise CheckpointError(
         f"expected a readable checkpoint at {path}, got a damaged file ({reason}); "
@@ -161,4 +161,6 @@ def _broken_member(archive: ZipFile, file: Any) -> str | None:
     for info in archive.infolist():
         if info.compress_type != ZIP_STORED or info.compress_size != info.file_size:
             raise ValueError(f"{info.filename} is packed, or of another size than it says")
+        if info.external_attr or info.is_dir():  # torch would read nothing of a folder, and go on
+            raise ValueError(f"{info.filename} is marked as a folder")
     return archive.testzip()

@@ -25,7 +25,7 @@ from metamae.data.formats.tars import (
     walk_tar,
 )
 from metamae.data.formats.zips import check_directory
-from metamae.errors import DataError, MetamaeError, reason_of
+from metamae.errors import DataError, MetamaeError, is_systems, reason_of
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -268,7 +268,7 @@ def intact(path: Path | str) -> Iterator[None]:
     except MemoryError as fault:
         raise DataError(f"expected {path} to fit the memory there is, it does not") from fault
     except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:
+        if is_systems(fault):
             raise
         raise DataError(
             f"expected a whole archive or file {path}, got a damaged one ({reason_of(fault)}); "

@@ -18,7 +18,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.errors import DataError, reason_of, shown
+from metamae.errors import DataError, is_systems, reason_of, shown
 
 _MOST_AXES = 8
 _PLAIN_KEYS = frozenset((str, bytes, int, float, bool, type(None)))
@@ -153,7 +153,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
-_BUILTINS = {"slice": slice, "bytes": _no_bytes, "object": _OBJECT}
+_BUILTINS = {"slice": slice, "object": _OBJECT}
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -204,6 +204,8 @@ class _Unpickler(pickle._Unpickler):
             return _NUMPY[name]
         if (module, name) == ("_codecs", "encode"):
             return _encode
+        if module in ("builtins", "__builtin__") and name == "bytes":
+            return _no_bytes
         if not self.table:
             raise pickle.UnpicklingError(f"it asks for {shown(module)[1:-1]}.{shown(name)[1:-1]}")
         if root == "pandas":
@@ -330,7 +332,7 @@ def unpickle(file: IO[bytes], what: str, name: str, *, table: bool) -> Any:
         raise DataError(f"expected {what} in {name} that fits the memory, got more") from fault
     # A damaged pickle fails in as many ways as there are instructions in it.
     except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:
+        if is_systems(fault):
             raise
         raise DataError(f"expected {what} in {name}: {reason_of(fault)}") from fault
     return value

@@ -43,7 +43,7 @@ def check_directory(archive: ZipFile, file: IO[bytes]) -> None:
 
 
 def _check_member(file: IO[bytes], info: ZipInfo) -> None:
-    file.seek(info.header_offset)
+    file.seek(max(info.header_offset, 0))
     header = file.read(30)
     if len(header) < 30 or header[:4] != _LOCAL:
         raise BadZipFile(f"no member where its directory says {info.orig_filename!r} is")
@@ -70,7 +70,7 @@ def _declared_entries(file: IO[bytes]) -> tuple[int, bool]:
     if not locator.startswith(_LOCATOR64):
         return count, False
     (where,) = struct.unpack("<Q", locator[8:16])
-    file.seek(where)
+    file.seek(min(where, size))
     record = file.read(40)
     if record[:4] != _END64:  # something lies in front of the archive: the record is before us
         record = tail[place - 76 : place - 36]
