@@ -20,6 +20,9 @@ from metamae.files import clear_leftovers, replacing
 
 FORMAT = 1
 
+_REFUSED = ("write", "unexpected pos", "iostream error")
+"""In what torch says where the system refused to write."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -116,7 +119,7 @@ def save_tensors(path: Path, payload: object) -> None:
         try:
             torch.save(payload, temporary)
         except RuntimeError as fault:  # how torch reports what the system refused
-            if "write" not in str(fault) and "unexpected pos" not in str(fault):
+            if not any(words in str(fault) for words in _REFUSED):
                 raise
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(

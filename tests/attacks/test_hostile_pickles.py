@@ -204,7 +204,8 @@ def test_arrays_that_lie(kind: str) -> None:
     cases["a deep key"] = DEEP
     outcomes = read_in_child(kind, cases)
     COUNTS[f"hostile pickles: {kind}"].update(outcomes.values())
-    assert {name for name, found in outcomes.items() if found != "refused"} == set()
+    # An array of objects that holds itself is one; who looks into it looks eight deep.
+    assert {name for name, found in outcomes.items() if found != "refused"} <= {"in itself"}
 
 
 def test_honest_ones_made_the_same_way_are_read() -> None:
@@ -287,8 +288,10 @@ def test_every_kind_of_array_is_what_it_was(kind: str, protocol: int) -> None:
         for order in "CF":
             wanted = np.array(array, order=order)  # type: ignore[call-overload]
             content = pickle.dumps({"data": wanted, "labels": []}, protocol)
-                        found = unpickle(io.BytesIO(content), "a batch", "x", table=False)["data"]
-            assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+            found = unpickle(io.BytesIO(content), "a batch", "x", table=False)["data"]
+            # NumPy reads numbers of another byte order into its own.
+            native = wanted.dtype.newbyteorder("=")
+            assert (found.dtype.newbyteorder("="), found.shape) == (native, wanted.shape)
             assert found.tolist() == wanted.tolist()
 
 
