@@ -62,7 +62,7 @@ class Checkpoint:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"{name} is of type {type(value).__name__}")
-        if self.step < 0 or not math.isfinite(self.seconds) or self.seconds < 0:
+        if not 0 <= self.step < 1 << 53 or not math.isfinite(self.seconds) or self.seconds < 0:
             raise TypeError(f"step is {self.step}, seconds are {self.seconds}")
         check_series(self.history)
 

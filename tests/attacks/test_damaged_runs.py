@@ -169,7 +169,8 @@ def test_odd_entries_of_a_checkpoint(run_dir: Path, tmp_path: Path) -> None:
         for value in (*odd_values(), deep, torch.zeros(3), float("nan")):
             save_tensors(path, payload | {key: value})
             outcome = attack.try_once(f"{key} = {str(value)[:40]}")
-            right = value in ({}, {"x": 1}) if isinstance(value, dict) else value == 1.5
+            counts = key in ("step", "seconds") and type(value) in (int, float)
+            right = isinstance(value, dict) or counts
             assert outcome == "refused" or right
 
 

@@ -136,7 +136,8 @@ def plain_array(value: Any) -> Array:
         return value
     if not isinstance(value, list):
         raise DataError(f"expected an array, or lists of numbers, got {type(value).__name__}")
-    level, count = [value], 0
+    level: list[Any] = [value]
+    count = 0
     for _ in range(_MOST_LEVELS):
         lists = [item for item in level if type(item) is list]
         count += sum(map(len, lists))

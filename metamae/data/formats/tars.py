@@ -19,7 +19,7 @@ from typing import IO, Any
 from metamae.data.formats.limits import MEMBERS, check_growth, drain
 from metamae.errors import DataError
 
-_CHUNK = 1 << 18
+_CHUNK, _BLOCK = 1 << 18, 1 << 14
 _BZIP2, _XZ, _GZIP = b"BZh", b"\xfd7zXZ\0", b"\x1f\x8b"
 
 
@@ -89,7 +89,7 @@ def walk_tar(
     file: IO[bytes], name: str
 ) -> Generator[tuple[tarfile.TarFile, tarfile.TarInfo], None, None]:
     """All members of a tar archive, from front to back and to the very end of the file."""
-    with tarfile.open(fileobj=file, mode="r|", bufsize=_CHUNK, tarinfo=_Header) as archive:
+    with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK, tarinfo=_Header) as archive:
         for info in members(archive, name):
             yield archive, info
     drain(file)

@@ -79,9 +79,13 @@ class View:
             wanted.setdefault(bundle, {})[member] = name
         for bundle, members in wanted.items():
             if isinstance(bundle, Tar):
+                left = set(members)
                 for member, file in bundle.walk("*"):
                     if member in members:
                         yield members[member], file
+                        left.discard(member)
+                    if not left and bundle.whole:  # its checksum was compared before
+                        break
                 continue
             for member, name in members.items():
                 with bundle.open(member) as file:
