@@ -80,7 +80,8 @@ class Checkpoint:
             )
         clear_leftovers(path)
         payload = read_intact(path, device)
-        if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
+        number = payload.pop("format", None) if isinstance(payload, dict) else None
+        if type(number) is not int or number != FORMAT:
             raise CheckpointError(
                 f"expected a metamae checkpoint of format {FORMAT} at {path}, got another file; "
                 "check the path"
