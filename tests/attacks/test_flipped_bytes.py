@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 
 from metamae.config.presets import make_config
 from metamae.data import load_dataset, pocket
+from metamae.data.formats.archives import intact, open_bundle
 from metamae.data.preparing.prepared import Prepared
+from metamae.errors import CheckpointError, DataError
 from metamae.evaluation.feature_cache import run_features
 from metamae.files import write_json
 from metamae.report.rows import read_results, write_results
@@ -264,3 +268,64 @@ def test_a_file_changed_by_hand_says_how_to_keep_it(tmp_path: Path) -> None:
     assert read_results(path)[0].value == 0.6
     write_json(path, [])
     assert json.loads(path.read_text()) == []
+
+
+def test_a_checksum_behind_what_nobody_reads(tmp_path: Path) -> None:
+    """Another file, and a megabyte of padding, lie between the last row and the end."""
+    rest = np.random.default_rng(0).bytes(1 << 20)
+    parts = {part: as_json(task("fold_label", [3, 7])) for part in ("train", "valid")}
+    files = {f"remote_homology/remote_homology_{part}.json": r for part, r in parts.items()}
+    path = tmp_path / "remote_homology.tar.gz"
+    packed = tar(files | {"remote_homology/other": rest}) + bytes(1 << 20)  # of a tape's block
+    path.write_bytes(gzip.compress(packed))
+    expected = contents(made("scop", tmp_path))
+    attack = Attack(
+        "raw: tar of JSON gz", lambda: contents(made("scop", tmp_path, again=True)), expected
+    )
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-5] ^= 1  # of the checksum itself
+    copies = [("8 bytes short", content[:-8]), ("40 bytes short", content[:-40])]
+    copies.append(("another checksum", bytes(flipped)))
+    assert damage(attack, path, iter(copies)) == {"refused": 3}
+
+
+def test_a_comment_that_swallows_the_next_entry(tmp_path: Path) -> None:
+    """The directory is well-formed then, and one row shorter."""
+    path = put(tmp_path / "x.zip", {f"{n}.txt": b"x" for n in range(3)})
+    content = bytearray(path.read_bytes())
+    start = int.from_bytes(content[-6:-2], "little")
+    content[start + 32 : start + 34] = (46 + len("1.txt")).to_bytes(2, "little")
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.namelist()) == 2
+    with pytest.raises(DataError, match="its directory has 2 entries, its end says 3"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_header_is_no_end(packed: bool, tmp_path: Path) -> None:
+    """Not even in a tar that has no checksum, where Python's reader would stop without a word."""
+    content = bytearray(tar({f"{n}.txt": bytes(600) for n in range(3)}))
+    content[1536 + 150] ^= 1  # the checksum of the second header
+    path = tmp_path / "x.tar"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for act in (lambda: open_bundle(path).names(), lambda: list(open_bundle(path).walk("*"))):
+        with pytest.raises(DataError, match="bad checksum at byte 1536"), intact(path):
+            act()
+
+
+def test_a_member_marked_as_a_folder(run_dir: Path) -> None:
+    """One bit of a zip's directory: torch would go on with what was in memory."""
+    path = run_dir / "checkpoint.pt"
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        place, infos = archive.start_dir, archive.infolist()
+    for info in infos:
+        damaged = bytearray(content)
+        damaged[place + 38] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is marked as a folder"):
+            Checkpoint.load(path)
+        place += 46 + len(info.filename) + len(info.extra) + len(info.comment)
+    path.write_bytes(content)
