@@ -158,15 +158,16 @@ def test_a_prepared_set_with_another_manifest(tmp_path: Path) -> None:
         assert attack.try_once(what) == "refused"
 
 
-def test_odd_entries_of_a_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+def test_odd_entries_of_a_checkpoint(run_dir: Path, tmp_path: Path, whole: bool) -> None:
     payload = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     path = tmp_path / "checkpoint.pt"
     attack = Attack("odd entries: checkpoint", lambda: Checkpoint.load(path).step, 2)
     deep: Any = []
     for _ in range(100):
         deep = [deep]
-    for key in payload:
-        for value in (*odd_values(), deep, torch.zeros(3), float("nan")):
+    for number, key in enumerate(payload):
+        values = (*odd_values(), deep, torch.zeros(3), float("nan"))
+        for value in values if whole else values[number % 5 :: 5]:
             save_tensors(path, payload | {key: value})
             outcome = attack.try_once(f"{key} = {str(value)[:40]}")
             counts = key in ("step", "seconds") and type(value) in (int, float)

@@ -66,7 +66,7 @@ def images(data: bytes, labels: bytes = b"](K\x01e") -> bytes:
 
 
 OBJECTS, BYTES = dtype("O8"), dtype("u1")
-DEEP = b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"Ns."
+DEEP = b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"Ns."
 
 ARRAYS: dict[str, bytes] = {
     "shape above the list": array(b"K\x01M\xff\xff\x86", OBJECTS, b"](NNe"),
@@ -117,7 +117,7 @@ ARRAYS: dict[str, bytes] = {
     "a list of itself": b"]q\x01h\x01a",
     "lists of lists of lists": b"]"
     + b"".join(b"q%c]h%ca" % (n, n) + b"h%ca" % n for n in range(1, 60)),
-    "a key nested deeply": b"})" + b"\x85" * 300_000 + b"Ns",
+    "a key nested deeply": b"})" + b"\x85" * 200_000 + b"Ns",
     "keys of tuples": b"}" + b"K\x01K\x02\x86Ns",
     "a set": b"\x8f(K\x01\x90",
     "a frozen set of deep tuples": b"()" + b"\x85" * 100_000 + b"\x91",
@@ -135,8 +135,8 @@ ARRAYS: dict[str, bytes] = {
     "state of a function": b"c_codecs\nencode\n}" + text("__name__") + text("x") + b"sb",
     "attributes of a function": b"c_codecs\nencode\n(}}" + text("__defaults__") + b"Nstb",
     "state of a type": b"cnumpy\ndtype\n}" + text("build") + b"Nsb",
-    "a million lists": b"]" * 300_000,
-    "deep lists": b"]" * 200_000 + b"a" * 199_999,
+    "a million lists": b"]" * 50_000,
+    "deep lists": b"]" * 50_000 + b"a" * 49_999,
     "a function of the system": b"cos\nsystem\n" + text("exit 1") + b"\x85R",
     "a function of NumPy": b"cnumpy\nload\n" + text("x") + b"\x85R",
     "eval": b"cbuiltins\neval\n" + text("1") + b"\x85R",
@@ -251,6 +251,8 @@ def seeds() -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize("name", seeds())
 def test_damaged_pickles(name: str, whole: bool) -> None:
     """A bare pickle has no checksum: other values can come out, a crash or a traceback cannot."""
+    if not whole and name not in ("old", "2", "pandas-3.1.1"):
+        pytest.skip("one of a sample: add --all to run it")
     kind, content = seeds()[name]
     cases = mutants(content, 400 if whole else 60, seed=15)
     outcomes = read_in_child(kind, cases)
