@@ -1,6 +1,8 @@
 """Errors that are the user's to mend. The command line prints them in one line and exits with 2."""
 
 import difflib
+import errno
+import reprlib
 from collections.abc import Iterable
 
 
@@ -42,5 +44,42 @@ class DataWarning(UserWarning):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """``got 'x'``, with the nearest known name when there is one."""
-    matches = difflib.get_close_matches(str(name), map(str, known), n=1)
+    name = str(name)[:200]
+    matches = difflib.get_close_matches(name, map(str, known), n=1)
     return f"got {name!r}" + (f"; did you mean {matches[0]!r}?" if matches else "")
+
+
+def is_systems(fault: BaseException) -> bool:
+    """Whether the system itself refused: no space, no permission, no such file.
+
+    A place in a file that cannot be is an invalid argument to it, and damage to us.
+    """
+    return isinstance(fault, OSError) and fault.errno not in (None, errno.EINVAL)
+
+
+def reason_of(fault: BaseException) -> str:
+    r"""What another library says of a fault, in one line of bounded length.
+
+    Example:
+        >>> from metamae.errors import reason_of
+        >>> reason_of(ValueError("line 1\n  of 2")), reason_of(EOFError())
+        ('line 1 of 2', 'EOFError')
+    """
+    reason = " ".join(str(fault)[:2000].split())
+    return (reason[:300] + "..." if len(reason) > 300 else reason) or type(fault).__name__
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 20
+
+
+def shown(value: object) -> str:
+    """``repr``, cut where a value is long or deep: values come from files.
+
+    Example:
+        >>> from metamae.errors import shown
+        >>> shown(range(3)), len(shown("x" * 10**6)) < 300
+        ('range(0, 3)', True)
+    """
+    return _SHORT.repr(value)

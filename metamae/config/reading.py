@@ -8,19 +8,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
-import yaml
-
 from metamae.arguments import check_text
-from metamae.errors import ConfigError, suggest
-
-UNREADABLE = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
-"""What reading YAML raises: of a date that is none, or of numbers too long, not its own error."""
-
-
-def shorten(value: object) -> str:
-    """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+from metamae.errors import ConfigError, reason_of, shown, suggest
+from metamae.files import parse_yaml
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -28,19 +18,18 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     check_text(override, "an override")
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"expected an override like training.steps=100, got {override!r}")
+        raise ConfigError(f"expected an override like training.steps=100, got {shown(override)}")
     try:
-        value = yaml.safe_load(text)
-    except UNREADABLE as fault:
-        reason = " ".join(str(fault).split())
+        value = parse_yaml(text)
+    except ValueError as fault:
         raise ConfigError(
-            f"expected a YAML value in override {shorten(override)}: {reason}"
+            f"expected a YAML value in override {shown(override)}: {reason_of(fault)}"
         ) from fault
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"expected a section before the last dot of {key!r}")
+            raise ConfigError(f"expected a section before the last dot of {shown(key)}")
     values[last] = value
 
 
@@ -52,7 +41,9 @@ def _field_types(cls: type) -> dict[str, Any]:
 def build(cls: Any, values: Any, where: str) -> Any:
     """A dataclass of checked and converted values; ``where`` is its section, for errors."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"expected a section for {where or 'the configuration'}, got {values!r}")
+        raise ConfigError(
+            f"expected a section for {where or 'the configuration'}, got {shown(values)}"
+        )
     known = _field_types(cls)
     for key in values:
         if key not in known:
@@ -77,7 +68,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         word = {False: "off", True: "on"}.get(value) if isinstance(value, bool) else None
         value = word if word in arguments else value
         if not isinstance(value, str) or value not in arguments:
-            raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {value!r}")
+            raise ConfigError(f"expected {where} among {', '.join(arguments)}, got {shown(value)}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
@@ -95,7 +86,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise ConfigError(f"expected {where} to be {name}, got {value!r} ({type(value).__name__})")
+        raise ConfigError(
+            f"expected {where} to be {name}, got {shown(value)} ({type(value).__name__})"
+        )
     return value
 
 

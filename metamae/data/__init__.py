@@ -58,4 +58,6 @@ def load_dataset(
             f"expected --data-dir, the folder with the full {name!r} data, got none; "
             f"an embedded set needs none: {', '.join(POCKET)}"
         )
-    return Prepared.open(get_source(name), as_path(data_dir, "data_dir")).dataset(token_size)
+    prepared = Prepared.open(get_source(name), as_path(data_dir, "data_dir"))
+    prepared.refuse_changed()
+    return prepared.dataset(token_size)

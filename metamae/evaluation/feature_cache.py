@@ -13,8 +13,7 @@ from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.features import Features, compute_features
-from metamae.files import replacing
-from metamae.training.checkpoint import read_intact
+from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
 
@@ -42,8 +41,7 @@ def run_features(
         method = load_method(checkpoint, dataset.inputs, device)
         train, test = compute_features(method, dataset, device=str(device))
         parts = {"train": train, "test": test}
-        with replacing(path) as temporary:
-            torch.save({"key": key, **parts}, temporary)
+        save_tensors(path, {"key": key, **parts})
     return Features.of(dataset, parts["train"], parts["test"])
 
 
@@ -70,10 +68,20 @@ def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         cache = read_intact(path, "cpu")
-    except CheckpointError:  # a damaged cache is no loss
+        if not isinstance(cache, dict) or cache.keys() != {"key", "train", "test"}:
+            return None
+        made_for = cache.pop("key")
+        if isinstance(made_for, dict):  # earlier revisions kept no fingerprint
+            made_for.setdefault("fingerprint", key["fingerprint"])
+        fits = repr(made_for) == repr(key) and _are_features(cache, key["rows"])
+    except (CheckpointError, RecursionError):  # a damaged cache is no loss
         return None
-    found = cache.pop("key", None) if isinstance(cache, dict) else None
-    if isinstance(found, dict):
-        found = {"fingerprint": key["fingerprint"]} | found  # earlier revisions kept none
-    fits = found == key
-    return cache if fits and cache.keys() == {"train", "test"} else None
+    return cache if fits else None
+
+
+def _are_features(parts: dict[str, Any], rows: list[int]) -> bool:
+    """Whether both parts are tensors of numbers, as many rows as there are examples."""
+    return all(
+        isinstance(part, torch.Tensor) and part.is_floating_point() and part.shape[:1] == (count,)
+        for part, count in zip((parts["train"], parts["test"]), rows, strict=True)
+    )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-import yaml
 
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
@@ -22,7 +21,12 @@ from metamae.progress import Reporter
 from metamae.report.rows import UNKNOWN, Key, Result
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.pretraining import pretrain
-from metamae.training.run_folder import CHECKPOINT, CONFIG, check_same_data, check_same_run
+from metamae.training.run_folder import (
+    CHECKPOINT,
+    check_same_data,
+    check_same_run,
+    read_config,
+)
 
 Load = Callable[[str, tuple[int, ...]], Dataset]
 """Loads a data set by name and token size."""
@@ -134,7 +138,7 @@ def is_current(row: Result, cell: Cell, run_dir: Path, data: Callable[[str], str
             other data.
     """
     try:
-        earlier = Config.from_dict(yaml.safe_load((run_dir / CONFIG).read_text()))
+        earlier = read_config(run_dir)
     except OSError:
         return False  # its folder was deleted, as errors advise: run it again
     check_same_run(earlier, cell.config, run_dir)

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metamae.arguments import as_path, check_text
 from metamae.config.presets import list_presets, make_config
-from metamae.config.reading import UNREADABLE, shorten
 from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
-from metamae.errors import ConfigError, suggest
+from metamae.errors import ConfigError, reason_of, shown, suggest
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.ablation import TABLE_4, ablate
+from metamae.files import parse_yaml, read_text
 from metamae.report.rows import DEFAULT, Key
 
 
@@ -114,7 +112,7 @@ class Sweep:
             if not isinstance(getattr(self, what), kind):
                 raise ConfigError(
                     f"expected {what} of a sweep as a {kind.__name__}, got "
-                    f"{shorten(getattr(self, what))}"
+                    f"{shown(getattr(self, what))}"
                 )
             if not getattr(self, what):
                 raise ConfigError(f"expected one or more {what} in a sweep, got none")
@@ -211,12 +209,11 @@ def read_sweep(path: Path) -> Sweep:
     """
     path = as_path(path, "a sweep file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(read_text(path))
     except OSError as fault:
         raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
-    except UNREADABLE as fault:
-        reason = " ".join(str(fault).split())
-        raise ConfigError(f"expected YAML in {path}: {reason}") from fault
+    except ValueError as fault:
+        raise ConfigError(f"expected YAML in {path}: {reason_of(fault)}") from fault
     known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
     values = _section(values, known, str(path))
     if "datasets" not in values:
@@ -262,14 +259,14 @@ def _variants(values: Any) -> dict[str, Variant]:
 
 def _seeds(value: Any) -> tuple[int, ...]:
     if type(value) is int and value > MOST_CELLS:
-        raise ConfigError(f"expected up to {MOST_CELLS} seeds, got {shorten(value)}")
+        raise ConfigError(f"expected up to {MOST_CELLS} seeds, got {shown(value)}")
     seeds = list(range(value)) if type(value) is int else value
     whole = isinstance(seeds, list) and all(
         type(s) is int and 0 <= s <= LARGEST_SEED for s in seeds
     )
     if not whole or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"expected seeds as a number or a list of numbers >= 0, got {shorten(value)}; "
+            f"expected seeds as a number or a list of numbers >= 0, got {shown(value)}; "
             "each once, and below 2**64"
         )
     return tuple(seeds)
@@ -282,13 +279,13 @@ MOST_CELLS = 100_000
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ConfigError(f"expected a list of texts for {where}, got {value!r}")
+        raise ConfigError(f"expected a list of texts for {where}, got {shown(value)}")
     return tuple(items)
 
 
 def _section(value: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"expected keys and values in {where}, got {value!r}")
+        raise ConfigError(f"expected keys and values in {where}, got {shown(value)}")
     _check_names(where, value, known or value)
     return value
 

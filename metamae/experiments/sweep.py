@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from metamae.errors import ConfigError, MetamaeError
 from metamae.experiments.cell import is_current, run_cell
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
-from metamae.files import write_json, write_text
+from metamae.files import read_json, write_json, write_text
 from metamae.locks import locked
 from metamae.progress import Nested, Reporter, Stage
 from metamae.report.rows import Key, Result, read_results, write_results
@@ -148,11 +147,16 @@ class SweepRun:
         """Failures of other sweeps in this folder; ours are tried again."""
         path = self.out / FAILURES
         try:
-            known = json.loads(path.read_text()) if path.exists() else {}
+            known = read_json(path) if path.exists() else {}
         except ValueError:
             known = {}  # a record of what is tried again anyway
+        errors = known if isinstance(known, dict) else {}
         ours = {cell.name for cell in self.sweep.cells()}
-        return {name: str(error) for name, error in known.items() if name not in ours}
+        return {
+            name: error
+            for name, error in errors.items()
+            if name not in ours and isinstance(error, str)
+        }
 
     def _record(self, cell: Cell, fault: Exception) -> str:
         text = "".join(traceback.format_exception(fault))

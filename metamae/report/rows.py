@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metamae.arguments import as_path
-from metamae.errors import DataError
+from metamae.errors import DataError, reason_of, shown
 from metamae.evaluation.result import Evaluation
-from metamae.files import write_json
+from metamae.files import read_json, write_json
 
 DEFAULT = "default"
 """Name of the variant without overrides."""
@@ -81,8 +80,12 @@ class Result(Evaluation):
         """Check types, for rows come from files."""
         for entry in _columns():
             value = getattr(self, entry.name)
-            if not isinstance(value, _KINDS[str(entry.type)]) or isinstance(value, bool):
-                raise TypeError(f"expected {entry.name} to be {entry.type}, got {value!r}")
+            numbers = value.values() if isinstance(value, dict) else [value]
+            right = isinstance(value, _KINDS[str(entry.type)]) and not isinstance(value, bool)
+            if isinstance(value, dict):
+                right &= all(type(number) in (int, float) for number in numbers)
+            if not right:
+                raise TypeError(f"expected {entry.name} to be {entry.type}, got {shown(value)}")
 
     @property
     def key(self) -> Key:
@@ -113,10 +116,10 @@ def read_results(path: Path) -> list[Result]:
     if not path.exists():
         return []
     try:
-        return [Result(**row) for row in json.loads(path.read_text())]
+        return [Result(**row) for row in read_json(path)]
     except (ValueError, TypeError, AttributeError) as fault:
         raise DataError(
-            f"expected result rows in {path}, got a damaged file ({fault}); move it away"
+            f"expected result rows in {path}, got a damaged file ({reason_of(fault)}); move it away"
         ) from fault
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -58,7 +59,10 @@ class Feed(Generic[Item]):
         self.prepare, self.steps = prepare, steps
         self.decision = ""
         self._ahead: Prefetcher[Item] | None = None
-        self._watched = self._waited = self._computed = 0.0
+        # Of the watched steps: how long, of that waiting in `prepare`, and computing in it.
+        self._watched: list[float] = []
+        self._waited: list[float] = []
+        self._computed: list[float] = []
         self._taken, self._since = 0, 0.0
         self._undecided = mode == "auto" and device.type == "cpu"
         if not self._undecided:
@@ -72,26 +76,26 @@ class Feed(Generic[Item]):
             return self.prepare(step)
         start, computed = time.perf_counter(), time.thread_time()
         if self._taken > 1:
-            self._watched += start - self._since
+            self._watched.append(start - self._since)
         item = self.prepare(step)
         elapsed, computed = time.perf_counter() - start, time.thread_time() - computed
         if self._taken > 0:
-            self._computed += min(computed, elapsed)
-            self._waited += max(0.0, elapsed - computed)
+            self._computed.append(min(computed, elapsed))
+            self._waited.append(max(0.0, elapsed - computed))
         self._taken, self._since = self._taken + 1, start
         if self._taken == TRIAL + 2:
             self._judge()
         return item
 
     def _judge(self) -> None:
+        """By medians: a step during which the machine did something else does not count."""
         spare = count_cores() > torch.get_num_threads()
-        share = self._waited + (self._computed if spare else 0.0)
-        whole = max(self._watched, 1e-9) * (TRIAL + 1) / TRIAL
-        part = (self._waited + self._computed) / whole
-        reason = f"preparing takes {100 * part:.0f} % of a step"
+        whole = max(statistics.median(self._watched), 1e-9)
+        waited, computed = statistics.median(self._waited), statistics.median(self._computed)
+        reason = f"preparing takes {100 * (waited + computed) / whole:.0f} % of a step"
         if not spare:
             reason += f", with {torch.get_num_threads()} threads on {count_cores()} cores"
-        self._decide(share / whole > SHARE, reason)
+        self._decide((waited + (computed if spare else 0.0)) / whole > SHARE, reason)
 
     def _decide(self, ahead: bool, reason: str) -> None:
         self._undecided = False

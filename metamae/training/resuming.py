@@ -38,7 +38,8 @@ def _explain(path: Path, reason: str) -> str:
 def check_same_optimiser(optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     """Refuse another kind of optimiser, or one with other numbers, which torch would take over.
 
-    The learning rate is a function of the step, and is set anew in every one. A state of several levels has groups of its own; files of earlier revisions name no kind.
+    The learning rate is a function of the step, and is set anew in every one. A state of several
+    levels has groups of its own; files of earlier revisions name no kind.
 
     Raises:
         CheckpointError: naming what differs.

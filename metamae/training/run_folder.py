@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 
 from metamae.arguments import as_path
 from metamae.config.schema import Config
-from metamae.errors import CheckpointError
+from metamae.errors import CheckpointError, ConfigError, reason_of
+from metamae.files import parse_yaml, read_json, read_text
 from metamae.inputs import Inputs
 from metamae.methods.baselines.supervised import stored_task
 from metamae.methods.building import build_method
 from metamae.methods.method import Method
-from metamae.training.checkpoint import Checkpoint
+from metamae.training.checkpoint import Checkpoint, check_series
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -44,13 +44,31 @@ def read_history(path: Path) -> dict[str, list[list[float]]]:
     """
     path = as_path(path, "a history")
     try:
-        series = json.loads(path.read_text())
+        series: dict[str, list[list[float]]] = read_json(path)
+        check_series(series)
         series["loss"]
-        return {str(name): [[s, v] for s, v in points] for name, points in series.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+        return series
+    except (OSError, ValueError, TypeError, KeyError) as fault:
         raise CheckpointError(
-            f"expected the history of a run in {path}, which is missing or damaged; "
-            "delete its folder and run again"
+            f"expected the history of a run in {path}, which is missing or damaged "
+            f"({reason_of(fault)}); delete its folder and run again"
+        ) from fault
+
+
+def read_config(run_dir: Path) -> Config:
+    """The configuration that a run folder was started with.
+
+    Raises:
+        CheckpointError: a damaged file.
+        OSError: there is none.
+    """
+    path = run_dir / CONFIG
+    try:
+        return Config.from_dict(parse_yaml(read_text(path)))
+    except (ConfigError, ValueError, TypeError, RecursionError) as fault:
+        raise CheckpointError(
+            f"expected the configuration of a run in {path}, got a damaged file "
+            f"({reason_of(fault)}); delete its folder and run again"
         ) from fault
 
 

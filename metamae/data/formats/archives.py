@@ -5,23 +5,27 @@ A reader asks for members by name or pattern and never learns what they were pac
 
 from __future__ import annotations
 
-import gzip
 import io
-import lzma
 import tarfile
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
-from metamae.errors import DataError
-
-DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What the standard library raises on a truncated or damaged archive."""
+from metamae.data.formats.limits import drain
+from metamae.data.formats.tars import (
+    is_packed,
+    members,
+    open_member,
+    seek_tar,
+    unpacking,
+    walk_tar,
+)
+from metamae.data.formats.zips import check_directory
+from metamae.errors import DataError, MetamaeError, is_systems, reason_of
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -33,6 +37,12 @@ class Bundle(ABC):
     the whole name and against every tail of it, so ``Protocol/*.dat`` finds the files whatever
     folders the archive puts in front.
     """
+
+    checked = True
+    """Whether members have checksums."""
+
+    whole = False
+    """Whether all of it was read."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         """See :func:`open_bundle`."""
@@ -55,6 +65,12 @@ class Bundle(ABC):
         for name in self.match(pattern):
             with self.open(name) as file:
                 yield name, file
+                if not file.closed and self.checked:
+                    drain(file)  # the checksum lies at its end
+
+    def finish(self) -> None:
+        """Read what was not read, where a checksum of what was is still to come."""
+        self.whole = True
 
     def match(self, pattern: str) -> list[str]:
         """Names that match a pattern, sorted."""
@@ -97,6 +113,8 @@ def matches(name: str, pattern: str) -> bool:
 class Folder(Bundle):
     """An unpacked folder."""
 
+    checked = False
+
     def names(self) -> list[str]:
         """All files below the folder, but hidden ones."""
         paths = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
@@ -116,7 +134,8 @@ class Zip(Bundle):
         self.file = self.base()
         try:
             self.archive = zipfile.ZipFile(self.file)
-        except DAMAGE:
+            check_directory(self.archive, self.file)
+        except BaseException:
             self.file.close()
             raise
 
@@ -140,31 +159,53 @@ class Zip(Bundle):
 class Tar(Bundle):
     """A .tar archive, compressed or not. Compressed ones are read from front to back only."""
 
+    def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
+        """See :func:`open_bundle`."""
+        super().__init__(path, on_read)
+        self.packed = is_packed(path)
+
     def names(self) -> list[str]:
         """All members that are files; one pass over the archive, remembered."""
         if not hasattr(self, "_names"):
-            with tarfile.open(self.path) as archive:
-                files = (info.name for info in archive if info.isfile())
-                self._names = sorted(_clean(name) for name in files if not _is_fork(name))
+            files = (info.name for info in self._headers() if info.isfile())
+            self._names = sorted(_clean(name) for name in files if not _is_fork(name))
+            self.whole = True
         return self._names
+
+    def _headers(self) -> Iterator[tarfile.TarInfo]:
+        with self.base() as file:
+            if not self.packed:
+                with seek_tar(file) as archive:
+                    yield from members(archive, str(self.path))
+                return
+            with unpacking(file, str(self.path)) as unpacked:
+                for _, info in walk_tar(unpacked, str(self.path)):
+                    yield info
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member; it has to be searched from the front."""
-        archive = tarfile.open(self.path)  # noqa: SIM115  (closed with the member)
-        for info in archive:
+        stack = ExitStack()
+        file = stack.enter_context(unpacking(self.base(), str(self.path)))
+        pairs = stack.enter_context(closing(walk_tar(file, str(self.path))))
+        for archive, info in pairs:
             if info.isfile() and _clean(info.name) == name:
-                return io.BufferedReader(_TarMember(archive, info))
-        archive.close()
+                return open_member(archive, info, stack.close)
+        stack.close()
         raise DataError(f"expected a member {name} in {self.path}, found none")
 
     def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
         """In the archive's own order."""
-        with self.base() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for info in archive:
+        with unpacking(self.base(), str(self.path)) as file:
+            for archive, info in walk_tar(file, str(self.path)):
                 name = _clean(info.name)
-                if not info.isfile() or _is_fork(name) or not matches(name, pattern):
-                    continue
-                yield name, io.BufferedReader(_TarMember(archive, info, keep=True))
+                if info.isfile() and not _is_fork(name) and matches(name, pattern):
+                    yield name, open_member(archive, info)
+        self.whole = True
+
+    def finish(self) -> None:
+        """Read what was not, for the checksums at the end."""
+        if not self.whole:
+            self.names()
 
 
 class Single(Bundle):
@@ -176,43 +217,7 @@ class Single(Bundle):
 
     def open(self, name: str) -> IO[bytes]:
         """Open the file."""
-        if self.path.suffix == ".gz":
-            return _gunzip(self.base())
-        return self.base()
-
-
-class _TarMember(io.RawIOBase):
-    """A member read from front to back; closes its archive unless that is kept.
-
-    What tarfile hands out of a stream has no ``seekable``, which text readers ask for.
-    """
-
-    def __init__(
-        self, archive: tarfile.TarFile, info: tarfile.TarInfo, *, keep: bool = False
-    ) -> None:
-        file = archive.extractfile(info)
-        assert file is not None
-        self.archive, self.file, self.keep = archive, file, keep
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.file.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        if not self.keep:
-            self.archive.close()
-        super().close()
-
-
-def _gunzip(packed: io.BufferedReader) -> IO[bytes]:
-    """A decompressing file that closes the compressed one too."""
-    file = gzip.GzipFile(fileobj=packed)
-    file.myfileobj = packed  # type: ignore[assignment]  # what GzipFile closes when it has opened a path itself
-    return file  # type: ignore[return-value]
+        return unpacking(self.base(), str(self.path)) if self.path.suffix == ".gz" else self.base()
 
 
 class _Watched(io.FileIO):
@@ -251,15 +256,23 @@ def open_bundle(path: Path, on_read: Callable[[int], None] | None = None) -> Bun
 
 @contextmanager
 def intact(path: Path | str) -> Iterator[None]:
-    """Turn damage of an archive into an error that names it."""
+    """Turn damage of a raw file into an error that names it.
+
+    Whatever a decoder raises is taken as damage. What the system says itself (no space, no
+    permission), missing libraries and our own mistakes are not.
+    """
     try:
         yield
-    except DAMAGE as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:
-            raise  # the system's own words are clear: no space, no permission
-        reason = " ".join(str(fault).split()) or type(fault).__name__
+    except (MetamaeError, AssertionError, ImportError):
+        raise
+    except MemoryError as fault:
+        raise DataError(f"expected {path} to fit the memory there is, it does not") from fault
+    except Exception as fault:
+        if is_systems(fault):
+            raise
         raise DataError(
-            f"expected a whole archive or file {path}, got a damaged one ({reason}); fetch it again"
+            f"expected a whole archive or file {path}, got a damaged one ({reason_of(fault)}); "
+            "fetch it again"
         ) from fault
 
 

@@ -1,88 +1,29 @@
 """Pickled pandas tables and batches of images, read without running code from the file.
 
-A pickle can name any function of any library. Here only NumPy's array constructors are called;
-everything of pandas becomes an inert record of its arguments, from which the columns are taken.
-The old pickles of public archives, which today's pandas refuses, are read the same way.
+Everything of pandas becomes an inert record of its arguments, from which the columns are taken, see
+:mod:`metamae.data.formats.unpickling`. The old pickles of public archives, which today's pandas
+refuses, are read the same way.
 """
 
 from __future__ import annotations
 
-import pickle
+from contextlib import suppress
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.errors import DataError
+from metamae.data.formats.unpickling import Inert, unpickle
+from metamae.errors import DataError, reason_of, shown
 
-_NUMPY = {
-    # NumPy's own constructors, asked from it: their modules were renamed once.
-    "_reconstruct": np.zeros(1).__reduce__()[0],
-    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-    "scalar": np.float64(1).__reduce__()[0],
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-}
+_MOST_LEVELS, _MOST_ITEMS, _MOST_PARTS = 8, 1 << 24, 10_000
+"""Of lists in lists, and entries of all of them; of records around an array."""
 
-
-def _no_bytes() -> bytes:
-    """How old pickle protocols write ``b""``."""
-    return b""
-
-
-_BUILTINS = {"slice": slice, "bytes": _no_bytes}
-
-
-class _Inert:
-    """Stands for an object or a call of pandas: remembers arguments and state, does nothing."""
-
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any) -> _Inert:
-        record = super().__new__(cls)
-        record.args, record.state = args, None
-        return record
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows plain values and NumPy arrays, of a table also pandas by name only; no more."""
-
-    def __init__(self, file: IO[bytes], *, table: bool) -> None:
-        super().__init__(file, encoding="latin1")
-        self.table = table
-
-    def find_class(self, module: str, name: str) -> Any:
-        root = module.partition(".")[0]
-        if root == "numpy" and name in _NUMPY:
-            return _NUMPY[name]
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if not self.table:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        if root == "pandas":
-            return type(name, (_Inert,), {})
-        if module in ("copyreg", "copy_reg") and name == "_reconstructor":
-            return _reconstruct
-        if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _BUILTINS[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no table needs")
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
-    if not (isinstance(kind, type) and issubclass(kind, _Inert)):
-        raise pickle.UnpicklingError("it rebuilds something that is no part of a table")
-    return kind(state)
+_WRAPPERS = frozenset(
+    ("StringArray", "NumpyExtensionArray", "PandasArray", "DatetimeArray", "TimedeltaArray")
+)
+"""What of pandas holds the values themselves; a Categorical, for instance, holds their codes."""
 
 
 def read_frame(file: IO[bytes], name: str) -> dict[str, Array]:
@@ -104,39 +45,40 @@ def read_frame(file: IO[bytes], name: str) -> dict[str, Array]:
         metamae.errors.DataError: expected a pickled table in x.pkl: it asks for builtins.print, \
 which no table needs
     """
-    try:
-        frame = _Unpickler(file, table=True).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as fault:
-        reason = str(fault) or type(fault).__name__
-        raise DataError(f"expected a pickled table in {name}: {reason}") from fault
+    frame = unpickle(file, "a pickled table", name, table=True)
     try:
         return _columns(_manager(frame))
-    except (LookupError, TypeError, ValueError, AttributeError) as fault:
+    except DataError as fault:
+        raise DataError(f"expected a pickled table of plain columns in {name}: {fault}") from fault
+    except Exception as fault:
         raise DataError(
-            f"expected a pickled table of a known pandas version in {name}, got {type(frame)!r} "
-            f"({fault}); open it with the pandas that wrote it, and use the archive's other format"
+            f"expected a pickled table of a known pandas version in {name}, got "
+            f"{type(frame).__name__} ({reason_of(fault)}); open it with the pandas that wrote "
+            "it, and use the archive's other format"
         ) from fault
 
 
-def _manager(frame: Any) -> _Inert:
+def _manager(frame: Any) -> Inert:
     state = frame.state if isinstance(frame.state, dict) else frame.args[0]
-    manager: _Inert = state["_mgr"] if "_mgr" in state else state["_data"]
+    manager: Inert = state["_mgr"] if "_mgr" in state else state["_data"]
     return manager
 
 
-def _columns(manager: _Inert) -> dict[str, Array]:
+def _columns(manager: Inert) -> dict[str, Array]:
     columns: dict[str, Array] = {}
     names, blocks = _parts(manager)
     for values, places in blocks:
-        at = np.arange(len(names))[places]
-        rows = _array(values)
+        at = np.atleast_1d(np.arange(len(names))[places])
+        rows = _values(values)
         rows = rows.reshape(len(at), -1) if rows.ndim == 1 else rows
-        for place, row in zip(np.atleast_1d(at), rows, strict=True):
+        for place, row in zip(at, rows, strict=True):
             columns[_text(names[place])] = row
+    if len(columns) != len(names) or len({len(row) for row in columns.values()}) > 1:
+        raise ValueError(f"{len(columns)} columns of different names for {len(names)} names")
     return columns
 
 
-def _parts(manager: _Inert) -> tuple[Array, list[tuple[Any, Any]]]:
+def _parts(manager: Inert) -> tuple[Array, list[tuple[Any, Any]]]:
     """Column names, and values with their places, of new and old block managers."""
     state = manager.state
     if isinstance(state, tuple) and len(state) >= 4:
@@ -148,23 +90,66 @@ def _parts(manager: _Inert) -> tuple[Array, list[tuple[Any, Any]]]:
 
 def _array(value: Any) -> Array:
     """The first array inside nested records."""
-    array = _search(value)
-    if array is None:
-        raise ValueError("no array where one has to be")
-    return array
+    waiting, seen = [value], 0
+    while waiting and seen < _MOST_PARTS:
+        thing = waiting.pop()
+        seen += 1
+        if isinstance(thing, np.ndarray):
+            return thing
+        inside: Any = ()
+        if isinstance(thing, Inert):
+            inside = (thing.state, *thing.args)
+        elif isinstance(thing, dict):
+            inside = thing.values()
+        elif isinstance(thing, list | tuple):
+            inside = thing
+        waiting.extend(reversed(list(islice(inside, _MOST_PARTS))))
+    raise ValueError("no array where one has to be")
 
 
-def _search(value: Any) -> Array | None:
+def _values(block: Any) -> Array:
+    """The values of a block: an array, or what pandas wraps around one and means the same by."""
+    cls = type(block)
+    if isinstance(block, Inert) and cls.__name__.startswith("__pyx_unpickle_"):
+        cls = block.args[0]
+    kind = cls.__name__
+    if isinstance(block, Inert) and kind not in _WRAPPERS:
+        raise DataError(
+            f"it has a column of pandas' {shown(kind)[1:-1]}, which is not read; save it with "
+            "plain columns, frame.astype(object)"
+        )
+    return _array(block)
+
+
+def plain_array(value: Any) -> Array:
+    """An array, or what nested lists of numbers of a bounded size hold.
+
+    Raises:
+        DataError: anything else; lists that hold each other can be of any size.
+
+    Example:
+        >>> from metamae.data.formats.pickles import plain_array
+        >>> plain_array([[0, 1], [2, 1]]).shape
+        (2, 2)
+    """
     if isinstance(value, np.ndarray):
         return value
-    inside: Any = ()
-    if isinstance(value, _Inert):
-        inside = (value.state, *value.args)
-    elif isinstance(value, dict):
-        inside = value.values()
-    elif isinstance(value, list | tuple):
-        inside = value
-    return next((array for item in inside if (array := _search(item)) is not None), None)
+    if not isinstance(value, list):
+        raise DataError(f"expected an array, or lists of numbers, got {type(value).__name__}")
+    level: list[Any] = [value]
+    count = 0
+    for _ in range(_MOST_LEVELS):
+        lists = [item for item in level if type(item) is list]
+        count += sum(map(len, lists))
+        count += sum(item.size for item in level if isinstance(item, np.ndarray))
+        if count > _MOST_ITEMS:
+            break
+        level = [item for inner in lists for item in inner]
+        if not level:
+            with suppress(ValueError, OverflowError):  # rows of different lengths
+                return np.asarray(value)
+            break
+    raise DataError(f"expected an array, or lists of numbers, got {type(value).__name__}")
 
 
 def _text(name: Any) -> str:
@@ -188,14 +173,14 @@ def read_batch(file: IO[bytes], name: str) -> tuple[Array, Array]:
     Raises:
         DataError: a damaged file, one that would run code, or other arrays than expected.
     """
-    try:
-        batch = _Unpickler(file, table=False).load()
-    # A damaged pickle fails in as many ways as there are instructions in it.
-    except Exception as fault:
-        raise DataError(f"expected a pickled batch of images in {name}: {fault}") from fault
+    batch = unpickle(file, "a pickled batch of images", name, table=False)
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise DataError(f"expected data and labels in {name}, got {type(batch).__name__}")
-    data, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+    data, labels = plain_array(batch["data"]), plain_array(batch["labels"])
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(
+            f"expected whole numbers as labels in {name}, got {labels.dtype} {labels.shape}"
+        )
     if data.dtype != np.uint8 or data.shape != (len(labels), _BYTES):
         raise DataError(
             f"expected {len(labels)} rows of {_BYTES} bytes in {name}, got {data.dtype} "

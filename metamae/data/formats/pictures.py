@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -68,12 +69,16 @@ def decode_centre(content: bytes, name: str) -> Array:
 
 def _decode(content: bytes, name: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with warnings.catch_warnings():
+            # Pillow only warns of 90 to 179 million pixels; no published picture has as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(content))
+        with image:
             return image.convert("RGB")
     # Every decoder of Pillow reports damage by exceptions of its own.
     except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError) as fault:
         reason = "it is no image" if isinstance(fault, UnidentifiedImageError) else str(fault)
-    except Image.DecompressionBombError as fault:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
         reason = str(fault)
     raise DataError(f"expected an image in {name}, got {len(content)} bytes: {reason}")
 

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
-from metamae.errors import DataError
+from metamae.data.formats.limits import LINE, RECORD
+from metamae.errors import DataError, MetamaeError, reason_of, shown
 
 _CHUNK = 1 << 20
-_LONGEST_FIELD = 1 << 27
+_BLANKS = re.compile(r"[ \t\r\n,]*")
 
 
 def json_records(file: IO[bytes], name: str, *, key: str | None = None) -> Iterator[dict[str, Any]]:
@@ -36,9 +38,36 @@ def json_records(file: IO[bytes], name: str, *, key: str | None = None) -> Itera
         >>> list(json_records(io.BytesIO(b'{"n": 1, "rows": [{"a": 1}]}'), "x.json", key="rows"))
         [{'a': 1}]
     """
-    with io.TextIOWrapper(file, encoding="utf-8") as text:
+    with io.TextIOWrapper(file, encoding="utf-8") as text, _readable(name):
         buffer, place = _top(text, name) if key is None else _under(text, key, name)
-        yield from _list_items(text, buffer, place, name)
+        rest = yield from _list_items(text, buffer, place, name)
+        _finish(text, rest, key, name)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Name a text that is no UTF-8, and what the readers of JSON and CSV raise of their own."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error, RecursionError, ValueError) as fault:
+        if isinstance(fault, MetamaeError):
+            raise
+        deep = "it is nested too deeply"
+        reason = deep if isinstance(fault, RecursionError) else reason_of(fault)
+        raise DataError(f"expected a whole table {name}: {reason}; fetch the file again") from fault
+
+
+def _finish(text: io.TextIOWrapper, rest: str, key: str | None, name: str) -> None:
+    """Read to the end, where an archive has its checksum; nothing follows a list that is all."""
+    after = rest.lstrip()
+    while not after and (more := text.read(_CHUNK)):
+        after = more.lstrip()
+    if after and (key is None or after[0] not in ",}"):
+        raise DataError(
+            f"expected the end of the list in {name}, got {after[:20]!r}; fetch the file again"
+        )
+    while text.read(_CHUNK):
+        pass
 
 
 def _top(text: io.TextIOWrapper, name: str) -> tuple[str, int]:
@@ -65,13 +94,14 @@ def _under(text: io.TextIOWrapper, key: str, name: str) -> tuple[str, int]:
 
 def _list_items(
     text: io.TextIOWrapper, buffer: str, place: int, name: str
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, str]:
+    """Items of a list; returns what was read beyond it."""
     decoder, count = json.JSONDecoder(), 0
     while True:
         place = _skip(buffer, place)
         try:
             if buffer[place : place + 1] == "]":
-                return
+                return buffer[place + 1 :]
             record, place = decoder.raw_decode(buffer, place)
         except json.JSONDecodeError as fault:
             more = text.read(max(_CHUNK, len(buffer) - place))  # doubling: linear in all
@@ -81,17 +111,47 @@ def _list_items(
                     f"({fault.msg}); fetch the file again"
                 ) from fault
             buffer, place = buffer[place:] + more, 0
+            if len(buffer) > RECORD + 2 * _CHUNK:
+                raise DataError(
+                    f"expected records of at most {RECORD >> 20} MiB in {name}, number "
+                    f"{count + 1} is longer, or damaged; fetch the file again"
+                ) from fault
             continue
         if not isinstance(record, dict):
-            raise DataError(f"expected objects in {name}, got {record!r} as number {count + 1}")
+            raise DataError(
+                f"expected objects in {name}, got {shown(record)} as number {count + 1}"
+            )
         count += 1
         yield record
 
 
 def _skip(buffer: str, place: int) -> int:
-    while place < len(buffer) and buffer[place] in " \t\r\n,":
-        place += 1
-    return place
+    blanks = _BLANKS.match(buffer, place)
+    assert blanks is not None
+    return blanks.end()
+
+
+def bounded_lines(text: IO[Any], name: str, limit: int = LINE) -> Iterator[Any]:
+    r"""Lines of a text or of bytes, none of them longer than a limit.
+
+    Raises:
+        DataError: a longer line; the message has its number.
+
+    Example:
+        >>> import io
+        >>> from metamae.data.formats.tables import bounded_lines
+        >>> list(bounded_lines(io.StringIO("a\nb"), "x.csv"))
+        ['a\n', 'b']
+    """
+    number = 0
+    while line := text.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise DataError(
+                f"expected lines of at most {limit} characters in {name}, number {number} is "
+                "longer; check that it is the published file"
+            )
+        yield line
 
 
 def table_records(
@@ -108,9 +168,11 @@ def table_records(
         >>> list(table_records(io.BytesIO(b",seq,label\n0,ACGT,3\n"), "x.csv", ["seq"]))
         [{'seq': 'ACGT'}]
     """
-    csv.field_size_limit(_LONGEST_FIELD)
-    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-        yield from _table_rows(csv.reader(text, delimiter=delimiter), name, columns)
+    csv.field_size_limit(RECORD)
+    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text, _readable(name):
+        yield from _table_rows(
+            csv.reader(bounded_lines(text, name), delimiter=delimiter), name, columns
+        )
 
 
 def _table_rows(rows: Any, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -71,6 +71,7 @@ def _prepare(source: Source, raw: Raw, folder: Path, on_error: str, reporter: Re
         with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
             with intact(", ".join(str(path) for path in raw.paths.values())):
                 source.prepare(raw, writer)
+                raw.finish()
             facts = writer.close()
         manifest = {
             "format": FORMAT,
@@ -118,6 +119,7 @@ def _describe_arrays(writer: Writer, reporter: Reporter) -> dict[str, dict[str, 
                 "dtype": str(array.dtype),
                 "bytes": array.path.stat().st_size,
                 "sha256": sha256(array.path),
+                "modified": array.path.stat().st_mtime_ns,
             }
             stage.advance()
     return entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -23,10 +23,24 @@ class Raw:
     paths: Mapping[str, Path]
     options: Mapping[str, str]
     reporter: Reporter
+    opened: list[Bundle] = field(default_factory=list, compare=False)
 
     def bundle(self, role: str) -> Bundle:
         """Open the folder, archive or file of a role."""
-        return open_bundle(self.paths[role])
+        self.opened.append(open_bundle(self.paths[role]))
+        return self.opened[-1]
+
+    def finish(self) -> None:
+        """Read archives to their end, where their checksums are, unless that was done.
+
+        Raises:
+            DataError: an archive is damaged, and so what was read of it may be.
+        """
+        for path in dict.fromkeys(bundle.path for bundle in self.opened):
+            bundles = [bundle for bundle in self.opened if bundle.path == path]
+            if not any(bundle.whole for bundle in bundles):
+                with intact(path):
+                    bundles[0].finish()
 
     @contextmanager
     def open(self, role: str, pattern: str = "*") -> Iterator[IO[bytes]]:
@@ -42,6 +56,9 @@ class Raw:
             raise DataError(f"expected {pattern} in {self.paths[role]}, found none")
         try:
             yield first[1]
+            if not self.paths[role].is_dir():
+                for _ in members:  # to the end of the archive, where its checksum is
+                    pass
         finally:
             members.close()
 
@@ -62,7 +79,8 @@ class Raw:
             return
         total = max(path.stat().st_size // _MIB, 1)
         with self.reporter.stage(title, total=total, unit="MiB") as stage, intact(path):
-            yield from open_bundle(path, _Meter(stage, total)).walk(pattern)
+            self.opened.append(open_bundle(path, _Meter(stage, total)))
+            yield from self.opened[-1].walk(pattern)
 
 
 class _Meter:

@@ -11,6 +11,7 @@ import numpy as np
 
 from metamae.data.dataset import Array
 from metamae.data.formats.archives import Bundle, Tar
+from metamae.data.formats.limits import read_whole
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
@@ -78,9 +79,13 @@ class View:
             wanted.setdefault(bundle, {})[member] = name
         for bundle, members in wanted.items():
             if isinstance(bundle, Tar):
+                left = set(members)
                 for member, file in bundle.walk("*"):
                     if member in members:
                         yield members[member], file
+                        left.discard(member)
+                    if not left and bundle.whole:  # its checksum was compared before
+                        break
                 continue
             for member, name in members.items():
                 with bundle.open(member) as file:
@@ -94,7 +99,7 @@ def tables(bundle: Bundle, *names: str) -> list[bytes]:
         DataError: a file is missing, or there are several.
     """
     view = View({name: (bundle, bundle.one(name)) for name in names})
-    contents = {name: file.read() for name, file in view.walk(names)}
+    contents = {name: read_whole(file, name) for name, file in view.walk(names)}
     return [contents[name] for name in names]
 
 
@@ -135,7 +140,7 @@ def store(
         for name, file in view.walk(there):
             with writer.reading(name):
                 first = array.rows
-                array.extend(decode(file.read(), name))
+                array.extend(decode(read_whole(file, name), name))
                 rows[name] = (first, array.rows - 1)
             bar.advance()
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +13,13 @@ from numpy.typing import DTypeLike
 
 from metamae.data.dataset import Array, PartitionName
 from metamae.errors import DataError, MetamaeError, MissingLibraryError
+from metamae.files import naming
 from metamae.progress import Reporter
 
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 _BUFFER = 1 << 20
 
 
@@ -63,15 +67,20 @@ class RowWriter:
             low, high = values.min(), values.max()
             if low < limits.min or high > limits.max:
                 raise DataError(f"expected values that fit {self.dtype}, got {low} to {high}")
-        self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        try:
+            self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        except OSError as fault:
+            fault.filename = fault.filename or str(self.path)
+            raise
         self.rows += len(values)
 
     def close(self) -> None:
         """Complete the header with the number of rows."""
-        self.file.seek(0)
-        self._header(self.rows)
-        assert self.file.tell() == self.start  # NumPy keeps room for the first axis to grow
-        self.file.close()
+        with naming(self.path):
+            self.file.seek(0)
+            self._header(self.rows)
+            assert self.file.tell() == self.start  # NumPy keeps room for the first axis to grow
+            self.file.close()
 
     def _header(self, rows: int) -> None:
         header = {
@@ -99,7 +108,8 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         for array in self.arrays.values():
-            array.file.close()
+            with suppress(OSError):  # a full disk: whoever wrote has said so
+                array.file.close()
 
     def array(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> RowWriter:
         """Start a named array of rows; closed by the writer."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.libraries import need_module
-from metamae.data.formats.pickles import read_frame
+from metamae.data.formats.limits import read_whole
+from metamae.data.formats.pickles import plain_array, read_frame
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Source
 from metamae.data.preparing.splits import ninety_ten, shuffled
@@ -73,8 +74,7 @@ def _read_images(raw: Raw, writer: Writer) -> tuple[Array, Array]:
         with writer.reading(path):
             name = path.rsplit("/", 1)[-1]
             label = _label(name)
-            image = tifffile.imread(io.BytesIO(file.read()))
-            images.append(_bands_first(image))
+            images.append(_bands_first(_decode(tifffile, read_whole(file, name))))
             labels.append(label)
             names.append(name)
     by_name = np.argsort(np.array(names, dtype=str), kind="stable")
@@ -96,10 +96,20 @@ def _read_pickles(raw: Raw, writer: Writer) -> tuple[Array, Array]:
             with writer.reading(f"row {number} of {path.name}"):
                 if not 0 <= int(label) < len(CLASSES):
                     raise DataError(f"expected a label from 0 to {len(CLASSES) - 1}, got {label}")
-                images.append(_bands_first(np.asarray(image)))
+                images.append(_bands_first(plain_array(image)))
                 labels.append(int(label))
         ends.append(images.rows)
     return np.arange(ends[0]), np.arange(ends[0], ends[1])
+
+
+def _decode(tifffile: Any, content: bytes) -> Array:
+    """Pixels of a GeoTIFF; its size is looked at first, for a small file can claim any."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        shape = tuple(file.series[0].shape)
+        if sorted(shape) != sorted(SHAPE):
+            raise DataError(f"expected 64 x 64 pixels in 13 bands, got {shape}")
+        pixels: Array = file.asarray()
+        return pixels
 
 
 def _label(name: str) -> int:

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from metamae.data.dataset import Array, Task
+from metamae.data.formats.tables import bounded_lines
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Source
 from metamae.data.preparing.splits import ninety_ten, shuffled
@@ -32,6 +33,7 @@ COLUMNS = tuple(sorted(RAW_COLUMNS))
 
 LABEL = "class_label"
 _BLOCK = 20_000
+_LONGEST = 4096
 
 
 def _inputs(token_size: Sequence[int]) -> Inputs:
@@ -58,11 +60,12 @@ def _prepare(raw: Raw, writer: Writer) -> None:
 def _read(file: IO[bytes], rows: RowWriter, labels: RowWriter, *, header: bool) -> None:
     """Read one table in blocks; columns are found by name where there is a header."""
     with io.TextIOWrapper(file, encoding="ascii", newline="") as text:
-        names = next(csv.reader([text.readline()])) if header else [LABEL, *RAW_COLUMNS]
+        lines = bounded_lines(text, "HIGGS", _LONGEST)
+        names = next(csv.reader([next(lines, "")])) if header else [LABEL, *RAW_COLUMNS]
         order = [_place(names, name) for name in COLUMNS]
         label = _place(names, _label_of(names))
         line = int(header) + 1
-        for block in _blocks(text, len(names), line):
+        for block in _blocks(lines, len(names), line):
             labels.extend(_labels(block[:, label], line))
             rows.extend(block[:, order].astype(np.float32))
             line += len(block)
@@ -93,7 +96,7 @@ def _place(names: Sequence[str], name: str) -> int:
     return list(names).index(name)
 
 
-def _blocks(text: io.TextIOWrapper, columns: int, line: int) -> Iterator[Array]:
+def _blocks(text: Iterator[str], columns: int, line: int) -> Iterator[Array]:
     """Numbers of a table, some thousand rows at a time; cells that are empty count as missing."""
     while lines := list(islice(text, _BLOCK)):
         try:

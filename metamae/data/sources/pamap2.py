@@ -14,6 +14,7 @@ import numpy as np
 
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Partition, Task
+from metamae.data.formats.tables import bounded_lines
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Option, Source, Stored, packed_or_not
 from metamae.data.preparing.writer import Writer
@@ -21,6 +22,7 @@ from metamae.errors import DataError
 from metamae.inputs import Inputs, Signal
 
 CHANNELS, LENGTH, COLUMNS = 52, 320, 54
+_LONGEST = 1 << 16
 ACTIVITIES = {
     1: "lying",
     2: "sitting",
@@ -146,8 +148,11 @@ def read_recording(file: IO[bytes]) -> Array:
         DataError: another number of columns, or text that is no number.
     """
     try:
-        table = np.loadtxt((line.decode("ascii") for line in file), dtype=np.float64, ndmin=2)
+        lines = (line.decode("ascii") for line in bounded_lines(file, "a recording", _LONGEST))
+        table = np.loadtxt(lines, dtype=np.float64, ndmin=2)
     except ValueError as fault:
+        if isinstance(fault, DataError):
+            raise
         raise DataError(f"expected numbers separated by blanks: {fault}") from fault
     if table.shape[1] != COLUMNS or len(table) == 0:
         raise DataError(f"expected rows of {COLUMNS} numbers, got a table {table.shape}")

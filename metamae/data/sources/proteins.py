@@ -84,10 +84,8 @@ def _members(
     left = {name: key for key, name in files.items()}
     for name, file in raw.walk("archive", "*.json"):
         base = name.rsplit("/", 1)[-1]
-        if base in left:
+        if base in left:  # on to the end of the archive, where its checksum is
             yield left.pop(base), name, file
-        if not left:
-            return
     if left:
         raise DataError(
             f"expected {', '.join(left)} in {raw.paths['archive']}, found none; "

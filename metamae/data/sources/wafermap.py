@@ -15,7 +15,7 @@ import numpy as np
 from metamae.data.dataset import Affine, Array, Partition, Rows, Task
 from metamae.data.formats.archives import Folder
 from metamae.data.formats.libraries import need_module
-from metamae.data.formats.pickles import read_frame
+from metamae.data.formats.pickles import plain_array, read_frame
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Source, Stored, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
@@ -36,6 +36,10 @@ CLASSES = (
     "near-full",
 )
 MAPS, FAILURES = "waferMap", "failureType"
+_MOST_DIES = 50_000_000
+"""Of a wafer, and wafers of a file: the largest published map has 90,000."""
+_NESTED = 8
+"""Lists around a map or a failure."""
 _TABLES = {"labeled": "labeled.pkl", "unlabeled": "unlabeled.pkl"}
 
 
@@ -105,6 +109,8 @@ def _matlab_entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
             maps, failures = file["data"][MAPS], file["data"][FAILURES]
         except KeyError as fault:
             raise DataError(f"expected data/{MAPS} and data/{FAILURES} in {path}") from fault
+        if max(maps.size, failures.size) > _MOST_DIES:
+            raise DataError(f"expected at most {_MOST_DIES} wafers in {path}, got {maps.shape}")
         maps, failures = maps[:].ravel(), failures[:].ravel()
         with raw.reporter.stage(f"reading {path.name}", total=len(maps), unit="wafers") as stage:
             for number, pair in enumerate(zip(maps, failures, strict=True)):
@@ -131,6 +137,8 @@ def _unpacked(raw: Raw, scratch: Path) -> Iterator[Path]:
 def _matlab_value(file: Any, reference: Any) -> Any:
     """What a reference points to: a number array, a text, or nothing; cells of one are opened."""
     cell = file[reference]
+    if cell.size > _MOST_DIES:
+        raise DataError(f"expected a map of at most {_MOST_DIES} dies, got {cell.shape}")
     if cell.attrs.get("MATLAB_empty", 0):
         return None
     values = cell[()]
@@ -150,11 +158,13 @@ def failure_name(value: Any) -> str | None:
         >>> failure_name("Edge-Ring"), failure_name(np.array([["none"]])), failure_name([])
         ('edge-ring', 'none', None)
     """
-    while isinstance(value, list | np.ndarray):
+    for _ in range(_NESTED):
+        if not isinstance(value, list | np.ndarray):
+            return value.strip().lower() if isinstance(value, str) and value.strip() else None
         if len(value) == 0 if isinstance(value, list) else value.size == 0:
             return None
         value = value[0] if isinstance(value, list) else value.ravel()[0]
-    return value.strip().lower() if isinstance(value, str) and value.strip() else None
+    raise DataError(f"expected a failure in at most {_NESTED} lists, got more")
 
 
 def picture(wafer: Any) -> Array:
@@ -162,18 +172,24 @@ def picture(wafer: Any) -> Array:
 
     Pixels ``(H, W, 3)``, which some tables hold instead, are taken as they are.
     """
-    while isinstance(wafer, list) and len(wafer) == 1:
-        wafer = wafer[0]
-    dies = np.asarray(wafer)
+    for _ in range(_NESTED):
+        wafer = wafer[0] if isinstance(wafer, list) and len(wafer) == 1 else wafer
+    dies = plain_array(wafer)
     if dies.ndim == 3 and dies.shape[-1] == CHANNELS and dies.dtype == np.uint8:
         pixels = dies[..., 0]
-    elif dies.ndim == 2 and dies.size and np.isin(dies, (0, 1, 2)).all():
+    elif dies.ndim == 2 and dies.size and _are_dies(dies):
         pixels = (dies * 127.5).astype(np.uint8)
     else:
         raise DataError(f"expected a map (H, W) of 0, 1 and 2, got {dies.dtype} {dies.shape}")
     pillow = need_module("PIL.Image")
     whole = pillow.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(whole.resize((SIZE, SIZE), pillow.Resampling.BILINEAR))[np.newaxis]
+
+
+def _are_dies(dies: Array) -> bool:
+    if dies.dtype.kind in "iu":  # a tenth of the time
+        return bool(dies.min() >= 0 and dies.max() <= 2)
+    return bool(np.isin(dies, (0, 1, 2)).all())
 
 
 def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:

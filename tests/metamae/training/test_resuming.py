@@ -42,7 +42,10 @@ def resumed(run: Path) -> str:
     [
         (other_optimiser(torch.optim.SGD, lr=1e-4, momentum=0.9), "optimiser: AdamW -> SGD"),
         (other_optimiser(torch.optim.Adam, lr=1e-4), "optimiser: AdamW -> Adam"),
-        (other_optimiser(torch.optim.AdamW, lr=0.5), "optimiser.lr: 0.0001 -> 0.5"),
+        (
+            other_optimiser(torch.optim.AdamW, lr=1e-4, weight_decay=0.5),
+            "optimiser.weight_decay: 0.0001 -> 0.5",
+        ),
         (other_optimiser(torch.optim.AdamW, lr=1e-4, betas=(0.5, 0.9)), "optimiser.betas: "),
     ],
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from metamae.data.dataset import Affine, Array
 from metamae.data.formats.archives import Bundle
+from metamae.data.formats.limits import CLASS_ARCHIVE, read_whole
 from metamae.data.formats.pickles import read_batch
 from metamae.data.formats.pictures import SIDE, decode_picture
+from metamae.data.formats.tars import tar_contents
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Layout, Source
 from metamae.data.preparing.views import View, store
@@ -81,20 +81,13 @@ def _classes(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tupl
     with writer.reporter.stage("image", total=1000, unit="classes") as stage:
         for member, packed in bundle.walk("n*.tar"):
             folder = member.rpartition("/")[2].removesuffix(".tar")
-            for name, content in _inner(packed.read()):
+            for name, file in tar_contents(read_whole(packed, member, CLASS_ARCHIVE), member):
                 with writer.reading(f"{folder}/{name}"):
+                    content = read_whole(file, name)
                     array.extend(small_picture(content, f"{folder}/{name}"))
                     rows[f"{folder}/{name}"] = (array.rows - 1, array.rows - 1)
             stage.advance()
     return rows
-
-
-def _inner(packed: bytes) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        for member in archive:
-            file = archive.extractfile(member)
-            if file is not None:
-                yield member.name.rpartition("/")[2], file.read()
 
 
 SOURCES = (

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.pictures import decode_picture
@@ -24,13 +23,17 @@ from metamae.data.sources.images.imagenet32 import (
     read_member,
     small_picture,
 )
-from metamae.errors import DataError
+from metamae.errors import DataError, reason_of
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
 """Classes of CIFAR-10, in the order of its ``batches.meta``."""
+
+
+_MOST_CLASSES = 10_000
+_MOST_BYTES = 1 << 20  # of imagelabels.mat, which has 502
 
 
 def _save(
@@ -58,9 +61,14 @@ def _prepare_vgg_flowers(raw: Raw, writer: Writer) -> None:
         raw.bundle("labels") if "labels" in raw.paths else bundle, "imagelabels.mat"
     )
     try:
-        labels = loadmat(io.BytesIO(content))["labels"]
-    except (MatReadError, ValueError, KeyError, TypeError, NotImplementedError) as fault:
-        raise DataError(f"expected an array labels in imagelabels.mat: {fault}") from fault
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"got a file of {len(content)} bytes")
+        labels = loadmat(io.BytesIO(content), variable_names=["labels"])["labels"]
+        if labels.dtype.kind not in "iuf" or not 0 < labels.min() <= labels.max() <= _MOST_CLASSES:
+            raise ValueError(f"got {labels.dtype} {labels.shape}, no classes from 1")
+    except Exception as fault:  # its reader fails in as many ways as there are bytes
+        reason = reason_of(fault)
+        raise DataError(f"expected an array labels in imagelabels.mat: {reason}") from fault
     _save(writer, lists.vgg_flowers(labels), View.tails(r"image_\d{5}\.jpg", bundle))
 
 

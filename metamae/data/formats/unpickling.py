@@ -1,0 +1,338 @@
+"""A reader of pickles that builds plain values and NumPy arrays, and believes nothing.
+
+A pickle is a program: it can call any function of any library, and it gives objects whatever state
+it likes. Here only what is named below is called. An array is made when its type is a plain one and
+its data have as many bytes or entries as its shape says; NumPy's own reader of such states looks at
+neither, and takes what lies behind the data for pointers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+import struct
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from metamae.data.dataset import Array
+from metamae.errors import DataError, is_systems, reason_of, shown
+
+_MOST_AXES = 8
+_PLAIN_KEYS = frozenset((str, bytes, int, float, bool, type(None)))
+"""Types of keys. Hashing a tuple of tuples of tuples ... ends the process."""
+
+_DTYPE = re.compile(r"[<>|=]?(?:[biufcSUOMm]\d{0,6}|\?)")
+_UNITS = frozenset(("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"))
+
+
+class _Marker:
+    """Stands for the class of arrays, which is never called."""
+
+
+_NDARRAY, _OBJECT = _Marker(), _Marker()
+
+
+class Inert:
+    """Stands for an object or a call of pandas: remembers arguments and state, does nothing."""
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any, **_: Any) -> Inert:
+        """Remember the arguments."""
+        record = super().__new__(cls)
+        record.args, record.state = args, None
+        return record
+
+    def __init__(self, *args: Any, **_: Any) -> None:
+        pass
+
+
+class _Dtype:
+    """A type of array elements, made of a short text and a few checked numbers."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        text = code.decode("latin1") if isinstance(code, bytes) else code
+        if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+            raise pickle.UnpicklingError(f"it has an array of type {shown(code)}")
+        self.dtype = np.dtype(object) if "O" in text else np.dtype(text)
+
+    def build(self, state: Any) -> None:
+        """Take byte order and unit of time from a state; structured types are refused."""
+        order, *structure = state[1:5]
+        if any(part is not None for part in structure):
+            raise pickle.UnpicklingError("it has an array of a structured type")
+        order = order.decode("latin1") if isinstance(order, bytes) else order
+        if self.dtype.kind in "mM":
+            unit, count, *_ = state[8][1]
+            unit = unit.decode("latin1") if isinstance(unit, bytes) else unit
+            if unit not in _UNITS or count != 1:
+                raise pickle.UnpicklingError(f"it has times in {shown(count)} {shown(unit)}")
+            self.dtype = np.dtype(f"{self.dtype.char}8[{unit}]")
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
+        elif order not in ("|", "="):
+            raise pickle.UnpicklingError(f"it has an array of byte order {shown(order)}")
+
+
+def _checked_shape(shape: Any, dtype: np.dtype[Any], size: int) -> tuple[int, ...]:
+    """A shape whose number of elements is that of the data."""
+    sizes = shape if type(shape) is tuple else (shape,)
+    if len(sizes) > _MOST_AXES or not all(type(n) is int and n >= 0 for n in sizes):
+        raise pickle.UnpicklingError(f"it has an array of shape {shown(shape)}")
+    if math.prod(sizes) * (1 if dtype.hasobject else dtype.itemsize) != size:
+        raise pickle.UnpicklingError(
+            f"it has an array {dtype} of shape {shown(shape)} with {size} "
+            f"{'elements' if dtype.hasobject else 'bytes'}"
+        )
+    return sizes
+
+
+def _blank_array(kind: Any, *_: Any) -> Array:
+    """What waits for its state, see :func:`_fill`."""
+    if kind is not _NDARRAY:
+        raise pickle.UnpicklingError("it has an array of a class that is not NumPy's")
+    return np.zeros(0, np.int8)
+
+
+def _fill(array: Array, state: Any) -> None:
+    """Give a blank array its contents. NumPy would believe any state; it gets a checked one."""
+    if array.shape != (0,) or array.dtype != np.int8:
+        raise pickle.UnpicklingError("it fills an array twice")
+    shape, kind, columns_first, raw = state[-4:]
+    dtype = _dtype_of(kind)
+    if dtype.hasobject:
+        if type(raw) is not list:
+            raise pickle.UnpicklingError(f"it has an array of objects in {type(raw).__name__}")
+    elif type(raw) is str:
+        raw = raw.encode("latin1")  # bytes of Python 2
+    elif type(raw) is not bytes:
+        raise pickle.UnpicklingError(f"it has an array of numbers in {type(raw).__name__}")
+    sizes = _checked_shape(shape, dtype, len(raw))
+    array.__setstate__((1, sizes, dtype, bool(columns_first), raw))  # type: ignore[arg-type]
+
+
+def _dtype_of(kind: Any) -> np.dtype[Any]:
+    if type(kind) is not _Dtype:
+        raise pickle.UnpicklingError(f"it has an array of type {type(kind).__name__}")
+    return kind.dtype
+
+
+def _array_of_buffer(buffer: Any, kind: Any, shape: Any, order: Any = "C") -> Array:
+    """An array as the fifth protocol writes it."""
+    dtype = _dtype_of(kind)
+    if type(buffer) not in (bytes, bytearray) or dtype.hasobject or order not in ("C", "F"):
+        raise pickle.UnpicklingError(f"it has an array {dtype} in {type(buffer).__name__}")
+    sizes = _checked_shape(shape, dtype, len(buffer))
+    return np.frombuffer(buffer, dtype).reshape(sizes, order=order)
+
+
+def _number(kind: Any, raw: Any) -> Any:
+    """A number that NumPy pickled alone."""
+    dtype = _dtype_of(kind)
+    content = raw.encode("latin1") if type(raw) is str else raw
+    if type(content) is not bytes or dtype.hasobject or len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"it has a number {dtype} in {type(raw).__name__}")
+    return np.frombuffer(content, dtype)[0]
+
+
+_NUMPY: dict[str, Any] = {
+    "_reconstruct": _blank_array,
+    "_frombuffer": _array_of_buffer,
+    "scalar": _number,
+    "ndarray": _NDARRAY,
+    "dtype": _Dtype,
+}
+
+
+def _no_bytes() -> bytes:
+    """How old pickle protocols write ``b""``."""
+    return b""
+
+
+_BUILTINS = {"slice": slice, "object": _OBJECT}
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
+    if not (isinstance(kind, type) and issubclass(kind, Inert)):
+        raise pickle.UnpicklingError("it rebuilds something that is no part of a table")
+    return kind(state)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows plain values and NumPy arrays, of a table also pandas by name only; no more.
+
+    It is Python's own reader in Python: the one in C believes how large a thing says it is, and
+    ends the process where a key is nested deeply.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], *, table: bool) -> None:
+        super().__init__(file, encoding="latin1")
+        self.table = table
+        self.read, self.readline = file.read, file.readline
+        self.proto = 0
+
+    def load(self) -> Any:
+        """The object; Python's own loop, without the bookkeeping of frames, which only buffer."""
+        self.metastack: list[list[Any]] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        read, dispatch = self.read, self.dispatch
+        try:
+            while code := read(1):
+                dispatch[code[0]](self)
+        except pickle._Stop as stop:  # type: ignore[attr-defined]
+            return stop.value
+        raise EOFError("it ends before its data do")
+
+    def skip_frame(self) -> None:
+        """The length of what follows, to read it at once."""
+        self.read(8)
+
+    def find_class(self, module: str, name: str) -> Any:
+        root = module.partition(".")[0]
+        if root == "numpy" and name in _NUMPY:
+            return _NUMPY[name]
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        if module in ("builtins", "__builtin__") and name == "bytes":
+            return _no_bytes
+        if not self.table:
+            raise pickle.UnpicklingError(f"it asks for {shown(module)[1:-1]}.{shown(name)[1:-1]}")
+        if root == "pandas":
+            return type(name, (Inert,), {})
+        if module in ("copyreg", "copy_reg") and name == "_reconstructor":
+            return _reconstruct
+        if module in ("builtins", "__builtin__") and name in _BUILTINS:
+            return _BUILTINS[name]
+        if root == "pyarrow":
+            raise pickle.UnpicklingError(
+                "its texts are kept by pyarrow; open it with pandas and save it with plain "
+                "columns: frame = frame.astype(object); frame.columns = "
+                "frame.columns.astype(object); frame.to_pickle(...)"
+            )
+        raise pickle.UnpicklingError(
+            f"it asks for {shown(module)[1:-1]}.{shown(name)[1:-1]}, which no table needs"
+        )
+
+    def build(self) -> None:
+        """Give a record or an array its state."""
+        state = self.stack.pop()
+        thing = self.stack[-1]
+        if type(thing) is np.ndarray:
+            _fill(thing, state)
+        elif type(thing) is _Dtype:
+            thing.build(state)
+        elif isinstance(thing, Inert):
+            thing.state = state
+        else:
+            raise pickle.UnpicklingError(f"it changes {type(thing).__name__}")
+
+    def set_item(self) -> None:
+        """One entry of a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def set_items(self) -> None:
+        """Several entries of a dict."""
+        self._set(self._marked())
+
+    def make_dict(self) -> None:
+        """A dict of what is on the stack."""
+        pairs = self._marked()
+        self.append({})
+        self._set(pairs)
+
+    def _marked(self) -> list[Any]:
+        """What was put on the stack since the last mark."""
+        items = self.stack
+        self.stack = self.metastack.pop()
+        self.append = self.stack.append
+        return items
+
+    def _set(self, pairs: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or not _PLAIN_KEYS.issuperset(map(type, pairs[::2])):
+            raise pickle.UnpicklingError("it has a dict with keys that are no texts or numbers")
+        target.update(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def append_items(self) -> None:
+        """Several entries of a list."""
+        items = self._marked()
+        self._extend(items)
+
+    def append_item(self) -> None:
+        """One entry of a list."""
+        item = self.stack.pop()
+        self._extend([item])
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise pickle.UnpicklingError(f"it appends to {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(items)
+
+    def byte_array(self) -> None:
+        """Bytes that may be changed; Python's own would fill up what is missing."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(size)
+        if len(content) != size:
+            raise EOFError("it ends before its data do")
+        self.append(bytearray(content))
+
+    def refuse(self) -> None:
+        """What neither a table nor a batch is made of."""
+        raise pickle.UnpicklingError("it holds a set, or what is kept outside of it")
+
+
+for _code, _method in (
+    (pickle.BUILD, _Unpickler.build),
+    (pickle.FRAME, _Unpickler.skip_frame),
+    (pickle.SETITEM, _Unpickler.set_item),
+    (pickle.SETITEMS, _Unpickler.set_items),
+    (pickle.DICT, _Unpickler.make_dict),
+    (pickle.APPEND, _Unpickler.append_item),
+    (pickle.APPENDS, _Unpickler.append_items),
+    (pickle.BYTEARRAY8, _Unpickler.byte_array),
+    *((code, _Unpickler.refuse) for code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)),
+    *((code, _Unpickler.refuse) for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4)),
+    *((code, _Unpickler.refuse) for code in (pickle.PERSID, pickle.BINPERSID)),
+    *((code, _Unpickler.refuse) for code in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)),
+):
+    _Unpickler.dispatch[_code[0]] = _method
+
+
+def unpickle(file: IO[bytes], what: str, name: str, *, table: bool) -> Any:
+    """What a pickle holds; it has to be the whole file.
+
+    Args:
+        file: The pickle.
+        what: What it is expected to be, for errors.
+        name: What the file is called in an error.
+        table: Whether objects of pandas become records; otherwise they are refused.
+
+    Raises:
+        DataError: damage, or more than plain values and arrays.
+    """
+    try:
+        if not isinstance(file, io.BufferedReader | io.BytesIO):  # it is read byte by byte
+            file = io.BufferedReader(file)  # type: ignore[type-var]
+        value = _Unpickler(file, table=table).load()
+        if file.read(1):
+            raise pickle.UnpicklingError("it goes on after its end")
+    except MemoryError as fault:
+        raise DataError(f"expected {what} in {name} that fits the memory, got more") from fault
+    # A damaged pickle fails in as many ways as there are instructions in it.
+    except Exception as fault:
+        if is_systems(fault):
+            raise
+        raise DataError(f"expected {what} in {name}: {reason_of(fault)}") from fault
+    return value
