@@ -146,7 +146,7 @@ def test_sweep_and_report(command: Command, tmp_path: Path, sweep_file: Path) ->
     listing = command("sweep", str(sweep_file), "--list")
     assert "basic_motions/default/metamae/seed-0 -> basic_motions" in listing.out
     assert not (tmp_path / "runs").exists()
-    done = command("sweep", str(sweep_file))
+    done = command("sweep", str(sweep_file), "--workers", "1")
     assert (done.code, done.err) == (0, "")
     assert "[3/3] basic_motions/default/metamae/seed-0: published " in done.out
     out = tmp_path / "runs" / "small"
@@ -169,7 +169,7 @@ def test_a_failing_cell_is_told_at_the_end(
         return real(config, *arguments, **settings)
 
     monkeypatch.setattr(cell, "pretrain", failing)
-    done = command("sweep", str(sweep_file), "--out", "out")
+    done = command("sweep", str(sweep_file), "--out", "out", "--workers", "1")
     assert done.code == 1
     assert (
         done.err.splitlines()[0] == "failed: basic_motions/default/mae/seed-0: ValueError: no luck"
@@ -192,7 +192,10 @@ def test_a_failing_cell_is_told_at_the_end(
             [*PRETRAIN, "--out", "begun", "--resume", "--set", "training.steps=3"],
             "stopped; add --resume to continue from the last checkpoint\n",
         ),
-        (["sweep", "small.yaml"], "stopped; the same command continues the sweep\n"),
+        (
+            ["sweep", "small.yaml", "--workers", "1"],
+            "stopped; the same command continues the sweep\n",
+        ),
     ],
 )
 def test_interrupts(
