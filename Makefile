@@ -38,9 +38,9 @@ help:
 demo: $(READY)
 	@$(RUN) examples/metamae_dabs.py $(ARGS)
 
-# A process a core; a file's tests stay together, for what they share is made once.
+# A process a core, which begins with neighbouring tests, for these share what they are made from.
 test: $(READY)
-	@$(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(RUN) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -148,7 +148,7 @@ def run(
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)  # training saves what it reached
+            os.killpg(process.pid, signal.SIGTERM)  # training saves what it reached
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:

@@ -73,7 +73,8 @@ def locked_file(path: Path, subject: Path, *, wait: float = 0.0) -> Iterator[Non
     note, lock = path.with_name(path.name + ".json"), _acquire(path, subject, wait)
     _mine[path] = myself
     try:
-        note.write_text(json.dumps(_describe_self()))
+        with suppress(OSError):  # the note is for others' errors; the lock holds without it
+            note.write_text(json.dumps(_describe_self()))
         yield
     finally:
         del _mine[path]

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
+
+# A shell that starts the tests in the background has these ignored, and what they start inherits it.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 torch.set_num_threads(1)

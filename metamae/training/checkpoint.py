@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import pickle
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.data.formats.zips import check_directory
-from metamae.errors import CheckpointError, ConfigError, is_systems
+from metamae.errors import CheckpointError, ConfigError, is_systems, shown
 from metamae.files import clear_leftovers, replacing
 
 FORMAT = 1
@@ -65,6 +66,8 @@ class Checkpoint:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"{name} is of type {type(value).__name__}")
+        if not isinstance(self.data, str) or not re.fullmatch("([0-9a-f]{16})?", self.data):
+            raise TypeError(f"the fingerprint of the data is {shown(self.data)}")
         if not 0 <= self.step < 1 << 53 or not math.isfinite(self.seconds) or self.seconds < 0:
             raise TypeError(f"step is {self.step}, seconds are {self.seconds}")
         check_series(self.history)

@@ -302,6 +302,7 @@ def test_held_out_examples_are_never_trained_on(tmp_path: Path) -> None:
     assert set(seen) <= set(run.held_out.tolist())
 
 
+@pytest.mark.filterwarnings("ignore::metamae.errors.DataWarning")
 def test_what_cannot_be_learned_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'mask_ratio'"):
         tiny(learned=("mask_ration",))

@@ -196,6 +196,7 @@ def test_another_gradient_is_noticed_before_training(data: Dataset) -> None:
     assert torch.equal(compiled(batch, split).loss, method(batch, split).loss)
 
 
+@pytest.mark.filterwarnings("ignore::metamae.errors.DataWarning")
 @pytest.mark.usefixtures("traced")
 def test_a_support_loss_that_is_not_finite_is_named_when_compiled(
     data: Dataset, tmp_path: Path

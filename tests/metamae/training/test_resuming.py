@@ -52,10 +52,8 @@ def resumed(run: Path) -> str:
 def test_another_optimiser(
     optimiser: Any, expected: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = Checkpoint.load(run / "checkpoint.pt")
-    rate = trained.optimiser["param_groups"][0]["lr"]
     monkeypatch.setattr(Run, "make_optimiser", optimiser)
-    assert expected.replace("0.0001", str(rate)) in resumed(run)
+    assert expected in resumed(run)
 
 
 def test_another_optimiser_of_an_earlier_revision(run: Path) -> None:
