@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-# A shell that starts the tests in the background has these ignored, and what they start inherits it.
+# A shell that starts the tests in the background ignores these, and so does what they start.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
