@@ -29,6 +29,7 @@ from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS
 from metamae.data import POCKET
 from metamae.experiments.demo import RESULTS, Demo
 from metamae.experiments.plan import Source, Sweep
+from metamae.experiments.workers import limited_threads
 from metamae.progress import Reporter
 from metamae.report import summarise
 from metamae.training.allocator import keep_freed_memory
@@ -143,7 +144,8 @@ def compare(options: argparse.Namespace) -> int:
         threads=options.threads,
     )
     reporter = Reporter(console)
-    reporter.say(f"{demo.out} on {device_name(demo.device)}")
+    with limited_threads(demo.threads, demo.device):
+        reporter.say(f"{demo.out} on {device_name(demo.device)}")
     summarise(*demo.run(reporter)).print(console)
     reporter.say(f"results and pictures: {demo.out}")
     return 0

@@ -16,6 +16,7 @@ from metalearn.checks import (
 )
 from metalearn.chunks import ChunkedLoss, chunks, joined
 from metalearn.inner import InnerLoop, Record
+from metalearn.norms import at_least_float32
 from metalearn.policies.capture import freeze_closure
 from metalearn.policies.policy import GradientPolicy, Refinement
 from metalearn.policies.unrolled import Unrolled
@@ -151,7 +152,7 @@ class LatentAdapter(nn.Module):
             refuse_inference_mode(leaves)
         dtypes = [leaf.dtype for leaf in leaves]
         if self.full_precision:
-            leaves = [_at_least_float32(leaf) for leaf in leaves]
+            leaves = [at_least_float32(leaf) for leaf in leaves]
         inner = InnerLoop(
             support_loss=support_loss,
             step_size=self.step_size,
@@ -207,10 +208,6 @@ class LatentAdapter(nn.Module):
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""
         return f"steps={self.steps}, differentiation={self.differentiation}, update={self.update}"
-
-
-def _at_least_float32(leaf: Tensor) -> Tensor:
-    return leaf if leaf.dtype == torch.float64 else leaf.float()
 
 
 def _rows(losses: Sequence[Tensor]) -> Tensor:

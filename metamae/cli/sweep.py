@@ -11,6 +11,7 @@ from metamae.cli.options import add_places
 from metamae.cli.terminal import make_console
 from metamae.experiments.plan import read_sweep
 from metamae.experiments.sweep import FAILURES, RESULTS, SweepRun
+from metamae.experiments.workers import limited_threads
 from metamae.progress import Reporter
 from metamae.training.devices import choose_device
 from metamae.training.provenance import device_name
@@ -51,7 +52,8 @@ def run_sweep(options: argparse.Namespace) -> int:
         workers=options.workers,
         threads=options.threads,
     )
-    reporter.say(f"{run.out} on {device_name(run.device)}")
+    with limited_threads(run.threads, run.device):
+        reporter.say(f"{run.out} on {device_name(run.device)}")
     rows, failures = run.run(reporter)
     reporter.say(f"{len(rows)} results: {run.out / RESULTS}; next: metamae report {run.out}")
     for name, error in failures.items():

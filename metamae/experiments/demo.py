@@ -97,10 +97,13 @@ class Demo:
         """Move runs of earlier revisions, from ``DATASET/METHOD/seed-N`` to where cells lie."""
         for dataset in self.sweep.datasets:
             for method in self.sweep.methods:
-                earlier = self.out / dataset / method
-                if earlier.is_dir():
-                    (self.out / dataset / DEFAULT).mkdir(exist_ok=True)
-                    earlier.rename(self.out / dataset / DEFAULT / method)
+                earlier, now = (
+                    self.out / dataset / part for part in (method, f"{DEFAULT}/{method}")
+                )
+                # A variant of a sweep may have a method's name: its seeds lie one folder deeper.
+                if any(earlier.glob("seed-*")) and not now.exists():
+                    now.parent.mkdir(exist_ok=True)
+                    earlier.rename(now)
 
     def _runs(self, names: Sequence[str], seeds: Sequence[int]) -> SweepRun:
         datasets = {name: self.sweep.datasets[name] for name in names}
