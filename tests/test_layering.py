@@ -72,7 +72,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "cli",
         "__main__",
     ),
-    "metamae.data": ("dataset formats fingerprint looking", "preparing pocket", "sources"),
+    "metamae.data": (
+        "dataset formats fingerprint looking description",
+        "own preparing pocket",
+        "sources",
+    ),
 }
 """From the ground up: a file imports from its own room and those above it in this list only."""
 

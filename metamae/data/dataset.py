@@ -272,6 +272,7 @@ class Dataset:
         test: Labelled examples for the reported number, and for nothing else.
         stands_for: Name of the full data set whose paper preset fits this one, if one does.
         card: Provenance, licence, split rule and known shortcuts.
+        recipe: How the user's own files became the arrays, plain values; empty for sets by name.
     """
 
     name: str
@@ -282,6 +283,7 @@ class Dataset:
     test: Partition | None = None
     stands_for: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that labels are there and that no class is absent from training."""

@@ -180,7 +180,7 @@ def load_pocket(name: str, token_size: TokenSize = ()) -> Dataset:
     arrays = _read_arrays(name, card)
     inputs = recipe.inputs(card, token_size)
     scaling = _scaling(recipe, arrays, inputs[0].name)
-    partitions = {
+    partitions: dict[str, Any] = {
         split: _partition(recipe, arrays, split, inputs, scaling)
         for split in ("pretrain", "train", "test")
     }
