@@ -2,7 +2,7 @@
 
     PYTHONPATH=$PWD python benchmarks/policy_memory.py       # about two minutes on one core
 
-Writes benchmarks/results/policy-memory.json, whose numbers docs/performance.md shows. Every number
+Writes benchmarks/results/policy-memory.json, whose numbers docs/measurements.md shows. Every number
 is of an eager step on one thread in a process of its own; page faults and system time are those of
 processes that return freed memory to the system, or keep it (`metamae.training.allocator`).
 """

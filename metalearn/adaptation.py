@@ -115,7 +115,7 @@ class LatentAdapter(nn.Module):
         self.check_finite = check_finite
         self.full_precision = full_precision
         self.chunk_size = chunk_size
-        self._verified: set[object] = set()
+        self._verified: dict[object, set[object]] = {}
 
     def forward(
         self,
@@ -150,7 +150,7 @@ class LatentAdapter(nn.Module):
         leaves, structure, tasks = check_latent(latent)
         if not (tracing := in_transform()):
             refuse_inference_mode(leaves)
-        dtypes = [leaf.dtype for leaf in leaves]
+        given = leaves
         if self.full_precision:
             leaves = [at_least_float32(leaf) for leaf in leaves]
         inner = InnerLoop(
@@ -172,10 +172,9 @@ class LatentAdapter(nn.Module):
         if final_loss:
             with torch.no_grad():
                 losses.append(found.inner.losses(found.leaves, inner.steps))
-        refined = [
-            leaf if leaf.dtype == dtype else leaf.to(dtype)
-            for leaf, dtype in zip(found.leaves, dtypes, strict=True)
-        ]
+        refined = found.leaves
+        if self.full_precision:
+            refined = [leaf.to(x.dtype) for leaf, x in zip(refined, given, strict=True)]
         return Adaptation(
             latent=unflatten(refined, structure),
             losses=_rows(losses) if losses else leaves[0].new_zeros((0, tasks)),
@@ -203,7 +202,7 @@ class LatentAdapter(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what it knows of the losses it met: code cannot be pickled."""
-        return {**self.__dict__, "_verified": set()}
+        return {**self.__dict__, "_verified": {}}
 
     def extra_repr(self) -> str:
         """Settings; the step size prints as a submodule."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -51,6 +51,7 @@ class Points(NamedTuple):
     where: list[Point]
     versions: list[int] | None = None
     nodes: list[Any] | None = None  # of the graph, that made the copies among `given`
+    copies: Sequence[Tensor] = ()  # those among `given` that share no memory
     start: int | None = None  # number of a node from just before the loss was called
 
     def edges(self) -> list[GradientEdge]:
@@ -59,8 +60,9 @@ class Points(NamedTuple):
 
     def count(self, total: Tensor) -> int:
         """How many nodes autograd made for the losses' sum; -1 where it does not tell."""
-        first, last = self.given[0].grad_fn, total.grad_fn
-        start = self.start if first is None or self.start is not None else first._sequence_nr()
+        start, last = self.start, total.grad_fn
+        if start is None and (first := self.given[0].grad_fn) is not None:
+            start = first._sequence_nr()
         return -1 if last is None or start is None else last._sequence_nr() - start
 
 
@@ -130,13 +132,18 @@ class InnerLoop:
         """Losses that are finite, of a loss that wrote to nothing but copies."""
         if self.check_finite and not in_transform():
             refuse_non_finite(losses, step, total, first=self.first_task)
-        if versions is not None and versions != written(given):
+        if versions is not None:
+            self.refuse_writes(step, given, versions)
+        return losses
+
+    def refuse_writes(self, step: int, given: Sequence[Tensor], versions: Sequence[int]) -> None:
+        """Raise if a loss that may not do so wrote to what it was given."""
+        if versions != [x._version for x in given]:
             raise LatentError(
                 "expected a support loss that writes to its argument in every call or in none, "
                 f"got one that first does before inner step {step + 1}; let it work on a copy, "
                 "latent.clone(), or without inplace=True"
             )
-        return losses
 
     def points(self, leaves: Sequence[Tensor], *, keep: bool = False) -> Points:
         """The latent for a loss to use, and where its gradient is taken.
@@ -149,18 +156,22 @@ class InnerLoop:
         """
         if self.writes is False:
             own = [x if keep and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            return Points(own, [*own], written(own))
+            return Points(own, own, [x._version for x in own])
         given: list[Tensor] = []
         nodes: list[Any] = []
+        copies: list[Tensor] = []
         for leaf in leaves:
             kept = keep and leaf.requires_grad
-            if not self.writes and leaf.stride(0) == 0 and leaf.shape[0] > 1:
-                copy, node = leaf.view_as(leaf) if kept else leaf.detach().requires_grad_(), None
-            else:
-                copy, node = self._copy(leaf, keep=kept)
+            if not self.writes and _is_expanded(leaf):
+                view = leaf.view_as(leaf) if kept else leaf.detach().requires_grad_()
+                given.append(view)
+                nodes.append(None)
+                continue
+            copy, node = self._copy(leaf, keep=kept)
             given.append(copy)
+            copies.append(copy)
             nodes.append(node)
-        return Points(given, [*given], nodes=nodes)
+        return Points(given, [*given], nodes=nodes, copies=copies)
 
     def _copy(self, leaf: Tensor, *, keep: bool) -> tuple[Tensor, Any]:
         """A copy of a leaf, and the node of the graph that made it.
@@ -169,8 +180,6 @@ class InnerLoop:
         and so to expanded tensors: then the policy is run again with ``writes`` set.
         """
         expanded = _is_expanded(leaf)
-        if expanded and not self.writes:
-            return (leaf.view_as(leaf) if keep else leaf.detach().requires_grad_()), None
         if not keep and not self.writes:
             return leaf.detach().clone().requires_grad_(), None
         point = leaf if keep else leaf.detach().requires_grad_()
@@ -182,7 +191,7 @@ class InnerLoop:
         if self.writes is False or points.nodes is None:
             return
         if self.writes is None:
-            self.writes = any(copy._version > 0 and not _is_expanded(copy) for copy in points.given)
+            self.writes = any(copy._version > 0 for copy in points.copies)
         if self.writes:
             for n, node in enumerate(points.nodes):
                 points.where[n] = points.where[n] if node is None else GradientEdge(node, 0)
@@ -197,18 +206,29 @@ class InnerLoop:
         """
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
+        if (recorded := torch.is_grad_enabled()) and not self.full_precision:
+            return self._gradient(leaves, step, keep=create_graph, create_graph=create_graph)
         # The backward pass runs under the caller's autocast too, hence precision() around it.
-        recorded = torch.is_grad_enabled()
-        with _AS_IS if recorded else torch.enable_grad(), self.precision():
-            points = self.points(leaves, keep=recorded and create_graph)
-            if self.verify is not None and create_graph and points.given[0].grad_fn is None:
-                points = points._replace(start=next_node())
-            losses = self.call(points.given)
-            total = losses.sum()
-            if points.versions is not None or self.check_finite:
-                self.validated(losses, step, points.given, points.versions, total)
+        keep = recorded and create_graph
+        with torch.enable_grad(), self.precision():
+            return self._gradient(leaves, step, keep=keep, create_graph=create_graph)
+
+    def _gradient(
+        self, leaves: Sequence[Tensor], step: int, *, keep: bool, create_graph: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        points = self.points(leaves, keep=keep)
+        if create_graph and self.verify is not None and points.given[0].is_leaf:
+            points = points._replace(start=next_node())
+        losses = self.call(points.given)
+        total = losses.sum()
+        if self.check_finite and not isfinite(total.item()):
+            refuse_non_finite(losses, step, total, first=self.first_task)
+        if points.nodes is not None:
             self.note_writes(points)
-            gradients = self.gradient_in(points, total, leaves, create_graph=create_graph)
+        else:
+            assert points.versions is not None
+            self.refuse_writes(step, points.given, points.versions)
+        gradients = self.gradient_in(points, total, leaves, create_graph=create_graph)
         return gradients, losses.detach()
 
     def gradient_in(
@@ -219,12 +239,15 @@ class InnerLoop:
         Raises:
             SecondDerivativeError: if it does not.
         """
-        if self.verify is None or not create_graph or total.grad_fn is None:
+        node = total.grad_fn
+        if self.verify is None or not create_graph or node is None:
             return loss_gradient(total, points.where, leaves, create_graph=create_graph)
-        if not self.verify.knows(nodes := points.count(total)):
+        found = self.verify.found
+        if ((nodes := points.count(total)),) not in found:
             return self.verified_gradient(points, total, leaves, nodes)
         gradients = loss_gradient(total, points.where, leaves, create_graph=True)
-        if self.verify.knows(nodes, _count(total, gradients[-1])):
+        last = gradients[-1].grad_fn
+        if last is not None and (nodes, last._sequence_nr() - node._sequence_nr()) in found:
             return gradients
         edges = points.edges()
         if Suspects(total, edges, self.device).functions:  # they are watched in the act
@@ -267,25 +290,26 @@ class InnerLoop:
         """Apply the update rule to gradients that were computed before."""
         sizes = self.step_size.of_latent(step, leaves, self.structure)
         moved, state = self.update(leaves, gradients, sizes, state)
+        kept = False
         for before, after in zip(leaves, moved, strict=True):
-            if before.shape != after.shape:
+            if after is before:
+                kept = True
+            elif before.shape != after.shape:
                 raise LatentError(
                     f"expected a step to keep the latent's shape {tuple(before.shape)}, got "
                     f"{tuple(after.shape)}; step sizes must broadcast against the latent: "
                     "`channels` is the size of its last axis"
                 )
-        if any(map(operator.is_, leaves, moved)):  # a rule kept a leaf: it may be the caller's
+        if kept:  # by the rule, and it may be the caller's
             moved = [
                 after.view_as(after) if after is before else after
                 for before, after in zip(leaves, moved, strict=True)
             ]
-        record = Record(losses=losses)
-        if self.trace:
-            with torch.no_grad():
-                moves = [after - before for before, after in zip(leaves, moved, strict=True)]
-                norms = task_norm(gradients), task_norm(moves)
-            record = Record(losses=losses, gradient_norms=norms[0], step_norms=norms[1])
-        return Step(leaves=moved, state=state, record=record)
+        if not self.trace:
+            return Step(moved, state, Record(losses))
+        with torch.no_grad():
+            moves = [after - before for before, after in zip(leaves, moved, strict=True)]
+            return Step(moved, state, Record(losses, task_norm(gradients), task_norm(moves)))
 
     def _functional_gradient(
         self, leaves: Sequence[Tensor], step: int, *, create_graph: bool

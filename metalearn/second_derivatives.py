@@ -116,22 +116,29 @@ class Verified:
     by what other than tensors its names stand for, and by how many nodes its graphs have.
     """
 
-    def __init__(self, known: set[object], loss: object) -> None:
+    def __init__(self, known: dict[object, set[object]], loss: object) -> None:
         """Remember in ``known``."""
-        self.known = known
-        self.key = _identity(loss)
+        key = _identity(loss)
+        found = None if key is None else known.get(key)
+        if found is None:
+            found = set()
+            if key is not None:
+                if len(known) > 1000:  # of losses that are made anew for every call
+                    known.clear()
+                found.add(loss.__code__)  # type: ignore[attr-defined] # so that its id stays its own
+                known[key] = found
+        self.found: set[object] = found
+        self.lasts = key is not None
 
     def knows(self, *counts: int) -> bool:
         """Whether this loss with these numbers of nodes was looked at."""
-        return self.key is not None and -1 not in counts and (self.key, *counts) in self.known
+        return counts in self.found and -1 not in counts
 
     def add(self, forward: int, backward: int) -> None:
         """It has a second derivative."""
-        if self.key is not None:
-            if len(self.known) > 1000:  # of losses that are made anew for every call
-                self.known.clear()
-            self.known.add((self.key, forward))
-            self.known.add((self.key, forward, backward))
+        if self.lasts:
+            self.found.add((forward,))
+            self.found.add((forward, backward))
 
 
 def _identity(loss: object) -> tuple[object, ...] | None:
@@ -145,12 +152,13 @@ def _identity(loss: object) -> tuple[object, ...] | None:
     except ValueError:  # a name that is not bound yet
         return None
     values += loss.__defaults__ or ()
-    kept = [
-        value if isinstance(value, (int, float, str)) else id(value)
-        for value in values
-        if callable(value) or isinstance(value, (int, float, str))  # not what each call has anew
-    ]
-    return (code, *kept)
+    kept: list[object] = [id(code)]
+    for value in values:  # those that callers do not make anew for each call
+        if isinstance(value, (int, float, str)):
+            kept.append(value)
+        elif callable(value):
+            kept.append(id(value))
+    return tuple(kept)
 
 
 class Suspects:

@@ -145,7 +145,7 @@ class Implicit:
         call = _Call(
             self, inner, ambient, optimum, found.report, losses.detach(), record, list(leaves)
         )
-        return replace(found, leaves=list(_Optimum.apply(call, *captured)))
+        return found._replace(leaves=list(_Optimum.apply(call, *captured)))
 
     def solve(self, product: Product, v: list[Tensor]) -> list[Tensor]:
         """Solve ``(H + damping) w = v`` for every task."""
@@ -218,7 +218,7 @@ def _run(inner: InnerLoop, leaves: Sequence[Tensor], stop: float) -> Refinement:
     taken = torch.full((inner.tasks,), inner.steps, device=inner.device)
     if stop == 0:
         found = run(inner, leaves, exact=[False] * inner.steps)
-        return replace(found, report=SolverReport(taken))
+        return found._replace(report=SolverReport(taken))
     current, state, records = list(leaves), inner.update.initial_state(leaves), []
     taken = torch.zeros_like(taken)
     for number in range(inner.steps):

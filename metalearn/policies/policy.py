@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,8 +13,7 @@ from metalearn.inner import InnerLoop, Record
 from metalearn.result import SolverReport
 
 
-@dataclass(frozen=True)
-class Refinement:
+class Refinement(NamedTuple):
     """What a policy returns: the refined leaves, a record per step, the loop it ran."""
 
     leaves: list[Tensor]

@@ -236,7 +236,7 @@ def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
 
 def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
     """``leaf - size * gradient`` in float32 at least; the result has the dtype of the leaf."""
-    exact = leaf.dtype == gradient.dtype and leaf.dtype.itemsize >= 4
+    exact = leaf.dtype is gradient.dtype and leaf.dtype.itemsize >= 4
     if exact and not isinstance(size, Tensor):
         return torch.sub(leaf, gradient, alpha=size)  # one kernel; no product is kept
     whole, slope = at_least_float32(leaf), at_least_float32(gradient)

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     By default it returns large blocks to the system at once, and the system clears every page of
     them when they are asked for again, which takes up to a tenth of a step's processor time. The
     process then stays at its peak size. The commands and the demo call this; a library should not,
-    so importing ``metamae`` does not. ``docs/performance.md`` has the figures.
+    so importing ``metamae`` does not. ``docs/measurements.md`` has the figures.
 
     Returns:
         Whether it took effect; elsewhere than on Linux with glibc nothing is done.

@@ -1,4 +1,4 @@
-"""The performance guide shows the committed numbers."""
+"""The page of measurements shows the committed numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("mae", "unrolled", "checkpointed", "chunked")
 
 
 def test_the_memory_table_holds_the_committed_rows() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "measurements.md").read_text()
     found = json.loads((ROOT / "benchmarks" / "results" / "policy-memory.json").read_text())
     table = [line.strip("| ").split(" | ") for line in page.splitlines() if "%) |" in line]
     assert len(table) == len(found["rows"])
@@ -33,7 +33,7 @@ def test_the_table_of_waiting_threads_holds_the_committed_rows() -> None:
         (r["spin"], r["setting"], r["load"]): r["ms"] for r in results("waiting-threads")["rows"]
     }
     columns = [(s, load) for s in ("paper/pamap2", "pocket/sensors") for load in ("idle", "busy")]
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "measurements.md").read_text()
     for spin in dict.fromkeys(spin for spin, _, _ in times):
         cells = " | ".join(f"{times[spin, setting, load]:.0f}" for setting, load in columns)
         assert f"| {spin} | {cells} |" in page
@@ -41,7 +41,7 @@ def test_the_table_of_waiting_threads_holds_the_committed_rows() -> None:
 
 def test_the_tables_of_a_step_hold_the_committed_rows() -> None:
     """Compiled steps setting by setting, and the means of all variants."""
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "measurements.md").read_text()
     found = json.loads((ROOT / "benchmarks" / "results" / "overhead-cpu.json").read_text())
     compiled = [row for row in found["rows"] if name_of(row) == "compiled-self-float32-unrolled"]
     assert len(compiled) == 9
@@ -58,7 +58,7 @@ def test_the_tables_of_a_step_hold_the_committed_rows() -> None:
 
 
 def prose() -> str:
-    return " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    return " ".join((ROOT / "docs" / "measurements.md").read_text().split())
 
 
 def results(name: str) -> Any:
