@@ -74,8 +74,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "metamae.data": (
         "dataset formats fingerprint looking description",
-        "own preparing pocket",
+        "preparing pocket",
         "sources",
+        "own",
     ),
 }
 """From the ground up: a file imports from its own room and those above it in this list only."""
