@@ -23,7 +23,8 @@ from metamae.methods.mae import MAE
 from metamae.methods.method import Method
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
-from metamae.training.model_folder import ModelRecord, write_model
+from metamae.training.model_folder import write_model
+from metamae.training.record import ModelRecord
 
 
 @dataclass(frozen=True)

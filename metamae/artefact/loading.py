@@ -11,8 +11,8 @@ from metamae.artefact.encoder import Encoder
 from metamae.errors import CheckpointError
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import choose_device
-from metamae.training.model_folder import MODEL, ModelRecord, read_model
-from metamae.training.run_folder import CHECKPOINT, read_description, rebuild
+from metamae.training.model_folder import MODEL, read_model
+from metamae.training.run_folder import CHECKPOINT, read_record, rebuild
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -40,13 +40,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Encoder:
     folder, where = as_path(run, "a run folder"), choose_device(str(device))
     if (folder / CHECKPOINT).is_file():
         trained = Checkpoint.load(folder / CHECKPOINT)
-        record = ModelRecord(
-            config=trained.config,
-            description=read_description(folder, trained.config),
-            step=trained.step,
-            data=trained.data,
-            versions={k: v for k, v in trained.provenance.items() if k != "optimiser"},
-        )
+        record = read_record(folder, trained)
         state = trained.model
     elif (folder / MODEL).is_file():
         record, state = read_model(folder)

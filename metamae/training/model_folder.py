@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,86 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metamae.config.schema import Config
-from metamae.data.description import Description
-from metamae.errors import CheckpointError, ConfigError, DataError, is_systems, reason_of, shown
+from metamae.errors import CheckpointError, is_systems, reason_of
 from metamae.files import read_json, replacing, write_json
 from metamae.training.card import write_card
+from metamae.training.record import ModelRecord
 
 WEIGHTS = "model.safetensors"
 MODEL = "config.json"
-FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRecord:
-    """What the weights of a run are of.
-
-    Attributes:
-        config: The resolved configuration.
-        description: Inputs, scaling, task and recipe of the data it was trained on.
-        step: Optimisation steps taken.
-        rows: Examples it was trained on; 0 where that is not known.
-        data: Fingerprint of the data; empty where that is not known.
-        licence: Licence of the data, as its card says; empty where that is not known.
-        versions: Versions and revision that trained it.
-    """
-
-    config: Config
-    description: Description
-    step: int
-    rows: int = 0
-    data: str = ""
-    licence: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "model_type": "metamae",
-            "format": FORMAT,
-            "config": self.config.to_dict(),
-            "data": self.description.to_dict(),
-            "step": self.step,
-            "rows": self.rows,
-            "fingerprint": self.data,
-            "licence": self.licence,
-            "versions": dict(self.versions),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Any) -> ModelRecord:
-        """The record that :meth:`to_dict` wrote, checked.
-
-        Raises:
-            CheckpointError: values of another form.
-        """
-        try:
-            if values["model_type"] != "metamae" or values["format"] != FORMAT:
-                raise ValueError(
-                    f"a {shown(values['model_type'])} of format {shown(values['format'])}, known "
-                    f"is metamae of format {FORMAT}"
-                )
-            step, rows = values["step"], values["rows"]
-            if type(step) is not int or type(rows) is not int or step < 0 or rows < 0:
-                raise ValueError(f"steps {shown(step)} and rows {shown(rows)}")
-            return cls(
-                config=Config.from_dict(values["config"]),
-                description=Description.from_dict(values["data"]),
-                step=step,
-                rows=rows,
-                data=str(values["fingerprint"]),
-                licence=str(values["licence"]),
-                versions={str(name): str(text) for name, text in values["versions"].items()},
-            )
-        except KeyError as fault:
-            reason = f"{fault} is missing"
-        except (TypeError, ValueError, AttributeError, ConfigError, DataError) as fault:
-            reason = reason_of(fault)
-        raise CheckpointError(
-            f"expected the {MODEL} of a metamae model, got another or a damaged one ({reason}); "
-            "save the model again"
-        )
 
 
 def write_model(folder: Path, record: ModelRecord, state: dict[str, Any]) -> None:
@@ -115,7 +41,7 @@ def write_model(folder: Path, record: ModelRecord, state: dict[str, Any]) -> Non
     save_weights(folder / WEIGHTS, tensors)
     write_json(folder / MODEL, record.to_dict())
     count = sum(t.numel() for t in tensors.values())
-    write_card(folder, record.config, record.description, record.to_dict() | {"weights": count})
+    write_card(folder, record, count)
 
 
 def read_model(
@@ -189,7 +115,6 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
         tensor = tensors[name]
         head = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(head).encode())
-        digest.update(
-            memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-        )
+        content: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()

@@ -13,13 +13,14 @@ from metamae.arguments import as_path
 from metamae.config.schema import Config
 from metamae.data import POCKET, SOURCES, load_dataset
 from metamae.data.description import Description
-from metamae.errors import CheckpointError, ConfigError, DataError, reason_of
+from metamae.errors import CheckpointError, ConfigError, reason_of
 from metamae.files import parse_yaml, read_json, read_text
 from metamae.inputs import Inputs
 from metamae.methods.baselines.supervised import stored_task
 from metamae.methods.building import build_method
 from metamae.methods.method import Method
 from metamae.training.checkpoint import Checkpoint, check_series
+from metamae.training.record import FORMAT, ModelRecord
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -130,33 +131,57 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def read_description(
-    run_dir: Path, config: Config | None = None, *, data_dir: Path | None = None
-) -> Description:
-    """What a run remembers of its data.
+def read_record(
+    run_dir: Path, trained: Checkpoint | None = None, *, data_dir: Path | None = None
+) -> ModelRecord:
+    """What a run folder says of its model and of the data it was trained on.
 
-    Runs of earlier revisions remember nothing; where their data set is known by name, it says.
+    Runs of earlier revisions remember nothing of their data; where the data set is known by name,
+    it says.
 
     Args:
         run_dir: Folder of the run.
-        config: Its configuration; read where it is not at hand.
+        trained: Its checkpoint; read where it is not at hand.
         data_dir: Folder of the full data sets, for an earlier run on one of them.
 
     Raises:
         CheckpointError: a damaged file, or none of a data set without a name.
         DataError: an earlier run on a full data set that is not there.
     """
-    path = run_dir / DATA
-    if path.is_file():
-        try:
-            return Description.from_dict(read_json(path))
-        except (ValueError, DataError) as fault:
-            raise CheckpointError(
-                f"expected what a run remembers of its data in {path}, got a damaged file "
-                f"({reason_of(fault)}); delete its folder and run again"
-            ) from fault
-    if config is None:
-        config = Checkpoint.load(run_dir / CHECKPOINT).config
+    trained = trained or Checkpoint.load(run_dir / CHECKPOINT)
+    values = _read_data(run_dir / DATA)
+    if values is None:
+        values = _data_by_name(run_dir, trained.config, data_dir).to_dict()
+    versions = {name: text for name, text in trained.provenance.items() if name != "optimiser"}
+    try:
+        return ModelRecord.from_dict(
+            {
+                **{"model_type": "metamae", "format": FORMAT, "config": trained.config.to_dict()},
+                **{"data": values, "step": trained.step, "fingerprint": trained.data},
+                "versions": versions,
+            }
+        )
+    except CheckpointError as fault:
+        raise CheckpointError(
+            f"expected what a run remembers of its data in {run_dir / DATA}, got a damaged file "
+            f"({reason_of(fault)}); delete its folder and run again"
+        ) from fault
+
+
+def _read_data(path: Path) -> Any:
+    """Content of the file, or ``None`` where there is none."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as fault:
+        raise CheckpointError(
+            f"expected what a run remembers of its data in {path}, got a damaged file "
+            f"({reason_of(fault)}); delete its folder and run again"
+        ) from fault
+
+
+def _data_by_name(run_dir: Path, config: Config, data_dir: Path | None) -> Description:
     if config.dataset not in (*POCKET, *SOURCES):
         raise CheckpointError(
             f"expected {DATA} in {run_dir}, which says what its data look like, found none, and "
@@ -184,7 +209,7 @@ def load_method(
     """
     checkpoint = Checkpoint.load(path, device)
     if inputs is None:
-        inputs = read_description(Path(path).parent, checkpoint.config).inputs
+        inputs = read_record(Path(path).parent, checkpoint).description.inputs
     return rebuild(checkpoint.config, inputs, checkpoint.model, path).to(device)
 
 
