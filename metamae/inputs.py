@@ -451,8 +451,10 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
         raise InputError(f"expected a batch with inputs {names}, got {found}")
     for spec in inputs:
         spec.check(batch[spec.name])
-    sizes = {name: len(batch[name]) for name in names}
-    if len(set(sizes.values())) != 1 or min(sizes.values()) < 1:
+    sizes = {name: batch[name].shape[0] for name in names}
+    # A traced batch has no number of examples yet, and comparing it would fix one.
+    traced = torch.compiler.is_compiling()
+    if not traced and (len(set(sizes.values())) != 1 or min(sizes.values()) < 1):
         raise InputError(f"expected one batch size of at least 1 for all inputs, got {sizes}")
     for spec in inputs:
         if exact and spec.grid_of(batch[spec.name]) != spec.grid:

@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "training",
         "evaluation",
         "report",
+        "artefact",
         "experiments",
         "cli",
         "__main__",
