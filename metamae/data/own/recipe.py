@@ -16,11 +16,10 @@ from metamae.data.own.folders import Folder, describe_skipped
 from metamae.data.own.frames import Frame
 from metamae.data.own.grids import apply_array, fit_array
 from metamae.data.own.parts import Part
-from metamae.data.own.pictures import fit_pictures, read_pictures
 from metamae.data.own.sequences import apply_sequence, fit_sequence
-from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
 from metamae.data.own.table import apply_table, fit_table
 from metamae.errors import ConfigError, DataError, reason_of, shown
+from metamae.inputs import Tokens
 
 FORMAT = 1
 
@@ -51,6 +50,10 @@ class Reading:
         self.source = raw.without(asked)
 
     def _open(self, folder: Folder, like: dict[str, Any] | None) -> Folder:
+        # Here, for `import metamae` is to be fast: these bring Pillow and SciPy's readers.
+        from metamae.data.own.pictures import fit_pictures, read_pictures
+        from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
+
         if folder.kind == "audio":
             if like is not None:
                 check_spectrogram(like.get("opened", {}))
@@ -169,8 +172,6 @@ def _is_series(part: Part) -> bool:
 
 def _letters(recipe: dict[str, Any], frame: Frame) -> Part:
     ((name, entry),) = recipe["parts"].items()
-    from metamae.inputs import Tokens
-
     texts = [str(value).strip() for value in frame.data[name].tolist()]
     alphabet = tuple(entry["alphabet"])
     spec = Tokens(name=name, length=entry["length"], vocabulary=len(alphabet), alphabet=alphabet)

@@ -113,6 +113,7 @@ def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> 
             + "; the run was trained on "
             + ", ".join(needed[:12])
             + (f" and {len(needed) - 12} more" if len(needed) > 12 else "")
+            + _named_input(missing, beside)
         )
     cells, remarks = _apply(recipe, frame)
     if recipe["numbers"] and not recipe["gaps"] and np.isnan(cells["row"]).any():
@@ -123,6 +124,13 @@ def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> 
             "cells, or train on data that have some"
         )
     return Part(recipe, _inputs(recipe), cells, tuple(remarks))
+
+
+def _named_input(missing: Sequence[str], beside: Sequence[str]) -> str:
+    both = [name for name in missing if name in beside]
+    if not both:
+        return ""
+    return f"; {both[0]!r} is an input of the run, and cannot be its label or the like too"
 
 
 def _sources(recipe: dict[str, Any]) -> list[str]:
