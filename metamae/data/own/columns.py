@@ -86,8 +86,9 @@ def plain_numbers(series: Any) -> Array | None:
     """
     try:
         filled = series.astype(object).where(series.notna(), "nan")
-        return filled.to_numpy().astype(np.str_).astype(np.float64)
-    except ValueError:
+        numbers: Array = filled.to_numpy().astype(np.float64)
+        return numbers
+    except (ValueError, TypeError):
         return None
 
 

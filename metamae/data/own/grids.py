@@ -27,9 +27,10 @@ def fit_array(
     kind: str,
     token_size: Sequence[int],
     training: Array,
+    title: str = "",
     told: bool = True,
 ) -> Part:
-    """Decide what an array is, and fit it on its training rows; say so where ``told``.
+    """Decide what an array is, and fit it on its training rows; ``told`` says what it is.
 
     Raises:
         DataError: values that are not finite, or too few for tokens.
@@ -52,7 +53,7 @@ def fit_array(
     else:
         raise ConfigError(f"expected a folder of sounds for kind {kind!r}, got an array")
     first, *rest = part.remarks
-    first = f"{name}: {why}; {first}" if told else f"{name}: {first}"
+    first = f"{title or name}: {why}; {first}" if told else f"{title or name}: {first}"
     return replace(part, remarks=(first, *rest))
 
 

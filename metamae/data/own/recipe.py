@@ -78,8 +78,16 @@ class Reading:
             return _fit_frame(source, kind, token_size, training)
         if isinstance(source, Arrays):
             source.refuse_vectors()
+            title = source.name if len(source.data) == 1 else ""
             fitted = [
-                fit_array(array, name, kind=kind, token_size=token_size, training=training)
+                fit_array(
+                    array,
+                    name,
+                    kind=kind,
+                    token_size=token_size,
+                    training=training,
+                    title=title,
+                )
                 for name, array in source.data.items()
             ]
             return _join({"source": "arrays"}, fitted)

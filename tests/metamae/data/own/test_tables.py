@@ -48,7 +48,7 @@ def test_every_kind_of_column_finds_its_input(people: pd.DataFrame) -> None:
     assert len(categories.alphabet) == (2 + 3) + (2 + 2) + (2 + 5)
     assert categories.alphabet[:2] == ("town=(missing)", "town=(rare or unknown)")
     text = "\n".join(opened.remarks)
-    assert "2 numbers, 1 dates, as numbers, 3 categories; 21 cells missing" in text
+    assert "2 of numbers, 1 of dates (as numbers), 3 of categories; 21 cells missing" in text
     assert "logarithmic scale: income" in text
     assert "classes, no (" in text
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamae import DataError
-from metamae.data.own import open_data
+from metamae.data.description import Description
+from metamae.data.own import open_data, read_like
 from metamae.data.own.facts import Facts
 from metamae.data.own.splitting import split_rows
 from metamae.data.own.targets import read_targets
@@ -76,6 +77,21 @@ def test_a_draw_holds_every_class_back_alike(labels: list[int], seed: int) -> No
     again = split_rows(facts, targets, test_share=0.25, seed=seed)
     assert again.test is not None
     assert again.test.tolist() == split.test.tolist()
+
+
+def test_numbers_to_rank_by_are_standardised_on_training_rows() -> None:
+    data = {"x": make_signals(60)["x"], "y": 1e6 + 5 * np.arange(60.0) ** 2}
+    opened = open_data(data)
+    train = np.asarray(opened.dataset.need("train").labels)
+    assert train.dtype == np.float32
+    assert abs(float(train.mean())) < 1e-5
+    assert abs(float(train.std()) - 1) < 1e-5
+    test = np.asarray(opened.dataset.need("test").labels)
+    rows = [int(row) for row in opened.ids["test"]]
+    assert (np.argsort(test) == np.argsort(data["y"][rows])).all()
+    description = Description.of(opened.dataset)
+    again = np.asarray(read_like(data, description, label="y").partition.labels)
+    assert again[rows].tolist() == test.tolist()
 
 
 def test_a_group_is_never_split() -> None:
