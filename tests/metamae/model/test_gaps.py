@@ -58,6 +58,19 @@ def test_no_gradient_comes_from_a_missing_cell(name: str) -> None:
     assert (row.grad[~missing] != 0).any()
 
 
+@pytest.mark.parametrize("name", ["mae", "metamae", "mae_linear"])
+def test_nothing_learns_to_predict_values_that_nobody_measured(name: str) -> None:
+    """With every number missing, the rows of the head that predict numbers get no gradient."""
+    config = override(make_config("tabular", method=name), SIZES)
+    torch.manual_seed(0)
+    method = build_method(config, INPUTS)
+    rows = make_rows() | {"row": torch.full((6, 5), torch.nan)}
+    method(rows, method.draw(6, torch.Generator().manual_seed(1))).loss.backward()
+    head = method.heads[0][1] if name == "mae_linear" else method.network.heads[0]
+    assert (head.weight.grad[0] == 0).all()
+    assert (head.weight.grad[1] != 0).any(), "whether a number is there is learned"
+
+
 def test_a_missing_cell_is_the_same_whatever_stood_there() -> None:
     """Values are erased before anything is computed of them: the pair is (0, 0)."""
     spec = INPUTS[0]
