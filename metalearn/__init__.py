@@ -14,6 +14,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 
 from metalearn.adaptation import LatentAdapter
 from metalearn.attention import plain_attention
+from metalearn.blockwise import recomputed_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
@@ -94,4 +95,5 @@ __all__ = [
     "UpdateRule",
     "__version__",
     "plain_attention",
+    "recomputed_attention",
 ]

@@ -232,7 +232,9 @@ def _suspects(node: Any) -> Iterator[Any]:
 
 @lru_cache(maxsize=4096)
 def _is_suspect(kind: type) -> bool:
-    return kind.__name__ == _WRONG_ON_CPU or issubclass(kind, BackwardCFunction)
+    if issubclass(kind, BackwardCFunction):
+        return not getattr(getattr(kind, "_forward_cls", None), "twice_differentiable", False)
+    return kind.__name__ == _WRONG_ON_CPU
 
 
 def _leads_to(node: Any, ends: set[Any]) -> bool:

@@ -52,10 +52,12 @@ class Unrolled:
         tensor([[0.2500]])
     """
 
+    recompute: bool = False
     needs_second_derivative = True
 
     def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
         """See :class:`GradientPolicy`."""
+        inner.recompute = self.recompute
         return run(inner, leaves, exact=[torch.is_grad_enabled()] * inner.steps)
 
 

@@ -41,7 +41,7 @@ from metamae.model.backbone import Backbone
 from metamae.model.masking import Masking
 
 POLICIES: dict[str, GradientPolicy] = {
-    "unrolled": Unrolled(),
+    "unrolled": Unrolled(recompute=True),
     "checkpointed": Checkpointed(),
     "first_order": FirstOrder(),
     "finite_difference": FiniteDifference(),
