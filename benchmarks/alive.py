@@ -1,4 +1,4 @@
-"""What is alive at the peak of a training step: bytes by the phase and the operation that made them.
+"""What is alive at the peak of a training step: bytes by phase and by operation.
 
     PYTHONPATH=$PWD python benchmarks/alive.py pamap2 librispeech --policy unrolled
 

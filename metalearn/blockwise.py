@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from metalearn.attention import plain_attention
 from metalearn.checks import in_transform
@@ -42,10 +43,9 @@ def recomputed_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     inputs = (query, key, value)
     if torch.compiler.is_compiling():
         return plain_attention(query, key, value)
-    if torch.overrides.has_torch_function(inputs):  # seen as one operation
-        return torch.overrides.handle_torch_function(
-            recomputed_attention, inputs, query, key, value
-        )
+    if has_torch_function(inputs):  # to recorders of calls this is one operation
+        mixed: Tensor = handle_torch_function(recomputed_attention, inputs, *inputs)
+        return mixed
     if in_transform():
         return plain_attention(query, key, value)
     leading = torch.broadcast_shapes(*(x.shape[:-2] for x in inputs))
@@ -55,7 +55,7 @@ def recomputed_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         alike = [x.to(dtype) if x.dtype != torch.float64 else x for x in alike]
-    mixed: Tensor = _Attention.apply(*alike)  # type: ignore[no-untyped-call]
+    mixed = _Attention.apply(*alike)  # type: ignore[no-untyped-call]
     return mixed if leading else mixed[0]
 
 
@@ -78,12 +78,16 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype.itemsize < 4 else values
 
 
-def _row_sums(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(-1, keepdim=True)
+def _softmax_backward(cotangent: Tensor, maps: Tensor) -> Tensor:
+    r""":math:`J_P(X) = P \circ (X - \mathrm{rowsum}(P \circ X))`."""
+    result: Tensor = torch.ops.aten._softmax_backward_data(cotangent, maps, -1, maps.dtype)
+    return result
 
 
 class _Attention(torch.autograd.Function):
-    twice_differentiable = True
+    """Attention, with the gradients below."""
+
+    twice_differentiable = True  # see `second_derivatives.is_own`
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -131,9 +135,7 @@ class _AttentionGradient(torch.autograd.Function):
                 scaled, g = query[some, ..., rows, :] * scale, cotangent[some, ..., rows, :]
                 maps = _scores(scaled, key[some]).softmax(-1)
                 of_value[some] += maps.to(dtype).transpose(-2, -1) @ g
-                of_maps = _scores(g, value[some])
-                of_maps.sub_(_row_sums(maps, of_maps)).mul_(maps)
-                of_scores = of_maps.to(dtype)
+                of_scores = _softmax_backward(_scores(g, value[some]), maps).to(dtype)
                 of_query[some, ..., rows, :] = (of_scores @ key[some]) * scale
                 of_key[some] += of_scores.transpose(-2, -1) @ scaled
         return of_query, of_key, of_value
@@ -141,7 +143,7 @@ class _AttentionGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor, v: Tensor, w: Tensor) -> Any:
         """Pull back cotangents of the gradients in query, key and value."""
-        given = ctx.saved_tensors
+        given: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.saved_tensors
         if torch.is_grad_enabled():  # a third derivative is asked for
             return _differentiable(given, (u, v, w))
         return _pull_back(*given, u, v, w)
@@ -152,9 +154,10 @@ def _pull_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Cotangents of ``g``, query, key and value.
 
-    :math:`A = s(uK^\top + Qv^\top)` is that of :math:`E`, :math:`B = J_P(A)` that of :math:`D`, and
-    :math:`C = J_P\big(A \circ (D - \delta) - \alpha D + g w^\top\big)` that of the scores, with
-    the row sums :math:`\delta` of :math:`P \circ D` and :math:`\alpha` of :math:`P \circ A`.
+    :math:`A = s(uK^\top + Qv^\top)` is that of :math:`E`, and :math:`B = J_P(A)` that of
+    :math:`D`. With the row sums :math:`\alpha` of :math:`P \circ A`, and what is constant in a row
+    left out, as :math:`J_P` maps it to zero, that of the scores is :math:`C = Y - P\,
+    \mathrm{rowsum}(Y)` with :math:`Y = (A - \alpha) \circ E + P \circ gw^\top`.
     """
     scale, dtype = query.shape[-1] ** -0.5, query.dtype
     of_g, of_query = _laid_out(g, g.shape[-1]), _laid_out(query, query.shape[-1])
@@ -165,15 +168,13 @@ def _pull_back(
             scaled, c = query[some, ..., rows, :] * scale, g[some, ..., rows, :]
             d = u[some, ..., rows, :] * scale
             maps = _scores(scaled, k).softmax(-1)
-            of_maps = _scores(c, x)
-            centred = of_maps - _row_sums(maps, of_maps)
-            direct = _scores(d, k).add_(_scores(scaled, y))  # A
-            mean = _row_sums(maps, direct)
-            curved = direct.mul(centred).sub_(of_maps.mul_(mean)).add_(_scores(c, z))
-            curved.sub_(_row_sums(maps, curved)).mul_(maps)  # C
-            through = direct.sub_(mean).mul_(maps).to(dtype)  # B
-            of_scores, curved = centred.mul_(maps).to(dtype), curved.to(dtype)  # E
-            maps = maps.to(dtype)
+            of_scores = _softmax_backward(_scores(c, x), maps)  # E
+            direct = _scores(torch.cat([d, scaled], -1), torch.cat([k, y], -1))  # A
+            direct.sub_((maps * direct).sum(-1, keepdim=True))
+            curved = _scores(c, z).mul_(maps).addcmul_(direct, of_scores)  # Y
+            curved.addcmul_(maps, curved.sum(-1, keepdim=True), value=-1)  # C
+            through = direct.mul_(maps).to(dtype)  # B
+            of_scores, curved, maps = of_scores.to(dtype), curved.to(dtype), maps.to(dtype)
             of_g[some, ..., rows, :] = through @ x + maps @ z
             of_value[some] += through.transpose(-2, -1) @ c
             of_query[some, ..., rows, :] = (of_scores @ y + curved @ k) * scale

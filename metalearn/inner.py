@@ -96,8 +96,8 @@ class InnerLoop:
     full_precision: bool = False
     verify: Verified | None = None  # look for missing second derivatives in exact gradients
     trace: bool = False  # record norms
-    recompute: bool = False  # keep how to compute results of `recomputed`, not the results
     first_task: int = 0  # number of the first task, where these are a chunk of a batch
+    recompute: bool = False  # graphs hold how to compute results of `recomputed`
 
     writes: bool | None = None  # whether the loss writes to its argument; unknown before a step
 
@@ -201,8 +201,8 @@ class InnerLoop:
             return self._functional_gradient(leaves, step, create_graph=create_graph)
         # The backward pass runs under the caller's autocast too, hence precision() around it.
         recorded = torch.is_grad_enabled()
-        keep = _AS_IS if not (self.recompute and recorded and create_graph) else recomputing()
-        with _AS_IS if recorded else torch.enable_grad(), self.precision(), keep:
+        lean = recomputing() if self.recompute and recorded and create_graph else _AS_IS
+        with _AS_IS if recorded else torch.enable_grad(), self.precision(), lean:
             points = self.points(leaves, keep=recorded and create_graph)
             if self.verify is not None and create_graph and points.given[0].grad_fn is None:
                 points = points._replace(start=next_node())

@@ -2,8 +2,8 @@
 
 The exact gradient through an inner step keeps two graphs: that of the support loss, and that of its
 gradient. Much of both is results of elementwise operations and norms whose inputs are kept as well.
-Inside :func:`recomputing`, what autograd would save of a result of :func:`recomputed` is replaced
-by how to compute it: the same numbers to the bit, for one more call of the operation.
+A policy with ``recompute=True`` keeps how to compute the results of :func:`recomputed` and of
+:func:`recomputed_gelu`: the same numbers to the bit, for more calls of the operation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from metalearn.checks import in_transform
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """A tensor that is kept, and how often it had been written to."""
+    """A tensor that is kept, and how often it had been written to: hooks do not check that."""
 
     tensor: Tensor
     version: int
@@ -38,7 +39,7 @@ class _Saved:
             raise RuntimeError(
                 "expected a tensor needed for the gradient to keep its values, got one of shape "
                 f"{tuple(self.tensor.shape)} that has been modified by an inplace operation; "
-                "let it work on a copy"
+                "let that work on a copy"
             )
         return self.tensor
 
@@ -51,7 +52,7 @@ class _Recipe:
     inputs: tuple[_Saved, ...]
     shape: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
     def value(self) -> Tensor:
         with torch.no_grad():
@@ -59,31 +60,31 @@ class _Recipe:
         return result.as_strided(self.shape, self.stride, self.offset)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Recipes:
-    """Results by their memory. They are held until the graph is complete, so no address is reused.
+    """Results by their memory; they are held until the graph is complete, so none is reused."""
 
-    What was written to since is saved as any other tensor.
-    """
-
-    made: dict[int, tuple[Tensor, int, Callable[..., Tensor], tuple[_Saved, ...]]] = field(
+    made: dict[int, tuple[_Saved, Callable[..., Tensor], tuple[_Saved, ...]]] = field(
         default_factory=dict
     )
-    closed: bool = False
+    complete: bool = False
 
     def add(self, result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
-        if self.closed:
-            return
-        saved = tuple(_Saved.of(one) for one in inputs)
-        result = result.detach()
-        self.made[result.untyped_storage()._cdata] = result, result._version, function, saved
+        if not self.complete:
+            saved = tuple(_Saved.of(one) for one in inputs)
+            self.made[_memory(result)] = _Saved.of(result), function, saved
 
     def pack(self, tensor: Tensor) -> _Saved | _Recipe:
-        known = self.made.get(tensor.untyped_storage()._cdata)
-        if known is None or known[0]._version != known[1]:
+        known = self.made.get(_memory(tensor)) if tensor.layout is torch.strided else None
+        if known is None or known[0].version != tensor._version:
             return _Saved.of(tensor)
-        _, _, function, inputs = known
+        _, function, inputs = known
         return _Recipe(function, inputs, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _memory(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _unpack(packed: _Saved | _Recipe) -> Tensor:
@@ -115,7 +116,7 @@ def recomputing() -> Iterator[None]:
             yield
     finally:
         _active.recipes = before
-        recipes.closed = True
+        recipes.complete = True
         recipes.made.clear()
 
 
@@ -124,37 +125,74 @@ def _unhooked() -> bool:
     return top(False) is None
 
 
+def _recipes(values: Tensor) -> _Recipes | None:
+    """Where to note a result of ``values``; autocast's own casts are kept as they are."""
+    if _active.recipes is None or in_transform() or not torch.is_grad_enabled():
+        return None
+    mixed = torch.is_autocast_enabled(values.device.type)
+    return None if mixed else _active.recipes
+
+
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, which inside :func:`recomputing` is computed again where it is needed.
+    """``function(*inputs)``, whose result a policy with ``recompute=True`` need not keep.
+
+    Worth it for cheap functions of what is kept anyway, such as norms. Anywhere else it is the
+    plain call.
 
     Args:
-        function: Depends on its arguments and on constants alone, and is cheap. Parameters that it
-            uses must be arguments or stay as they are until the backward pass is done.
-        inputs: Kept in place of the result; worth it where they are kept anyway.
+        function: Depends on its arguments and constants alone: weights are arguments too.
+        inputs: Must not be written to before the backward pass; that is an error.
+
+    Returns:
+        The result.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import LatentAdapter, Unrolled, recomputed
+        >>> adapter = LatentAdapter(0.25, differentiation=Unrolled(recompute=True))
+        >>> z, w = torch.ones(1, 1, requires_grad=True), torch.ones(1, requires_grad=True)
+        >>> adapter(z, lambda z: (recomputed(torch.sin, z) * w).sum(1)).latent.sum().backward()
+        >>> torch.allclose(w.grad, -0.25 * torch.ones(1).cos())
+        True
     """
+    if torch.compiler.is_compiling():
+        return function(*inputs)
+    if has_torch_function(inputs):  # to recorders of calls this is one operation
+        result: Tensor = handle_torch_function(recomputed, inputs, function, *inputs)
+        return result
     result = function(*inputs)
-    recipes = _active.recipes
-    mixed = torch.is_autocast_enabled(result.device.type)
-    if recipes is not None and torch.is_grad_enabled() and not mixed:
+    recipes = _recipes(result)
+    if recipes is not None:
         recipes.add(result, function, *inputs)
     return result
 
 
-def gelu(values: Tensor) -> Tensor:
-    """``torch.nn.functional.gelu``, of which the value and the gradient are :func:`recomputed`."""
-    recipes = _active.recipes
-    mixed = torch.is_autocast_enabled(values.device.type)
-    if recipes is None or in_transform() or not values.requires_grad or mixed:
+def recomputed_gelu(values: Tensor) -> Tensor:
+    """``torch.nn.functional.gelu``, of which value and gradient are :func:`recomputed`.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import recomputed_gelu
+        >>> recomputed_gelu(torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.8413])
+    """
+    if torch.compiler.is_compiling():
         return F.gelu(values)
-    result: Tensor = _Gelu.apply(values, recipes)  # type: ignore[no-untyped-call]
+    if has_torch_function((values,)):
+        result: Tensor = handle_torch_function(recomputed_gelu, (values,), values)
+        return result
+    recipes = _recipes(values)
+    if recipes is None or not values.requires_grad:
+        return F.gelu(values)
+    result = _Gelu.apply(values, recipes)  # type: ignore[no-untyped-call]
     recipes.add(result, F.gelu, values)
     return result
 
 
 class _Gelu(torch.autograd.Function):
-    """Hands its gradient to the recipes; made of torch's differentiable operations."""
+    """Notes its gradient too; the gradient is torch's own operation, with all its derivatives."""
 
-    twice_differentiable = True
+    twice_differentiable = True  # see `second_derivatives.is_own`
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, recipes: _Recipes) -> Tensor:

@@ -42,6 +42,11 @@ class Unrolled:
     applied to :math:`\partial L_{out} / \partial z'` by automatic differentiation of the gradient,
     never by forming a matrix (paper, section 2.2, Eq. 2). Memory grows with the number of steps.
 
+    Args:
+        recompute: Keep for the backward pass how to compute results of
+            :func:`~metalearn.recomputed` and :func:`~metalearn.recomputed_gelu`, not the results:
+            less memory and the same numbers. A support loss without them is only slowed down.
+
     Example:
         >>> import torch
         >>> from metalearn import LatentAdapter, Unrolled

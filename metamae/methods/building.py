@@ -42,7 +42,7 @@ from metamae.model.masking import Masking
 
 POLICIES: dict[str, GradientPolicy] = {
     "unrolled": Unrolled(recompute=True),
-    "checkpointed": Checkpointed(),
+    "checkpointed": Checkpointed(recompute=True),
     "first_order": FirstOrder(),
     "finite_difference": FiniteDifference(),
 }

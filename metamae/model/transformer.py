@@ -7,8 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn import plain_attention, recomputed_attention
-from metalearn.recomputation import gelu, recomputed
+from metalearn import plain_attention, recomputed, recomputed_attention, recomputed_gelu
 from metamae.config.sections import EncoderConfig
 from metamae.model.tokenizer import select, xavier_linear
 
@@ -19,8 +18,8 @@ class Attention(nn.Module):
     Torch's fused kernel is fast, keeps no scores and has no second derivative. Where one will be
     taken, as of the loss that :class:`metalearn.LatentAdapter` descends, a call says
     ``second_order``: it uses :func:`metalearn.plain_attention`, the same function, differentiable
-    any number of times.
-    ``fused=False`` uses that one always.
+    any number of times, or :func:`metalearn.recomputed_attention` where the maps are large.
+    ``fused=False`` uses the plain one always.
     """
 
     def __init__(self, width: int, heads: int, *, fused: bool = True) -> None:
@@ -79,14 +78,17 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class _GELU(nn.GELU):
     """GELU whose result an exact inner step need not keep."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return recomputed_gelu(input)
 
 
 def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """The norm, whose result an exact inner step need not keep."""
-    shape, eps = norm.normalized_shape, norm.eps
-    return recomputed(lambda *given: F.layer_norm(given[0], shape, *given[1:], eps), x, norm.weight, norm.bias)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+    return recomputed(function, x, norm.weight, norm.bias)
 
 
 class Block(nn.Module):
@@ -156,7 +158,8 @@ class CrossBlock(Block):
     ) -> Tensor:
         """One block: ``x`` (B, N, D) reads from ``memory`` (B, M, D)."""
         queries = _normed(self.attention_norm, x)
-        attended = self.attention(_normed(self.memory_norm, memory), queries, second_order=second_order)
+        memory = _normed(self.memory_norm, memory)
+        attended = self.attention(memory, queries, second_order=second_order)
         x = x + self.dropout(attended)
         x = x + self.dropout(self.mlp(_normed(self.mlp_norm, x)))
         return x
