@@ -29,13 +29,16 @@ from metalearn import Checkpointed, Unrolled, plain_attention, recomputed_attent
 from metamae.files import write_json, write_text
 from metamae.methods.building import POLICIES
 from metamae.model import transformer
+from metamae.training.allocator import keep_freed_memory
 from metamae.training.provenance import device_name
 
 LENGTHS = (64, 128, 197, 256, 512, 1024, 2048, 4096)
 TOKENS, HEADS, WIDTH = 4096, 4, 32
 KEY = ("part", "setting", "device")
+ORDER = ("step", "time", "attention")
 Run = Callable[[], object]
 GOAL = 1.6
+TIMED = ("higgs", "pamap2", "librispeech")
 STEPS: dict[str, tuple[str, Any, bool]] = {
     "mae": ("mae", Unrolled(), True),
     "kept": ("metamae", Unrolled(), False),
@@ -46,8 +49,10 @@ NOTES = f"""\
 **step**: MiB alive at once above those before an eager float32 training step of Table 8's models at
 the CPU's batch, each in a process of its own. `kept` is the unrolled inner step with every result
 kept, attention maps too; `unrolled` and `checkpointed` are the policies as configured. `_ratio` is
-over MAE's peak (goal: {GOAL}), `_time` the median quotient of processor times over those of `kept`,
-in turns in one process with one thread.
+over MAE's peak (goal: {GOAL}).
+
+**time**: processor time of these steps in turns in one process with one thread; `_time` is the
+median quotient over that of `kept`.
 
 **attention**: forward pass, backward pass with a graph, and the derivative of that, of
 `plain_attention` and `recomputed_attention`; forward and backward pass alone of torch's `fused`
@@ -61,10 +66,8 @@ def test_memory_of_a_step(
 ) -> None:
     if device.type != "cpu":
         pytest.skip("peaks on CUDA are in the overhead tables")
-    rounds = request.config.getoption("--rounds") or 5
     name = f"paper/{setting}"
     peaks = {side: alone(peak_of, name, side) for side in STEPS}
-    times = alone(times_of, name, rounds)
     row = {"part": "step", "setting": name, "device": device.type}
     row |= {f"{side}_mib": peak for side, peak in peaks.items()}
     row |= {
@@ -72,9 +75,20 @@ def test_memory_of_a_step(
         for side, peak in peaks.items()
         if side != "mae"
     }
-    row |= {f"{side}_time": times[side] for side in ("unrolled", "checkpointed")}
-    merge(row | {"rounds": rounds} | origin() | {"threads": 1}, device, request)
+    merge(row | origin() | {"threads": 1}, device, request)
     assert peaks["mae"] < peaks["unrolled"] < peaks["kept"]
+
+
+@pytest.mark.parametrize("setting", TIMED)
+def test_memory_against_time(
+    setting: str, device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    rounds = request.config.getoption("--rounds") or 5
+    if device.type != "cpu":
+        pytest.skip("processor times are those of a CPU")
+    row = {"part": "time", "setting": f"paper/{setting}", "device": device.type}
+    row |= alone(times_of, f"paper/{setting}", rounds)
+    merge(row | {"rounds": rounds} | origin() | {"threads": 1}, device, request)
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)
@@ -123,10 +137,13 @@ def peak_of(setting: str, side: str) -> float:
 
 
 def times_of(setting: str, rounds: int) -> dict[str, float]:
-    """Processor time over that of the step that keeps everything."""
+    """Milliseconds of processor time, and quotients over the step that keeps everything."""
+    keep_freed_memory()
     sides = {side: side_of(setting, side) for side in STEPS}
-    found = interleave(sides, torch.device("cpu"), rounds=rounds, warmup=1).cpu
-    return {side: quotient(values, found["kept"]) for side, values in found.items()}
+    found = interleave(sides, torch.device("cpu"), rounds=rounds, warmup=0).cpu
+    times = {f"{side}_ms": middle(values) for side, values in found.items()}
+    lean = ("unrolled", "checkpointed")
+    return times | {f"{side}_time": quotient(found[side], found["kept"]) for side in lean}
 
 
 def quotient(times: list[float], others: list[float]) -> float:
@@ -157,12 +174,14 @@ def twice(attention: Any, size: int, tokens: int, device: torch.device) -> list[
 def merge(row: dict[str, Any], device: torch.device, request: pytest.FixtureRequest) -> None:
     """Put a row into the result file, and write the file's page."""
     path = RESULTS / f"memory-{device.type}.json"
-    order = [f"paper/{name}" for name in SHAPES] + [f"{length} tokens" for length in LENGTHS]
-    rows = merged(path, [row], KEY, lambda r: order.index(r["setting"]))
+    settings = [f"paper/{name}" for name in SHAPES] + [f"{length} tokens" for length in LENGTHS]
+    rows = merged(
+        path, [row], KEY, lambda r: (ORDER.index(r["part"]), settings.index(r["setting"]))
+    )
     report = {"hardware": device_name(device), "goal": GOAL, "means": means(rows), "rows": rows}
     write_json(path, report)
-    parts = [(part, [r for r in rows if r["part"] == part]) for part in ("step", "attention")]
-    shown = [("Means over settings", report["means"]), *parts]
+    parts = [(part, [r for r in rows if r["part"] == part]) for part in ORDER]
+    shown = [(part, found) for part, found in [("means", report["means"]), *parts] if found]
     title = "Memory of an exact inner step"
     write_text(path.with_suffix(".md"), markdown(title, f"{report['hardware']}.\n\n{NOTES}", shown))
     request.getfixturevalue("tables").append(terminal(row["setting"], [row]))
@@ -173,6 +192,6 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     steps = [row for row in rows if row["part"] == "step"]
     if not steps:
         return []
-    keys = [key for key in steps[0] if key.endswith(("_ratio", "_time"))]
+    keys = [key for key in steps[0] if key.endswith("_ratio")]
     found = {key: round(statistics.mean(row[key] for row in steps), 3) for key in keys}
     return [{"settings": len(steps)} | found]
