@@ -10,14 +10,15 @@ turns in one process. ``alive.py`` shows what a peak consists of.
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from memory import peak_mib
-from policy_memory import alone
 from rows import RESULTS, merged, origin
 from settings import SHAPES, Variant, configure, inputs_of, training_step
 from tables import markdown, terminal
@@ -109,6 +110,15 @@ def test_memory_of_attention(
     row["time_ratio"] = quotient(times["recomputed"], times["plain"])
     row |= {f"{side}_mib": peak_mib(run, device)[0] for side, run in sides.items()}
     merge(row | {"rounds": rounds} | origin(), device, request)
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process that has measured nothing yet; forked, so that torch is there at once.
+
+    Take no step in this process before: threads do not survive.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def side_of(setting: str, side: str) -> Run:
