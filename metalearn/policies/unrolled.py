@@ -45,7 +45,8 @@ class Unrolled:
     Args:
         recompute: Keep for the backward pass how to compute results of
             :func:`~metalearn.recomputed` and :func:`~metalearn.recomputed_gelu`, not the results:
-            less memory and the same numbers. A support loss without them is only slowed down.
+            less memory and the same numbers. Not for losses that call ``torch.func`` inside, which
+            torch does not allow there; one without such results is only slowed down.
 
     Example:
         >>> import torch
