@@ -141,7 +141,9 @@ def training_step(
     compiled = None
     if config.compiles:
         graphs = config.training.cuda_graphs == "on"
-        compiled = CompiledLoss(method, size, device, cuda_graphs=graphs)
+        compiled = CompiledLoss(
+            method, size, device, cuda_graphs=graphs, memory=config.training.compile_memory
+        )
         with autocast(config, device), seeded(0, device):
             compiled.prepare(batch, split)
         assert not compiled.failure, compiled.failure

@@ -6,7 +6,9 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
 * :mod:`metalearn.policies` - how gradients flow through those steps;
 * :mod:`metalearn.steps` - how far and in which direction a step goes;
-* :mod:`metalearn.attention` - attention with a second derivative;
+* :mod:`metalearn.attention` - attention with a second derivative, and
+  :mod:`metalearn.blockwise` - the same without stored maps;
+* :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
@@ -14,6 +16,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 
 from metalearn.adaptation import LatentAdapter
 from metalearn.attention import plain_attention
+from metalearn.blockwise import recomputed_attention
 from metalearn.contrast import MeanPool, Projector, TaskContrastiveLoss
 from metalearn.encoding import SetEncoder, SupportEncoder
 from metalearn.errors import (
@@ -38,6 +41,7 @@ from metalearn.policies.finite_difference import FiniteDifference
 from metalearn.policies.implicit import Implicit
 from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
+from metalearn.recomputation import recomputed, recomputed_gelu
 from metalearn.result import Adaptation, Convergence, Trace
 from metalearn.steps.rules import (
     ClipGradient,
@@ -94,4 +98,7 @@ __all__ = [
     "UpdateRule",
     "__version__",
     "plain_attention",
+    "recomputed",
+    "recomputed_attention",
+    "recomputed_gelu",
 ]

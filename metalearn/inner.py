@@ -20,6 +20,7 @@ from metalearn.errors import (
 )
 from metalearn.norms import task_norm as task_norm  # of the policies too
 from metalearn.pytrees import Structure, unflatten
+from metalearn.recomputation import recomputing
 from metalearn.second_derivatives import (
     Suspects,
     Verified,
@@ -98,6 +99,7 @@ class InnerLoop:
     verify: Verified | None = None  # look for missing second derivatives in exact gradients
     trace: bool = False  # record norms
     first_task: int = 0  # number of the first task, where these are a chunk of a batch
+    recompute: bool = False  # graphs hold how to compute results of `recomputed`
 
     writes: bool | None = None  # whether the loss writes to its argument; unknown before a step
 
@@ -206,11 +208,13 @@ class InnerLoop:
         """
         if in_transform():
             return self._functional_gradient(leaves, step, create_graph=create_graph)
-        if (recorded := torch.is_grad_enabled()) and not self.full_precision:
-            return self._gradient(leaves, step, keep=create_graph, create_graph=create_graph)
-        # The backward pass runs under the caller's autocast too, hence precision() around it.
+        recorded = torch.is_grad_enabled()
         keep = recorded and create_graph
-        with torch.enable_grad(), self.precision():
+        lean = keep and self.recompute
+        if recorded and not self.full_precision and not lean:
+            return self._gradient(leaves, step, keep=keep, create_graph=create_graph)
+        # The backward pass runs under the caller's autocast too, hence precision() around it.
+        with torch.enable_grad(), self.precision(), recomputing() if lean else _AS_IS:
             return self._gradient(leaves, step, keep=keep, create_graph=create_graph)
 
     def _gradient(

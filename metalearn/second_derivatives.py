@@ -238,9 +238,16 @@ def _suspects(node: Any) -> Iterator[Any]:
                 pending.append(following)
 
 
+def is_own(kind: type) -> bool:
+    """Whether nodes of this class are of a function of ours that has all derivatives."""
+    return bool(getattr(getattr(kind, "_forward_cls", None), "twice_differentiable", False))
+
+
 @lru_cache(maxsize=4096)
 def _is_suspect(kind: type) -> bool:
-    return kind.__name__ == _WRONG_ON_CPU or issubclass(kind, BackwardCFunction)
+    return kind.__name__ == _WRONG_ON_CPU or (
+        issubclass(kind, BackwardCFunction) and not is_own(kind)
+    )
 
 
 def _leads_to(node: Any, ends: set[Any]) -> bool:

@@ -52,6 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "metalearn": (
         "errors version norms pytrees randomness attention chunks",
         "checks result second_derivatives",
+        "recomputation blockwise",
         "steps",
         "inner",
         "policies",

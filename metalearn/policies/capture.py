@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from metalearn.errors import ChangedLossError, MetalearnError
-from metalearn.second_derivatives import is_older, next_node
+from metalearn.second_derivatives import is_older, is_own, next_node
 
 HALF = (torch.float16, torch.bfloat16)
 _ESCAPES = {
@@ -246,6 +246,7 @@ def _leaves(result: Tensor, boundary: set[Any], start: int) -> tuple[list[Tensor
         if node in boundary:
             continue
         opaque = isinstance(node, BackwardCFunction) and not is_older(node, start)
+        opaque = opaque and not is_own(type(node))  # the recorder sees calls of ours
         for following, _ in node.next_functions:
             if following is None:
                 continue

@@ -26,6 +26,7 @@ from metalearn.policies.capture import (
 )
 from metalearn.policies.policy import Refinement, refuse_transforms, run
 from metalearn.policies.replay import refuse_changed_calls, refuse_changed_values
+from metalearn.recomputation import recomputing
 from metalearn.second_derivatives import named, once
 
 
@@ -154,6 +155,9 @@ class Checkpointed:
     graph, for one more evaluation of each step. Dropout and other random draws inside the support
     loss are replayed. Differentiable any number of times.
 
+    Args:
+        recompute: As of :class:`Unrolled`: makes that one graph smaller.
+
     Example:
         >>> import torch
         >>> from metalearn import Checkpointed, LatentAdapter
@@ -164,11 +168,13 @@ class Checkpointed:
         tensor([[0.2500]])
     """
 
+    recompute: bool = False
     needs_second_derivative = True
 
     def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
         """See :class:`~metalearn.policies.policy.GradientPolicy`."""
         refuse_transforms(self)
+        inner.recompute = self.recompute
         if not torch.is_grad_enabled():
             return run(inner, leaves, exact=[False] * inner.steps)
         return run_recomputed(self, inner, leaves)
@@ -199,14 +205,15 @@ def _pull_back_once(
     """Every tensor is a variable of its own, cut off from the graph it came from."""
     held = Held(captured)
     points = call.inner.points(latent)
-    with Recorder(points.given, call.record.outside, held.stand_ins) as record:
-        losses = call.inner.call(points.given)
-    record.close(losses)
-    refuse_changed_calls(call.rule, call.record, record)
-    call.inner.validated(losses, call.number, points.given, points.versions)
-    call.inner.note_writes(points)
-    points = points._replace(start=record.start)
-    gradients = call.inner.gradient_in(points, losses.sum(), latent, create_graph=True)
+    with recomputing() if call.inner.recompute else nullcontext():
+        with Recorder(points.given, call.record.outside, held.stand_ins) as record:
+            losses = call.inner.call(points.given)
+        record.close(losses)
+        refuse_changed_calls(call.rule, call.record, record)
+        call.inner.validated(losses, call.number, points.given, points.versions)
+        call.inner.note_writes(points)
+        points = points._replace(start=record.start)
+        gradients = call.inner.gradient_in(points, losses.sum(), latent, create_graph=True)
     _refuse_changed_values(call, losses, gradients, captured)
     # Edges, not tensors: the gradient's values are not needed and would be held.
     curved = [

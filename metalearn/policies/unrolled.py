@@ -42,6 +42,12 @@ class Unrolled:
     applied to :math:`\partial L_{out} / \partial z'` by automatic differentiation of the gradient,
     never by forming a matrix (paper, section 2.2, Eq. 2). Memory grows with the number of steps.
 
+    Args:
+        recompute: Keep for the backward pass how to compute results of
+            :func:`~metalearn.recomputed` and :func:`~metalearn.recomputed_gelu`, not the results:
+            less memory and the same numbers. Not for losses that call ``torch.func`` inside, which
+            torch does not allow there; one without such results is only slowed down.
+
     Example:
         >>> import torch
         >>> from metalearn import LatentAdapter, Unrolled
@@ -52,10 +58,12 @@ class Unrolled:
         tensor([[0.2500]])
     """
 
+    recompute: bool = False
     needs_second_derivative = True
 
     def refine(self, inner: InnerLoop, leaves: Sequence[Tensor]) -> Refinement:
         """See :class:`GradientPolicy`."""
+        inner.recompute = self.recompute
         return run(inner, leaves, exact=[torch.is_grad_enabled()] * inner.steps)
 
 

@@ -268,7 +268,9 @@ class TrainingConfig:
 
     ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
     faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``).
-    ``cuda_graphs`` replays it as recorded graphs where the device is CUDA.
+    ``cuda_graphs`` replays it as recorded graphs where the device is CUDA. ``compile_memory`` is
+    the share of what a compiled step would keep for its backward pass that it may keep; the rest
+    is computed again.
     """
 
     steps: int = 100_000
@@ -283,6 +285,7 @@ class TrainingConfig:
     autocast: Literal["off", "bfloat16"] = "off"
     compile: Literal["off", "on", "auto"] = "auto"
     cuda_graphs: Literal["off", "on"] = "off"
+    compile_memory: float = 1.0
     log_every: int = 10
     checkpoint_every: int = 1000
 
@@ -297,6 +300,8 @@ class TrainingConfig:
         require(self.warmup_steps >= 0, "training.warmup_steps >= 0", self.warmup_steps)
         bounded = 0 <= self.clip_norm < float("inf")
         require(bounded, "a finite training.clip_norm >= 0", self.clip_norm)
+        share = 0 < self.compile_memory <= 1
+        require(share, "training.compile_memory in (0, 1]", self.compile_memory)
         traced = self.compile != "off" or self.cuda_graphs == "off"
         require(traced, "training.compile=on or auto where training.cuda_graphs=on", self.compile)
 

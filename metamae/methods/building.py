@@ -41,8 +41,8 @@ from metamae.model.backbone import Backbone
 from metamae.model.masking import Masking
 
 POLICIES: dict[str, GradientPolicy] = {
-    "unrolled": Unrolled(),
-    "checkpointed": Checkpointed(),
+    "unrolled": Unrolled(recompute=True),
+    "checkpointed": Checkpointed(recompute=True),
     "first_order": FirstOrder(),
     "finite_difference": FiniteDifference(),
 }

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn import plain_attention
+from metalearn import plain_attention, recomputed, recomputed_attention, recomputed_gelu
 from metamae.config.sections import EncoderConfig
 from metamae.model.tokenizer import select, xavier_linear
 
@@ -18,8 +18,8 @@ class Attention(nn.Module):
     Torch's fused kernel is fast, keeps no scores and has no second derivative. Where one will be
     taken, as of the loss that :class:`metalearn.LatentAdapter` descends, a call says
     ``second_order``: it uses :func:`metalearn.plain_attention`, the same function, differentiable
-    any number of times.
-    ``fused=False`` uses that one always.
+    any number of times, or :func:`metalearn.recomputed_attention` where the maps are large.
+    ``fused=False`` uses the plain one always.
     """
 
     def __init__(self, width: int, heads: int, *, fused: bool = True) -> None:
@@ -45,10 +45,25 @@ class Attention(nn.Module):
     def mix(self, *projected: Tensor, second_order: bool = False) -> Tensor:
         """Attend with projected queries ``(B, N, D)``, keys and values ``(B, T, D)``."""
         query, key, value = (rearrange(p, "b t (h d) -> b h t d", h=self.heads) for p in projected)
-        attend = plain_attention if second_order or not self.fused else _fused_attention
+        if not self.fused:
+            attend = plain_attention
+        elif second_order:
+            attend = _attention_by_size
+        else:
+            attend = _fused_attention
         mixed = attend(query, key, value)
         attended: Tensor = self.out(rearrange(mixed, "b h t d -> b t (h d)"))
         return attended
+
+
+RECOMPUTED_FROM = 2**19
+"""Elements of all maps of an attention from which they are computed again rather than kept."""
+
+
+def _attention_by_size(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention with a second derivative; large maps are not kept."""
+    large = query.shape[:-1].numel() * key.shape[-2] >= RECOMPUTED_FROM
+    return (recomputed_attention if large else plain_attention)(query, key, value)
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -58,6 +73,22 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     return wide.to(query.dtype)
+
+
+class _GELU(nn.GELU):
+    """GELU whose result an exact inner step need not keep."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return recomputed_gelu(input)
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """The norm, whose result an exact inner step need not keep."""
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+    return recomputed(function, x, norm.weight, norm.bias)
 
 
 class Block(nn.Module):
@@ -75,7 +106,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             xavier_linear(width, hidden),
-            nn.GELU(),
+            _GELU(),
             nn.Dropout(dropout),
             xavier_linear(hidden, width),
         )
@@ -101,16 +132,16 @@ class Block(nn.Module):
             queries = query if rows is None else select(query, rows)
             attended = self.attention.mix(queries, key, value, second_order=second_order)
         else:
-            normed = self.attention_norm(x)
+            normed = _normed(self.attention_norm, x)
             from_these = None if rows is None else select(normed, rows)
             attended = self.attention(normed, from_these, second_order=second_order)
         x = (x if rows is None else select(x, rows)) + self.dropout(attended)
-        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.dropout(self.mlp(_normed(self.mlp_norm, x)))
         return x
 
     def project(self, x: Tensor) -> Tensor:
         """Query, key and value of tokens ``(..., D)``, side by side: ``(..., 3 D)``."""
-        projected: Tensor = self.attention.qkv(self.attention_norm(x))
+        projected: Tensor = self.attention.qkv(_normed(self.attention_norm, x))
         return projected
 
 
@@ -126,10 +157,11 @@ class CrossBlock(Block):
         self, x: Tensor, memory: Tensor, *, second_order: bool = False
     ) -> Tensor:
         """One block: ``x`` (B, N, D) reads from ``memory`` (B, M, D)."""
-        queries = self.attention_norm(x)
-        attended = self.attention(self.memory_norm(memory), queries, second_order=second_order)
+        queries = _normed(self.attention_norm, x)
+        memory = _normed(self.memory_norm, memory)
+        attended = self.attention(memory, queries, second_order=second_order)
         x = x + self.dropout(attended)
-        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.dropout(self.mlp(_normed(self.mlp_norm, x)))
         return x
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from metalearn.randomness import seeded
 from metamae.inputs import Batch
@@ -36,6 +37,8 @@ class CompiledLoss:
         batch_size: Examples of every batch.
         device: Where the method is.
         cuda_graphs: On CUDA, replay recorded graphs: one launch in place of hundreds.
+        memory: Share of the bytes that the compiled graph keeps for its backward pass by itself.
+            Below 1, as much as needed is computed again, what is cheap first.
         backend: What ``torch.compile`` makes of the traced graph.
 
     Attributes:
@@ -58,6 +61,7 @@ class CompiledLoss:
         device: torch.device,
         *,
         cuda_graphs: bool = False,
+        memory: float = 1.0,
         backend: str = "inductor",
     ) -> None:
         """See the class."""
@@ -65,7 +69,7 @@ class CompiledLoss:
         self.slots: tuple[int, ...] = ()
         if isinstance(method, MAE):
             self.slots = method.network.masking.slot_bound(batch_size)
-        self.graphs = cuda_graphs and device.type == "cuda"
+        self.graphs, self.memory = cuda_graphs and device.type == "cuda", memory
         self.seconds, self.failure, self.overflows = 0.0, "", 0
 
         def evaluate(batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
@@ -96,7 +100,10 @@ class CompiledLoss:
     def _run(self, batch: Batch, fixed: Draw) -> PretextLoss:
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return PretextLoss(*self._compiled(batch, fixed))
+        if self.memory == 1:
+            return PretextLoss(*self._compiled(batch, fixed))
+        with functorch.patch(activation_memory_budget=self.memory):  # read when it compiles
+            return PretextLoss(*self._compiled(batch, fixed))
 
     def prepare(self, batch: Batch, draw: Draw) -> None:
         """Compile now, and compare loss and gradient with the method's own on this batch.

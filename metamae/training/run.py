@@ -115,7 +115,11 @@ class Run:
         settings = self.config.training
         reporter.say(f"{title}: compiling, which can take minutes (training.compile=off: none)")
         self.compiled = CompiledLoss(
-            self.method, settings.batch_size, self.device, cuda_graphs=settings.cuda_graphs == "on"
+            self.method,
+            settings.batch_size,
+            self.device,
+            cuda_graphs=settings.cuda_graphs == "on",
+            memory=settings.compile_memory,
         )
         batch, draw = self.put(self.prepare(self.step * settings.accumulate))
         with self.step_context():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metalearn import Unrolled, blockwise, recomputed_gelu
 from metamae.config.schema import Config
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
 from metamae.methods.building import build_method
 from metamae.methods.mae import MAE
+from metamae.methods.metamae import MetaMAE
+from metamae.model import transformer
 from metamae.randomness import generator
 from tests.metamae.model.straight import straighten
 
@@ -30,13 +34,26 @@ SHAPES: list[Inputs] = [
 ]
 
 
-def method_of(inputs: Inputs, depth: int, ratio: float, nearby: float, **adaptation: Any) -> MAE:
+def method_of(
+    inputs: Inputs,
+    depth: int,
+    ratio: float,
+    nearby: float,
+    *,
+    decoder_attention: str = "self",
+    **adaptation: Any,
+) -> MAE:
     """Tiny and float64, away from zero biases; a large step, so that curvature matters."""
     config = Config.from_dict(
         {
             "dataset": "test",
             "encoder": {"width": 16, "depth": 1, "heads": 2},
-            "decoder": {"width": 8, "depth": depth, "heads": 2},
+            "decoder": {
+                "width": 8,
+                "depth": depth,
+                "heads": 2,
+                "attention": decoder_attention,
+            },
             "masking": {"mask_ratio": ratio, "nearby_ratio": nearby},
             "adaptation": {"step_size": 5.0} | adaptation,
             "contrast": {"weight": 0.3, "hidden": 8, "out": 4},
@@ -115,6 +132,47 @@ def test_chunks_change_nothing(inputs: Inputs, chunk_size: int) -> None:
     for draw in (split, replace(split, slots=())):
         found, expected = gradient(parts, batch, draw), gradient(whole, batch, draw)
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+@pytest.mark.parametrize("policy", ["unrolled", "checkpointed"])
+@pytest.mark.parametrize("inputs", [SHAPES[0], SHAPES[4]], ids=["signal", "media"])
+def test_what_is_recomputed_changes_nothing(
+    inputs: Inputs, policy: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cheap results, and attention in blocks of a query, beside a step that keeps everything."""
+    settings: dict[str, Any] = {"steps": 2, "decoder_attention": attention}
+    kept = method_of(inputs, 2, 0.5, 0.3, **settings)
+    assert isinstance(kept, MetaMAE)
+    kept.meta.adapter.differentiation = Unrolled()
+    lean = method_of(inputs, 2, 0.5, 0.3, differentiation=policy, **settings)
+    batch, split = batch_of(inputs, 3), kept.draw(3, generator(0, "split"))
+    expected = gradient(kept, batch, split)
+    if policy == "unrolled":  # the same to the bit, where the maps are small
+        found = gradient(lean, batch, split)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    monkeypatch.setattr(transformer, "RECOMPUTED_FROM", 0)
+    monkeypatch.setattr(transformer, "plain_attention", None)
+    monkeypatch.setattr(blockwise, "BLOCK", 8)
+    torch.testing.assert_close(gradient(lean, batch, split), expected, rtol=1e-8, atol=1e-11)
+
+
+def test_the_inner_step_keeps_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of encoder and outer decoder are kept, as of any network."""
+    made: list[weakref.ref[Any]] = []
+
+    def watched(values: Tensor) -> Tensor:
+        result = recomputed_gelu(values)
+        made.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    monkeypatch.setattr(transformer, "recomputed_gelu", watched)
+    method = method_of(SHAPES[0], 2, 0.5, 0.3)
+    batch, split = batch_of(SHAPES[0], 3), method.draw(3, generator(0, "split"))
+    loss = method(batch, split).loss
+    alive = [one() is not None for one in made]
+    assert alive == [True, False, False, True, True]  # encoder, inner decoder, outer decoder
+    loss.backward()
 
 
 @pytest.mark.parametrize("inputs", SHAPES, ids=lambda inputs: inputs[0].name)

@@ -100,6 +100,27 @@ def test_compiled_gradients_equal_eager_ones(
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
+def test_a_share_of_the_memory_changes_no_number(data: Dataset) -> None:
+    """Fewer bytes wait for the backward pass, and the gradient is the same. Two are traced."""
+    config = tiny("adaptation.step_size=5.0", "contrast.weight=0", "encoder.depth=1")
+    model, batch, split = problem(config, data)
+    model, batch = model.double(), {name: x.double() for name, x in batch.items()}
+    kept, gradients = [], [gradient(model, model, batch, split)]
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    for share in (1.0, 0.5):
+        loss = CompiledLoss(model, 12, CPU, memory=share, backend="aot_eager_decomp_partition")
+        node: Any = loss(batch, split).loss.grad_fn
+        storages = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in node.saved_tensors
+        }
+        kept.append(sum(size for at, size in storages.items() if at not in parameters))
+        gradients.append(gradient(model, loss, batch, split))
+    assert kept[1] < 0.75 * kept[0]
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0], rtol=1e-8, atol=1e-10)
+
+
 def test_symbols_and_several_inputs_compile() -> None:
     inputs = (Tabular(name="row", columns=6), Tokens(name="words", length=6, vocabulary=5))
     method = build_method(tiny(), inputs).train().double()
@@ -214,6 +235,8 @@ def test_a_support_loss_that_is_not_finite_is_named_when_compiled(
 def test_settings_that_cannot_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unrolled or first_order where training\.compile=on"):
         tiny("adaptation.differentiation=checkpointed")
+    with pytest.raises(ConfigError, match=r"training\.compile_memory in \(0, 1\].*got 0"):
+        tiny("training.compile_memory=0")
     with pytest.raises(ConfigError, match=r"compile=on or auto where training\.cuda_graphs=on"):
         tiny("training.compile=off", "training.cuda_graphs=on")
     assert tiny("training.cuda_graphs=on").training.compile == "on"
