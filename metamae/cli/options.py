@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,26 @@ _DATA_OPTIONS = {
     "skip_bad": "skip_bad",
     "pretrain_on_test": "pretrain_on_test",
 }
+
+
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--minutes``, the budget of the preset ``auto``."""
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="time budget of the preset auto (default: 5)"
+    )
+
+
+def repeat_options(options: argparse.Namespace) -> str:
+    """What the next command on the same own data needs: its path, and what was said of it."""
+    names = {"label": "--label", "id": "--id", "group": "--group", "split": "--split"}
+    said = [
+        f" {text} {shlex.quote(getattr(options, key))}"
+        for key, text in names.items()
+        if getattr(options, key)
+    ]
+    dropped = [f" --drop {shlex.quote(names)}" for names in options.drop or ()]
+    bad = [" --skip-bad"] if options.skip_bad else []
+    return "".join([f" --on {shlex.quote(options.dataset)}", *said, *dropped, *bad])
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
