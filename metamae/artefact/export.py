@@ -197,7 +197,9 @@ def _example(spec: InputSpec, description: Description, size: int, draw: torch.G
     scaling = description.scaling.get(spec.name)
     if scaling is None:
         return x
-    scale, mean = (torch.from_numpy(np.float32(v)) for v in (scaling.scale, scaling.mean))
+    scale, mean = (
+        torch.from_numpy(np.asarray(v, np.float32)) for v in (scaling.scale, scaling.mean)
+    )
     return x * scale + mean
 
 
