@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metamae.arguments import as_path, is_whole
 from metamae.artefact.folders import open_folder
 from metamae.artefact.module import EncoderModule
 from metamae.artefact.reading import read_examples
+from metamae.artefact.reconstruction import Reconstruction, reconstruct_examples
 from metamae.config.schema import Config
 from metamae.data.dataset import Array, Partition
 from metamae.data.description import Description
@@ -22,28 +20,13 @@ from metamae.data.formats.libraries import need_module
 from metamae.data.own import Examples
 from metamae.errors import ConfigError
 from metamae.evaluation.features import extract_features
-from metamae.inputs import Inputs, InputSpec, Tokens
+from metamae.inputs import Inputs, InputSpec, Tokens, check_batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Method
-from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.training.devices import choose_device
 from metamae.training.model_folder import write_model
 from metamae.training.record import ModelRecord
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a masked autoencoder makes of what it sees.
-
-    Attributes:
-        values: Input name to array of the shape and in the units of the data; visible tokens are
-            copied, masked ones predicted.
-        masked: Input name to boolean ``(N, L)``: which tokens were masked.
-    """
-
-    values: Mapping[str, Array]
-    masked: Mapping[str, Array]
 
 
 class Encoder:
@@ -150,7 +133,6 @@ class Encoder:
         """
         return read_examples(data, self.description, label=label, ids=ids, skip_bad=skip_bad)
 
-    @torch.no_grad()
     def reconstruct(self, data: Any, *, seed: int = 0, batch_size: int = 256) -> Reconstruction:
         """Mask at the training ratio, and predict what was masked; MetaMAE from refined latents.
 
@@ -166,22 +148,37 @@ class Encoder:
         method = self.need_decoder()
         _check_batch_size(batch_size)
         partition = self.read(data).partition
+        self.check_sizes(partition)
         split = method.draw(len(partition), generator(seed, "reconstruction"))
-        values: dict[str, list[Tensor]] = {spec.name: [] for spec in self.inputs}
-        for start in range(0, len(partition), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = {name: x.to(self.device) for name, x in partition.batch(rows).items()}
-            part = split[rows].to(self.device)
-            method.check(batch, len(part.support_idx))
-            targets = method.network.tokenizer.targets(batch)
-            _, latent = method.latents(batch, part)
-            for name, tokens in reconstruct(method, latent, targets, part).items():
-                values[name].append(tokens)
-        masked = {name: mask.numpy() for name, mask in masked_tokens(method, split).items()}
-        joined = {name: torch.cat(parts) for name, parts in values.items()}
-        return Reconstruction(
-            {spec.name: _raw(spec, joined[spec.name], partition) for spec in self.inputs}, masked
-        )
+        return reconstruct_examples(method, partition, split, self.device, batch_size)
+
+    def arrays(self, data: Any) -> dict[str, Array]:
+        """What :attr:`module` and exported programs take: by input, float32 or int64, unscaled.
+
+        For arrays these are the arrays; of a table or of files, what the recipe makes of them.
+
+        Args:
+            data: See :meth:`embed`.
+
+        Raises:
+            InputError, DataError: data that do not fit.
+        """
+        partition = self.read(data).partition
+        partition.batch(slice(None))  # checks every value
+        return {
+            spec.name: np.asarray(partition.arrays[spec.name][:]).astype(
+                np.int64 if isinstance(spec, Tokens) else np.float32
+            )
+            for spec in self.inputs
+        }
+
+    def check_sizes(self, partition: Partition) -> None:
+        """Refuse data of other sizes than those of training: masks are drawn for these.
+
+        Raises:
+            InputError: naming both.
+        """
+        check_batch(self.inputs, partition.batch([0]), exact=True)
 
     def need_decoder(self) -> MAE:
         """The method, which must be able to reconstruct.
@@ -271,16 +268,3 @@ def _shape(spec: InputSpec) -> str:
 def _check_batch_size(batch_size: int) -> None:
     if not is_whole(batch_size) or batch_size < 1:
         raise ConfigError(f"expected a batch size of 1 or more, got {batch_size!r}")
-
-
-def _raw(spec: InputSpec, tokens: Tensor, partition: Partition) -> Array:
-    """Tokens put together again, in the units of the data."""
-    if isinstance(spec, Tokens):
-        symbols: Array = tokens.numpy()
-        return symbols
-    unpatchify = getattr(spec, "unpatchify", None)
-    values: Array = (tokens if unpatchify is None else unpatchify(tokens)).numpy()
-    scaling = partition.scaling.get(spec.name)
-    if scaling is None or unpatchify is None:
-        return values
-    return values * np.asarray(scaling.scale, np.float32) + np.asarray(scaling.mean, np.float32)

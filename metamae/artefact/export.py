@@ -5,35 +5,23 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metamae.arguments import as_path
+from metamae.artefact.checking import Run, blamed, check_program, examples, inputs_in_words, quiet
 from metamae.artefact.encoder import Encoder
 from metamae.artefact.module import EncoderModule, Output
 from metamae.data.description import Description
 from metamae.data.formats.libraries import need_module
-from metamae.errors import ConfigError, ExportError, MetamaeError, reason_of
+from metamae.errors import ConfigError
 from metamae.files import replacing
-from metamae.inputs import InputSpec, Tokens
-from metamae.randomness import generator
 
 FORMATS = ("torch", "onnx")
-SIZES = (1, 2, 7)
-"""Batch sizes that an exported program is checked with."""
-TOLERANCE = 1e-5
-
-Run = Callable[..., Any]
-"""Runs an exported program on one tensor for each input."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +87,10 @@ def export(
             need_module(name, "onnx")
     module = _on_cpu(encoder.module, output)
     about = json.dumps(encoder.record.to_dict())
-    with _blamed(format), _quiet():
+    with blamed(format), quiet():
         program = trace(module, encoder.description)
     with replacing(path) as temporary:
-        with _blamed(format), _quiet():
+        with blamed(format), quiet():
             write, read = _FORMATS[format]
             write(program, temporary, [spec.name for spec in encoder.inputs], output, about)
             run = read(temporary)
@@ -112,7 +100,7 @@ def export(
     sizes = ", ".join(["batch", *map(str, shape[1:])])
     return Exported(
         path,
-        tuple(_input_in_words(spec, x) for spec, x in _named_examples(encoder.description)),
+        inputs_in_words(encoder.description),
         f"{output} float32 ({sizes})",
         difference,
     )
@@ -148,68 +136,6 @@ def trace(module: nn.Module, description: Description) -> torch.export.ExportedP
 def _free_batch(count: int) -> tuple[tuple[dict[int, Any], ...]]:
     batch = torch.export.Dim("batch", min=1)
     return (tuple({0: batch} for _ in range(count)),)
-
-
-def check_program(run: Run, module: nn.Module, description: Description) -> float:
-    """Largest difference between a program and a module, for some batch sizes.
-
-    Raises:
-        ExportError: it fails, or gives other numbers.
-    """
-    largest = 0.0
-    for size in SIZES:
-        inputs = examples(description, size)
-        with torch.no_grad():
-            expected = module(*inputs)
-        with _blamed("program"), _quiet():
-            found = torch.as_tensor(np.asarray(run(*inputs)))
-        difference = (
-            float((found - expected).abs().max()) if found.shape == expected.shape else np.inf
-        )
-        if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-            raise ExportError(
-                f"expected what the encoder gives to {TOLERANCE:g} from the exported program, got "
-                f"a difference of {difference:.3g} for a batch of {size}; nothing was written"
-            )
-        largest = max(largest, difference)
-    return largest
-
-
-def examples(description: Description, size: int) -> list[Tensor]:
-    """Drawn raw examples, one tensor for each input, always the same."""
-    draw = generator(size, "export")
-    return [_example(spec, description, size, draw) for spec in description.inputs]
-
-
-def _example(spec: InputSpec, description: Description, size: int, draw: torch.Generator) -> Tensor:
-    names = ("channels", "length", "height", "width", "columns")
-    sizes = [int(getattr(spec, name)) for name in names if hasattr(spec, name)]
-    if not sizes:
-        raise ExportError(
-            f"expected inputs of the package's own kinds, got {type(spec).__name__}: call "
-            "torch.export.export on the encoder's module yourself"
-        )
-    if isinstance(spec, Tokens):
-        return torch.randint(spec.vocabulary, (size, *sizes), generator=draw)
-    x = torch.randn(size, *sizes, generator=draw)
-    if getattr(spec, "gaps", False):
-        x[torch.rand(x.shape, generator=draw) < 0.2] = torch.nan
-    scaling = description.scaling.get(spec.name)
-    if scaling is None:
-        return x
-    scale, mean = (
-        torch.from_numpy(np.asarray(v, np.float32)) for v in (scaling.scale, scaling.mean)
-    )
-    return x * scale + mean
-
-
-def _named_examples(description: Description) -> Iterator[tuple[InputSpec, Tensor]]:
-    yield from zip(description.inputs, examples(description, 1), strict=True)
-
-
-def _input_in_words(spec: InputSpec, x: Tensor) -> str:
-    kind = str(x.dtype).removeprefix("torch.")
-    return f"{spec.name} {kind} ({', '.join(['batch', *map(str, x.shape[1:])])})"
 
 
 def _write_torch(
@@ -260,30 +186,3 @@ def _read_onnx(path: Path) -> Run:
 
 
 _FORMATS = {"torch": (_write_torch, _read_torch), "onnx": (_write_onnx, _read_onnx)}
-
-
-@contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    """An error of somebody else's exporter or runtime, in one line."""
-    try:
-        yield
-    except (MetamaeError, OSError):
-        raise
-    except Exception as fault:  # they raise whatever they like
-        raise ExportError(
-            f"expected an encoder that can be exported ({what}), got {type(fault).__name__}: "
-            f"{reason_of(fault)}; nothing was written"
-        ) from fault
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters say of their own insides: deprecations, optional libraries."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
