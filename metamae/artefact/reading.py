@@ -15,7 +15,6 @@ from metamae.data.description import Description
 from metamae.data.own import Examples, read_like
 from metamae.data.own.arrays import SUFFIXES, read_arrays
 from metamae.errors import DataError, InputError, reason_of
-from metamae.inputs import check_transfer
 
 
 def read_examples(
@@ -41,7 +40,7 @@ def read_examples(
         InputError, DataError: data of another form, in one line.
     """
     if isinstance(data, Partition):
-        check_transfer(description.inputs, data.inputs, names=(description.name, "these data"))
+        _check_kind(description, data)
         read = _numbered(data)
     elif isinstance(data, Dataset):
         raise DataError(
@@ -55,6 +54,18 @@ def read_examples(
     if len(read.partition) == 0:
         raise DataError("expected one example or more, got none")
     return read
+
+
+def _check_kind(description: Description, data: Partition) -> None:
+    ours, theirs = (
+        "; ".join(spec.describe_token() for spec in inputs)
+        for inputs in (description.inputs, data.inputs)
+    )
+    if ours != theirs:
+        raise InputError(
+            f"expected data like {description.name!r} ({ours}), which the encoder was trained on, "
+            f"got others ({theirs})"
+        )
 
 
 def _numbered(partition: Partition) -> Examples:
