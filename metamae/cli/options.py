@@ -120,8 +120,9 @@ def open_named(
     name = options.dataset if name is None else name
     if is_path(name):
         opened = open_path(options, name, like=like)
-        for line in opened.remarks if say is not None else ():
-            say(line)
+        if say is not None:
+            for line in opened.remarks:
+                say(line)
         return opened.dataset
     named = [f"--{key.replace('_', '-')}" for key in _given(options)]
     if named:

@@ -83,6 +83,11 @@ def run_pretrain(options: argparse.Namespace) -> int:
                 "continue it, or choose another --out"
             )
         config = choose_config(options, dataset, folder, device, reporter)
+        if config.token_size and dataset.recipe:
+            raise ConfigError(
+                f"expected --token-size for own data, got token_size={list(config.token_size)} by "
+                "--set"
+            )
         if config.token_size:
             dataset = open_named(options, token_size=config.token_size)
         reporter.say(f"{folder} on {device_name(device)}")

@@ -71,6 +71,10 @@ def read_targets(values: Values, name: str) -> Targets:
             f"{len(labelled)} rows; leave the label out to pretrain without"
         )
     numbers = parse_numbers(texts)
+    if numbers is not None and np.isinf(numbers).any():
+        raise DataError(
+            f"expected finite numbers in {name!r}, got infinite ones; empty these cells"
+        )
     missing = len(texts) - len(labelled)
     rest = f"; {missing} rows have none and are for pretraining alone" if missing else ""
     if numbers is not None and not _are_classes(numbers, len(different)):
@@ -103,8 +107,10 @@ def read_known(values: Values, task: Task, name: str) -> Array:
     texts = [as_text(value) for value in values]
     if task.kind == "regression":
         numbers = parse_numbers(texts)
-        if numbers is None:
-            raise DataError(f"expected numbers in {name!r}, as the run's label has, got texts")
+        if numbers is None or np.isinf(numbers).any():
+            raise DataError(
+                f"expected finite numbers in {name!r}, as the run's label has, got others"
+            )
         return numbers.astype(np.float32)
     unknown = sorted({text for text in texts if text} - set(task.classes))
     if unknown:
@@ -130,10 +136,9 @@ def parse_numbers(texts: Values) -> Array | None:
         (array([1. , nan, 2.5]), None)
     """
     try:
-        numbers = np.asarray([float(text) if text else np.nan for text in texts], np.float64)
+        return np.asarray([float(text) if text else np.nan for text in texts], np.float64)
     except ValueError:
         return None
-    return None if np.isinf(numbers).any() else numbers
 
 
 def _are_classes(numbers: Array, different: int) -> bool:
