@@ -13,7 +13,8 @@ from torch import Tensor
 from metamae.data.dataset import Array, Dataset, Partition
 from metamae.data.description import Description
 from metamae.data.own import Examples, read_like
-from metamae.data.own.arrays import SUFFIXES, read_arrays
+from metamae.data.own.arrays import SUFFIXES
+from metamae.data.own.sources import read_source
 from metamae.errors import DataError, InputError, reason_of
 
 
@@ -92,7 +93,7 @@ def _by_name(data: Any, description: Description) -> dict[str, Array]:
                 f"which knows no other files, got {Path(data).name!r}; train on your data by their "
                 "path to read such files"
             )
-        data = read_arrays(Path(data)).data
+        data = read_source(data).data
         if len(names) == 1 and len(data) == 1:
             data = next(iter(data.values()))
     elif hasattr(data, "columns"):
