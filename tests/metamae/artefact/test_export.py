@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-SINGLY = ("image", "tabular", "tokens", "two inputs", "gaps")
+SINGLY = ("signal", "image", "tabular", "tokens", "two inputs", "gaps")
 """An export to ONNX takes seconds: in the fast tests all kinds are the inputs of one encoder."""
 
 
@@ -68,7 +68,7 @@ def make(kind: str) -> Encoder:
 
 @pytest.mark.parametrize(
     "kind",
-    ["every kind", "signal", *(pytest.param(k, marks=pytest.mark.slow) for k in SINGLY)],
+    ["every kind", *(pytest.param(k, marks=pytest.mark.slow) for k in SINGLY)],
 )
 def test_onnx_gives_the_same(kind: str, tmp_path: Path) -> None:
     """Also for a batch size that the export never saw, and from the file alone."""
