@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def run_pretrain(options: argparse.Namespace) -> int:
                 raise
             raise Stopped(signal_of(stop), hint=NOTHING_HINT) from None
     again = repeat_options(options) if is_path(options.dataset) else ""
-    then = f"metamae probe {folder}{again}" if dataset.task else f"metamae embed {folder}{again}"
+    data = shlex.quote(options.dataset)
+    embed = f"metamae embed {folder} {data} --out z.csv"
+    then = f"metamae probe {folder}{again}" if dataset.task else embed
     reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: {then}")
     return 0
 

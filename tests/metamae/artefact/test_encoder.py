@@ -299,7 +299,7 @@ def test_damaged_files_are_refused_or_change_nothing(
 
     def act() -> Any:
         found = load(tmp_path)
-        return found.record, {
+        return found.record.to_dict(), {
             key: x.numpy().tobytes() for key, x in found.method.state_dict().items()
         }
 
