@@ -99,4 +99,5 @@ class EncoderModule(nn.Module):
         if mean is None:
             return x
         spec.check(x)
-        return (x - mean) / scale
+        scaled: Tensor = (x - mean) / scale
+        return scaled
