@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.data.own.columns import Column, read_column, read_times, to_numbers
+from metamae.data.own.columns import Column, plain_numbers, read_column, read_times, to_numbers
 from metamae.data.own.facts import as_text
 from metamae.data.own.frames import Frame
 from metamae.data.own.levels import (
@@ -225,10 +225,12 @@ def _numbers(entry: dict[str, Any], frame: Frame) -> Array:
     series, name = frame.data[entry["column"]], entry["column"]
     if series.dtype.kind in "fiub" and not hasattr(series.dtype, "na_value"):
         return to_numbers(series.to_numpy(), name, date=False)
-    column = series.tolist()
     if series.dtype.kind in "mM":  # columns of times have a type of their own
         return read_times(series)
-    return to_numbers(column, name, date=entry["form"] == "date")
+    quick = None if entry["form"] == "date" else plain_numbers(series)
+    if quick is not None:
+        return to_numbers(quick, name, date=False)
+    return to_numbers(series.tolist(), name, date=entry["form"] == "date")
 
 
 def _describe(
