@@ -205,6 +205,10 @@ def test_own_tables_are_read_as_in_training(tmp_path: Path) -> None:
     data = open_data(frame, label="y", ids="name").dataset
     encoder = untrained(data, config_of("tabular"))
     encoder.save(tmp_path / "saved")
+    card = (tmp_path / "saved" / CARD).read_text()
+    assert (
+        'encoder.embed("rows.csv")  # or a data frame, with the columns size, mass, age, ki' in card
+    )
     encoder = load(tmp_path / "saved")
     frame.to_csv(tmp_path / "rows.csv", index=False)
     mixed = frame[["place", "y", "kind", "age", "name", "mass", "size"]]
