@@ -327,6 +327,17 @@ def test_a_damaged_description_is_refused(run: Path, tmp_path: Path) -> None:
         assert attack.try_once(text) == "refused"
 
 
+def test_a_method_with_one_tensor_under_two_names_is_saved(tmp_path: Path) -> None:
+    """Learned settings are parameters of the method and of its adapter."""
+    learning = config_of("basic_motions", "learn.settings=[step_size]")
+    encoder = untrained(MOTIONS, learning)
+    encoder.save(tmp_path)
+    again = load(tmp_path)
+    assert np.array_equal(again.embed(RAW), encoder.embed(RAW))
+    found = again.reconstruct(RAW).values["signal"]
+    assert np.array_equal(found, encoder.reconstruct(RAW).values["signal"])
+
+
 # The card
 
 
