@@ -34,6 +34,10 @@ class TrainingError(MetamaeError, RuntimeError):
     """Training cannot go on, for instance because a loss is no longer finite."""
 
 
+class ExportError(MetamaeError, RuntimeError):
+    """An encoder cannot be exported, or the exported program gives other numbers."""
+
+
 class LockedError(MetamaeError, RuntimeError):
     """Another process is at work on the same output folder."""
 

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metamae.arguments import as_path, is_whole
+from metamae.artefact.folders import open_folder
 from metamae.artefact.module import EncoderModule
+from metamae.artefact.reading import read_examples
+from metamae.artefact.reconstruction import Reconstruction, reconstruct_examples
 from metamae.config.schema import Config
 from metamae.data.dataset import Array, Partition
 from metamae.data.description import Description
-from metamae.errors import ConfigError, DataError, InputError, reason_of
+from metamae.data.formats.libraries import need_module
+from metamae.data.own import Examples
+from metamae.errors import ConfigError
 from metamae.evaluation.features import extract_features
-from metamae.inputs import Inputs, InputSpec, Tokens, check_transfer
+from metamae.inputs import Inputs, InputSpec, Tokens, check_batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Method
-from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
+from metamae.training.devices import choose_device
 from metamae.training.model_folder import write_model
 from metamae.training.record import ModelRecord
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a masked autoencoder makes of what it sees.
-
-    Attributes:
-        values: Input name to array of the shape and in the units of the data; visible tokens are
-            copied, masked ones predicted.
-        masked: Input name to boolean ``(N, L)``: which tokens were masked.
-    """
-
-    values: Mapping[str, Array]
-    masked: Mapping[str, Array]
 
 
 class Encoder:
@@ -104,21 +92,22 @@ class Encoder:
         """Embeddings, float32 ``(N, D)``, in the order of the data; nothing is masked.
 
         Args:
-            data: An array (N, ...) where there is one input; a mapping of arrays by the name of
-                their input; a partition of a data set, which brings its own scaling. Arrays are
-                raw: they are scaled as the training data were.
+            data: An array (N, ...) where there is one input; a mapping of arrays by the names of
+                the inputs; a data frame or a path, where it was trained on such; a partition of a
+                data set, which brings its own scaling. Values are raw: they are scaled as the
+                training data were.
             batch_size: Examples at once, which changes no more than the last bits.
 
         Raises:
             InputError, DataError: data that do not fit: another shape or kind, values that are not
                 finite, symbols outside the vocabulary; in one line.
         """
-        partition = self.partition(data)
+        partition = self.read(data).partition
         return self._compute(partition, tokens=False, batch_size=batch_size)
 
     def embed_tokens(self, data: Any, *, batch_size: int = 256) -> Array:
         """Embeddings of every token, float32 ``(N, L, D)``; several inputs one after the other."""
-        partition = self.partition(data)
+        partition = self.read(data).partition
         return self._compute(partition, tokens=True, batch_size=batch_size)
 
     def _compute(self, partition: Partition, *, tokens: bool, batch_size: int) -> Array:
@@ -128,35 +117,22 @@ class Encoder:
         ).numpy()
         return features
 
-    def partition(self, data: Any) -> Partition:
-        """Data as the encoder reads them: see :meth:`embed`.
+    def read(
+        self, data: Any, *, label: str = "", ids: str = "", skip_bad: bool = False
+    ) -> Examples:
+        """Data as :meth:`embed` takes them, made ready, with the names of their rows.
+
+        Args:
+            data: See :meth:`embed`.
+            label: Column, key or file with labels, for a path or a data frame.
+            ids: Names of the rows, in the same way.
+            skip_bad: Whether to leave out files that cannot be read.
 
         Raises:
-            InputError, DataError: data of another form.
+            InputError, DataError: data that do not fit.
         """
-        if isinstance(data, Partition):
-            check_transfer(self.inputs, data.inputs, names=(self.description.name, "these data"))
-            partition = data
-        else:
-            partition = self.description.partition(self._arrays(data))
-        if len(partition) == 0:
-            raise DataError("expected one example or more to embed, got none")
-        return partition
+        return read_examples(data, self.description, label=label, ids=ids, skip_bad=skip_bad)
 
-    def _arrays(self, data: Any) -> dict[str, Array]:
-        names = [spec.name for spec in self.inputs]
-        if isinstance(data, Mapping):
-            if sorted(map(str, data)) != sorted(names):
-                raise InputError(f"expected a mapping with inputs {names}, got {list(data)}")
-            return {name: _as_array(name, data[name]) for name in names}
-        if len(names) > 1:
-            raise InputError(
-                f"expected a mapping of arrays by the names of the inputs {names}, got "
-                f"{type(data).__name__}"
-            )
-        return {names[0]: _as_array(names[0], data)}
-
-    @torch.no_grad()
     def reconstruct(self, data: Any, *, seed: int = 0, batch_size: int = 256) -> Reconstruction:
         """Mask at the training ratio, and predict what was masked; MetaMAE from refined latents.
 
@@ -171,23 +147,38 @@ class Encoder:
         """
         method = self.need_decoder()
         _check_batch_size(batch_size)
-        partition = self.partition(data)
+        partition = self.read(data).partition
+        self.check_sizes(partition)
         split = method.draw(len(partition), generator(seed, "reconstruction"))
-        values: dict[str, list[Tensor]] = {spec.name: [] for spec in self.inputs}
-        for start in range(0, len(partition), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = {name: x.to(self.device) for name, x in partition.batch(rows).items()}
-            part = split[rows].to(self.device)
-            method.check(batch, len(part.support_idx))
-            targets = method.network.tokenizer.targets(batch)
-            _, latent = method.latents(batch, part)
-            for name, tokens in reconstruct(method, latent, targets, part).items():
-                values[name].append(tokens)
-        masked = {name: mask.numpy() for name, mask in masked_tokens(method, split).items()}
-        joined = {name: torch.cat(parts) for name, parts in values.items()}
-        return Reconstruction(
-            {spec.name: _raw(spec, joined[spec.name], partition) for spec in self.inputs}, masked
-        )
+        return reconstruct_examples(method, partition, split, self.device, batch_size)
+
+    def arrays(self, data: Any) -> dict[str, Array]:
+        """What :attr:`module` and exported programs take: by input, float32 or int64, unscaled.
+
+        For arrays these are the arrays; of a table or of files, what the recipe makes of them.
+
+        Args:
+            data: See :meth:`embed`.
+
+        Raises:
+            InputError, DataError: data that do not fit.
+        """
+        partition = self.read(data).partition
+        partition.batch(slice(None))  # checks every value
+        return {
+            spec.name: np.asarray(partition.arrays[spec.name][:]).astype(
+                np.int64 if isinstance(spec, Tokens) else np.float32
+            )
+            for spec in self.inputs
+        }
+
+    def check_sizes(self, partition: Partition) -> None:
+        """Refuse data of other sizes than those of training: masks are drawn for these.
+
+        Raises:
+            InputError: naming both.
+        """
+        check_batch(self.inputs, partition.batch([0]), exact=True)
 
     def need_decoder(self) -> MAE:
         """The method, which must be able to reconstruct.
@@ -209,6 +200,64 @@ class Encoder:
         """
         write_model(as_path(folder, "a folder"), self.record, self.method.state_dict())
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Hugging Face's name for :meth:`save`; options are those of its mixin.
+
+        Args:
+            save_directory: The folder.
+            **options: ``push_to_hub=True`` and what goes with it.
+
+        Raises:
+            MissingLibraryError: options without the extra ``hub``.
+        """
+        if not options:
+            self.save(save_directory)
+            return None
+        url: str | None = _hub().HubFolder(model=self).save_pretrained(save_directory, **options)
+        return url
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload weights, ``config.json`` and the card; state the licence in the card first.
+
+        Args:
+            repo_id: Name of the repository, such as ``"me/my-encoder"``.
+            **options: Of ``huggingface_hub.ModelHubMixin.push_to_hub``: ``private``, ``token``.
+
+        Raises:
+            MissingLibraryError: without the extra ``hub``.
+        """
+        url: str = _hub().HubFolder(model=self).push_to_hub(repo_id, **options)
+        return url
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", **options: Any
+    ) -> Encoder:
+        """Load from a folder, or from Hugging Face's hub by name.
+
+        Args:
+            name_or_path: A folder, or a repository such as ``"me/my-encoder"``.
+            device: As in :func:`metamae.load`.
+            **options: Of ``huggingface_hub.ModelHubMixin.from_pretrained``: ``revision``,
+                ``cache_dir``, ``token``, ``local_files_only``.
+
+        Raises:
+            CheckpointError: nothing there that can be loaded.
+            MissingLibraryError: a name without the extra ``hub``.
+        """
+        where = choose_device(str(device))
+        folder = as_path(name_or_path, "a folder or a repository")
+        if not folder.is_dir():
+            folder = _hub().fetch(str(name_or_path), **options)
+        return cls(*open_folder(folder), where)
+
+
+def _hub() -> Any:
+    need_module("huggingface_hub", "hub")
+    from metamae.artefact import hub
+
+    return hub
+
 
 def _shape(spec: InputSpec) -> str:
     names = ("channels", "length", "height", "width", "columns")
@@ -216,42 +265,6 @@ def _shape(spec: InputSpec) -> str:
     return f"(N, {', '.join(sizes)})"
 
 
-def _as_array(name: str, data: Any) -> Array:
-    """An array of examples from what people have at hand: arrays, tensors, nested lists."""
-    if isinstance(data, Tensor):
-        data = data.detach().cpu().numpy()
-    if isinstance(data, np.ndarray | Sequence) and not isinstance(data, str | bytes):
-        try:
-            array: Array = np.asarray(data)
-        except ValueError as fault:
-            raise DataError(
-                f"expected examples of one shape in input {name!r}, got several "
-                f"({reason_of(fault)}); cut or pad them to one length"
-            ) from fault
-        if array.ndim == 0:
-            raise DataError(f"expected an array of examples as input {name!r}, got one number")
-        if array.dtype.kind == "O":
-            raise DataError(
-                f"expected numbers in input {name!r}, all examples of one shape, got objects such "
-                f"as {type(array.flat[0]).__name__ if array.size else 'none'}"
-            )
-        return array
-    raise DataError(f"expected an array as input {name!r}, got {type(data).__name__}")
-
-
 def _check_batch_size(batch_size: int) -> None:
     if not is_whole(batch_size) or batch_size < 1:
         raise ConfigError(f"expected a batch size of 1 or more, got {batch_size!r}")
-
-
-def _raw(spec: InputSpec, tokens: Tensor, partition: Partition) -> Array:
-    """Tokens put together again, in the units of the data."""
-    if isinstance(spec, Tokens):
-        symbols: Array = tokens.numpy()
-        return symbols
-    unpatchify = getattr(spec, "unpatchify", None)
-    values: Array = (tokens if unpatchify is None else unpatchify(tokens)).numpy()
-    scaling = partition.scaling.get(spec.name)
-    if scaling is None or unpatchify is None:
-        return values
-    return values * np.asarray(scaling.scale, np.float32) + np.asarray(scaling.mean, np.float32)

@@ -1,4 +1,4 @@
-"""From a run folder, or a saved one, to an encoder."""
+"""``metamae.load``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import torch
 
 from metamae.arguments import as_path
 from metamae.artefact.encoder import Encoder
-from metamae.errors import CheckpointError
-from metamae.training.checkpoint import Checkpoint
+from metamae.artefact.folders import open_folder
 from metamae.training.devices import choose_device
-from metamae.training.model_folder import MODEL, read_model
-from metamae.training.run_folder import CHECKPOINT, read_record, rebuild
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -27,6 +24,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
     Raises:
         CheckpointError: no such folder, nothing in it that can be loaded, or a damaged file.
+        ConfigError: a device that is not there.
 
     Example:
         >>> import metamae
@@ -37,18 +35,5 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Encoder:
         >>> metamae.load("run").embed(motions.need("test")).shape
         (40, 128)
     """
-    folder, where = as_path(run, "a run folder"), choose_device(str(device))
-    if (folder / CHECKPOINT).is_file():
-        trained = Checkpoint.load(folder / CHECKPOINT)
-        record = read_record(folder, trained)
-        state = trained.model
-    elif (folder / MODEL).is_file():
-        record, state = read_model(folder)
-    else:
-        there = "one with neither" if folder.is_dir() else "none"
-        raise CheckpointError(
-            f"expected a run folder with {CHECKPOINT}, or a saved model with {MODEL}, at {folder}, "
-            f"found {there}; check the path, or run metamae pretrain first"
-        )
-    method = rebuild(record.config, record.description.inputs, state, folder)
-    return Encoder(method.to(where), record, where)
+    where = choose_device(str(device))
+    return Encoder(*open_folder(as_path(run, "a run folder")), where)

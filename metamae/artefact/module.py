@@ -91,8 +91,13 @@ class EncoderModule(nn.Module):
         return batch
 
     def _scale(self, number: int, x: Tensor) -> Tensor:
-        if isinstance(self.inputs[number], Tokens):
+        spec = self.inputs[number]
+        if isinstance(spec, Tokens):
             return x
         mean, scale = (getattr(self, f"{name}_{number}") for name in ("mean", "scale"))
         x = x.to(self.encoder.encoder.class_token.dtype)
-        return x if mean is None else (x - mean) / scale
+        if mean is None:
+            return x
+        spec.check(x)
+        scaled: Tensor = (x - mean) / scale
+        return scaled

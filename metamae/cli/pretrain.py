@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from metamae.progress import Reporter
 from metamae.stopping import Stopped, signal_of
 from metamae.training.auto import auto_config
 from metamae.training.devices import choose_device
+from metamae.training.loggers import LOGGERS, make_loggers
 from metamae.training.pretraining import pretrain
 from metamae.training.provenance import device_name
 from metamae.training.run_folder import CHECKPOINT, read_config
@@ -53,6 +55,13 @@ def add_pretrain(commands: Any) -> None:
     add_minutes(parser)
     add_overrides(parser)
     add("--out", type=Path, help="run folder (default: runs/DATASET/METHOD/seed-SEED)")
+    add(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help=f"log to {', '.join(LOGGERS)} too (log.jsonl is always written)",
+    )
     add("--resume", action="store_true", help="continue from the checkpoint in the run folder")
     add_places(parser)
     add_data_options(parser)
@@ -66,6 +75,8 @@ def run_pretrain(options: argparse.Namespace) -> int:
     dataset = open_named(options, say=reporter.say)
     name = dataset.name
     folder = options.out or Path("runs") / name / options.method / f"seed-{options.seed}"
+    names = [name for text in options.log for name in text.split(",") if name]
+    loggers = make_loggers(names, folder)
     with locked(folder):
         if (folder / CHECKPOINT).exists() and not options.resume:
             raise ConfigError(
@@ -83,14 +94,22 @@ def run_pretrain(options: argparse.Namespace) -> int:
         reporter.say(f"{folder} on {device_name(device)}")
         try:
             done = pretrain(
-                config, dataset, folder, device=device, resume=options.resume, reporter=reporter
+                config,
+                dataset,
+                folder,
+                device=device,
+                resume=options.resume,
+                reporter=reporter,
+                callbacks=loggers,
             )
         except KeyboardInterrupt as stop:
             if (folder / CHECKPOINT).exists():
                 raise
             raise Stopped(signal_of(stop), hint=NOTHING_HINT) from None
     again = repeat_options(options) if is_path(options.dataset) else ""
-    then = f"metamae probe {folder}{again}" if dataset.task else f"metamae embed {folder}{again}"
+    data = shlex.quote(options.dataset)
+    embed = f"metamae embed {folder} {data} --out z.csv"
+    then = f"metamae probe {folder}{again}" if dataset.task else embed
     reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: {then}")
     return 0
 

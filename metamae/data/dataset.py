@@ -181,7 +181,10 @@ class Partition:
         _refuse(bad, numbers, spec, "finite values", raw)
         x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
-        return x if scaling is None else scaling(x)
+        if scaling is None:
+            return x
+        spec.check(x)  # of another shape, the scaling would not fit either
+        return scaling(x)
 
 
 @contextmanager

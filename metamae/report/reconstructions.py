@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.data.dataset import Partition
+from metamae.files import replacing
 from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
@@ -21,6 +22,8 @@ from metamae.report.curves import COLOURS
 
 Array = NDArray[Any]
 MASKED = "#e8e8e8"
+PICTURES = (".png", ".svg", ".pdf")
+"""Endings of the pictures that can be drawn."""
 
 
 def draw_reconstructions(
@@ -35,7 +38,7 @@ def draw_reconstructions(
     Args:
         method: MAE (both predictions are equal) or MetaMAE.
         data: Where the examples come from.
-        path: PNG file to write.
+        path: Picture to write, ending in one of :data:`PICTURES`.
         examples: Number of examples, spread evenly over ``data``.
         seed: Seed of the masks.
     """
@@ -64,7 +67,8 @@ def draw_reconstructions(
         for axis, tokens in zip(axes[line], drawings, strict=True):
             shade = torch.zeros_like(hidden) if axis is axes[line][0] else hidden
             _draw(axis, spec, truth, tokens, shade.numpy())
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
 
 
 def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array) -> None:
@@ -92,8 +96,10 @@ def _draw_lines(
     for number, values in enumerate(series):
         drawn = np.where(mask, np.nan, values) if tokens is None else values
         axis.plot(drawn, color=COLOURS[number % len(COLOURS)], lw=1, marker=marker, ms=4)
-    margin = 0.1 * float(np.ptp(limits)) + 1e-3
-    axis.set_ylim(float(limits.min()) - margin, float(limits.max()) + margin)
+    there = limits[np.isfinite(limits)]  # cells may be missing
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 0.0)
+    margin = 0.1 * (high - low) + 1e-3
+    axis.set_ylim(low - margin, high + margin)
     axis.set_xlim(-0.5, series.shape[-1] - 0.5)
 
 

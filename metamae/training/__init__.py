@@ -3,6 +3,7 @@
 from metamae.training.callbacks import Callback, CallbackError
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import choose_device
+from metamae.training.loggers import MLflow, TensorBoard, WandB
 from metamae.training.outcome import Pretrained
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import History, load_method, read_history
@@ -12,7 +13,10 @@ __all__ = [
     "CallbackError",
     "Checkpoint",
     "History",
+    "MLflow",
     "Pretrained",
+    "TensorBoard",
+    "WandB",
     "choose_device",
     "load_method",
     "pretrain",

@@ -34,7 +34,8 @@ def make_card(record: ModelRecord, weights: int) -> str:
     """The card as Markdown, with the front matter that hubs read."""
     config, description = record.config, record.description
     name, specs = description.name, description.inputs
-    example = example_of(specs)
+    argument, example = example_of(description)
+    kinds = " with ".join(_kind(spec) for spec in specs)
     rows = f"{record.rows} examples" if record.rows else "examples"
     licence = record.licence or "not stated: add it here before you share the model"
     settings = config.training
@@ -48,7 +49,7 @@ def make_card(record: ModelRecord, weights: int) -> str:
         "",
         f"# {config.method} on {name}",
         "",
-        f"An encoder that turns {_several([_kind(spec) for spec in specs])} into "
+        f"An encoder that turns {'rows of a table' if columns_of(description) else kinds} into "
         f"{config.encoder.width} numbers an example: "
         f"{_METHODS.get(config.method, f'trained by {config.method}')}.",
         "",
@@ -56,7 +57,7 @@ def make_card(record: ModelRecord, weights: int) -> str:
         "import metamae",
         "",
         'encoder = metamae.load("THIS/FOLDER")',
-        f"z = encoder.embed(x)  # {example}; z is (N, {config.encoder.width})",
+        f"z = encoder.embed({argument})  # {example}; z is (N, {config.encoder.width})",
         "```",
         "",
         "## Data",
@@ -87,11 +88,26 @@ def make_card(record: ModelRecord, weights: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def example_of(specs: tuple[InputSpec, ...]) -> str:
-    """What ``embed`` takes, in words."""
+def example_of(description: Description) -> tuple[str, str]:
+    """What ``embed`` takes: an argument, and what it is in words."""
+    columns = columns_of(description)
+    if columns:
+        more = f" and {len(columns) - 12} more" if len(columns) > 12 else ""
+        listed = ", ".join(columns[:12]) + more
+        return '"rows.csv"', f"or a data frame, with the columns {listed}"
+    specs = description.inputs
+    if description.recipe:
+        return '"DATA"', "a path to data like those of training, or their arrays"
     if len(specs) == 1:
-        return f"x: {_shape(specs[0])}"
-    return "x: a mapping of " + ", ".join(f"{spec.name!r} to {_shape(spec)}" for spec in specs)
+        return "x", f"x: {_shape(specs[0])}"
+    return "x", "x: a mapping of " + ", ".join(f"{spec.name!r} to {_shape(spec)}" for spec in specs)
+
+
+def columns_of(description: Description) -> list[str]:
+    """Columns of the table that a run was trained on; none where it was no table."""
+    table = description.recipe.get("parts", {}).get("table", {})
+    kinds = ("numbers", "categories", "sequences")
+    return list(dict.fromkeys(entry["column"] for kind in kinds for entry in table.get(kind, ())))
 
 
 def _kind(spec: InputSpec) -> str:
@@ -115,10 +131,6 @@ def _shape(spec: InputSpec) -> str:
 
 def _scaled(description: Description, spec: InputSpec) -> str:
     return "scaled inside" if spec.name in description.scaling else "taken as it is"
-
-
-def _several(names: list[str]) -> str:
-    return " with ".join(names)
 
 
 def _task_lines(description: Description) -> list[str]:

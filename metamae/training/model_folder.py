@@ -67,8 +67,8 @@ def read_model(
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors with safetensors, atomically, with a digest that the format itself lacks."""
-    # Tensors that share memory are refused by safetensors; each gets its own here.
-    own = {name: value.clone() if value._is_view() else value for name, value in tensors.items()}
+    # A method may have one tensor under two names, which safetensors refuses: each gets its own.
+    own = {name: value.clone() for name, value in tensors.items()}
     content = safetensors.torch.save(own, {"format": "pt", "sha256": digest_of(own)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -149,8 +149,9 @@ def read_record(
         DataError: an earlier run on a full data set that is not there.
     """
     trained = trained or Checkpoint.load(run_dir / CHECKPOINT)
-    values = _read_data(run_dir / DATA)
-    if values is None:
+    if (run_dir / DATA).exists():
+        values = _read_data(run_dir / DATA)
+    else:
         values = _data_by_name(run_dir, trained.config, data_dir).to_dict()
     versions = {name: text for name, text in trained.provenance.items() if name != "optimiser"}
     try:
@@ -169,11 +170,8 @@ def read_record(
 
 
 def _read_data(path: Path) -> Any:
-    """Content of the file, or ``None`` where there is none."""
     try:
         return read_json(path)
-    except FileNotFoundError:
-        return None
     except ValueError as fault:
         raise CheckpointError(
             f"expected what a run remembers of its data in {path}, got a damaged file "

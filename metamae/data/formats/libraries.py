@@ -1,4 +1,4 @@
-"""Optional libraries, imported when a reader runs."""
+"""Optional libraries, imported when they are used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from metamae.errors import MissingLibraryError
 
 
 def need_module(name: str, extra: str = "data") -> ModuleType:
-    """Import an optional library of a reader, which the named extra of this package installs.
+    """Import an optional library, which the named extra of this package installs.
 
     Raises:
         MissingLibraryError: it is not installed; the message has the command.
@@ -18,6 +18,6 @@ def need_module(name: str, extra: str = "data") -> ModuleType:
         return importlib.import_module(name)
     except ImportError as fault:
         raise MissingLibraryError(
-            f"expected the library {name}, which this reader needs ({fault}); "
+            f"expected the library {name}, which is needed here ({fault}); "
             f"run: pip install 'metamae[{extra}]'"
         ) from fault
