@@ -9,9 +9,12 @@ The packages, from the ground up; each imports from those before it only:
 * :mod:`metamae.training` - pretraining, checkpoints, run folders;
 * :mod:`metamae.evaluation` - frozen features and the protocols that judge them;
 * :mod:`metamae.report` - result rows, tables, figures;
+* :mod:`metamae.artefact` - a trained encoder, loaded: embed, save, export;
 * :mod:`metamae.experiments` - many runs from one file;
 * :mod:`metamae.cli` - the ``metamae`` command.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from metamae.config.presets import make_config
 from metamae.config.schema import Config
@@ -29,6 +32,9 @@ from metamae.methods.mae import MAE
 from metamae.methods.metamae import MetaMAE
 from metamae.version import __version__
 
+if TYPE_CHECKING:
+    from metamae.artefact import load
+
 __all__ = [
     "MAE",
     "CheckpointError",
@@ -41,6 +47,16 @@ __all__ = [
     "TrainingError",
     "__version__",
     "build_method",
+    "load",
     "load_dataset",
     "make_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``metamae.load``, imported when it is first used: few programs need all it needs."""
+    if name == "load":
+        from metamae.artefact import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ kind      batch                    grid         target of one token
 ========= ======================== ============ ==========================
 Signal    ``(B, C, T)`` real       ``(L,)``     ``t * C`` values
 Image     ``(B, C, H, W)`` real    ``(H', W')`` ``ph * pw * C`` values
-Tabular   ``(B, columns)`` real    ``(L,)``     1 value
+Tabular   ``(B, columns)`` real    ``(L,)``     1 value, and whether it is there
 Tokens    ``(B, L)`` integers      ``(L,)``     an index below ``vocabulary``
 ========= ======================== ============ ==========================
 """
@@ -270,16 +270,25 @@ class Image:
 class Tabular:
     """A row of numbers ``(B, columns)``; a token is one column, all embedded by one map.
 
+    With ``gaps`` a cell may be missing, which NaN says. A token is then the pair (value, 1), or
+    (0, 0) where nothing is there: whatever stood in a missing cell, the network sees the same, and
+    :func:`scored` leaves the value out of every loss.
+
     Example:
         >>> import torch
         >>> from metamae.inputs import Tabular
         >>> Tabular(name="row", columns=10).patchify(torch.zeros(2, 10)).shape
         torch.Size([2, 10, 1])
+        >>> row = torch.tensor([[2.0, float("nan")]])
+        >>> Tabular(name="row", columns=2, gaps=True).patchify(row)
+        tensor([[[2., 1.],
+                 [0., 0.]]])
     """
 
     name: str
     columns: int
     column_names: tuple[str, ...] = ()
+    gaps: bool = False
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -297,21 +306,27 @@ class Tabular:
 
     @property
     def values(self) -> int:
-        """Values per token."""
-        return 1
+        """Values per token: its number, and with gaps whether it is there."""
+        return 2 if self.gaps else 1
 
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` unless a batch has these columns."""
         _check_real(self.name, x, (self.columns,))
 
     def patchify(self, x: Tensor) -> Tensor:
-        """Give every column a token: ``(B, columns)`` to ``(B, columns, 1)``."""
+        """Give every column a token: ``(B, columns)`` to ``(B, columns, 1)``, or 2 with gaps."""
         self.check(x)
-        return x.unsqueeze(-1)
+        if not self.gaps:
+            return x.unsqueeze(-1)
+        there = ~x.isnan()
+        return torch.stack([torch.where(there, x, torch.zeros_like(x)), there.to(x.dtype)], dim=-1)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Inverse of :meth:`patchify`."""
-        return tokens.squeeze(-1)
+        """Inverse of :meth:`patchify`; NaN where a token says rather that nothing is there."""
+        if not self.gaps:
+            return tokens.squeeze(-1)
+        value, there = tokens.unbind(-1)
+        return torch.where(there > 0.5, value, torch.full_like(value, torch.nan))
 
     def grid_of(self, x: Tensor) -> tuple[int, ...]:
         """Grid of an actual batch."""
@@ -319,7 +334,7 @@ class Tabular:
 
     def describe_token(self) -> str:
         """Number of columns: each has its own position."""
-        return f"{self.columns} columns"
+        return f"{self.columns} columns" + (", some cells missing" if self.gaps else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +410,25 @@ class Tokens:
         return f"symbols of a vocabulary of {self.vocabulary} (alphabet {alphabet})"
 
 
+def scored(spec: InputSpec, prediction: Tensor, target: Tensor) -> Tensor:
+    """Predictions ``(B, N, values)`` in which the value of a missing cell counts as met.
+
+    No loss and no gradient comes from it: nothing is learned from a number that nobody measured.
+
+    Example:
+        >>> import torch
+        >>> from metamae.inputs import Tabular, scored
+        >>> row = Tabular(name="row", columns=1, gaps=True)
+        >>> scored(row, torch.tensor([[[7.0, 0.5]]]), row.patchify(torch.tensor([[torch.nan]])))
+        tensor([[[0.0000, 0.5000]]])
+    """
+    if not isinstance(spec, Tabular) or not spec.gaps:
+        return prediction
+    there = target[..., 1:] > 0  # (B, N, 1)
+    keep = torch.cat([there, torch.ones_like(there)], dim=-1)
+    return torch.where(keep, prediction, target.to(prediction.dtype))
+
+
 def check_inputs(inputs: Inputs) -> None:
     """Raise ``InputError`` unless there is at least one input and their names differ."""
     names = [spec.name for spec in inputs]
@@ -417,8 +451,10 @@ def check_batch(inputs: Inputs, batch: Batch, *, exact: bool = False) -> int:
         raise InputError(f"expected a batch with inputs {names}, got {found}")
     for spec in inputs:
         spec.check(batch[spec.name])
-    sizes = {name: len(batch[name]) for name in names}
-    if len(set(sizes.values())) != 1 or min(sizes.values()) < 1:
+    sizes = {name: batch[name].shape[0] for name in names}
+    # A traced batch has no number of examples yet, and comparing it would fix one.
+    traced = torch.compiler.is_compiling()
+    if not traced and (len(set(sizes.values())) != 1 or min(sizes.values()) < 1):
         raise InputError(f"expected one batch size of at least 1 for all inputs, got {sizes}")
     for spec in inputs:
         if exact and spec.grid_of(batch[spec.name]) != spec.grid:

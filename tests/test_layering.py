@@ -68,14 +68,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "training",
         "evaluation",
         "report",
+        "artefact",
         "experiments",
         "cli",
         "__main__",
     ),
     "metamae.data": (
         "dataset formats fingerprint looking description",
-        "own preparing pocket",
+        "preparing pocket",
         "sources",
+        "own",
     ),
 }
 """From the ground up: a file imports from its own room and those above it in this list only."""

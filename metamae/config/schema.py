@@ -91,7 +91,7 @@ class Config:
 
     dataset: str
     method: str = "metamae"
-    preset: Literal["pocket", "paper", "shared"] = "pocket"
+    preset: Literal["pocket", "paper", "shared", "auto"] = "pocket"
     seed: int = 0
     token_size: tuple[int, ...] = ()
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

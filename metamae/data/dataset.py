@@ -177,7 +177,8 @@ class Partition:
             return torch.from_numpy(raw.astype(np.int64))
         with np.errstate(over="ignore"):
             values = raw.astype(np.float32)
-        _refuse(~np.isfinite(values), numbers, spec, "finite values", raw)
+        bad = np.isinf(values) if getattr(spec, "gaps", False) else ~np.isfinite(values)
+        _refuse(bad, numbers, spec, "finite values", raw)
         x = torch.from_numpy(values)
         scaling = self.scaling.get(spec.name)
         return x if scaling is None else scaling(x)

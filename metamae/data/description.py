@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from metamae.inputs import Image, Inputs, InputSpec, Signal, Tabular, Tokens
 
 FORMAT = 1
 
+Kind = TypeVar("Kind")
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Signal, Image, Tabular, Tokens)}
 
 
-def register_input(kind: type[Any]) -> None:
+def register_input(kind: type[Kind]) -> type[Kind]:
     """Let runs remember a kind of input from outside the package, a dataclass, by its class name.
+
+    It returns the class, and so can decorate it.
 
     Raises:
         InputError: no dataclass, or a name that another kind has.
@@ -27,6 +30,7 @@ def register_input(kind: type[Any]) -> None:
     if not dataclasses.is_dataclass(kind) or _KINDS.get(kind.__name__, kind) is not kind:
         raise InputError(f"expected a dataclass with a name of its own, got {shown(kind)}")
     _KINDS[kind.__name__] = kind
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)

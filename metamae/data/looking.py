@@ -82,6 +82,8 @@ def _symbols(spec: Tokens, x: Tensor) -> list[str]:
 
 def _numbers(spec: InputSpec, x: Tensor, rows: Tensor) -> list[str]:
     """Lines on an input of real numbers ``(B, C, ...)``; of an unknown kind all is one channel."""
+    if getattr(spec, "gaps", False):  # a missing cell says nothing of its column
+        x = torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x)
     _refuse_overflow(spec, x, rows)
     split = isinstance(spec, Signal | Image | Tabular)
     channels = x.double().reshape(len(x), x.shape[1] if split else 1, -1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamae.config.sections import DecoderConfig, EncoderConfig
-from metamae.inputs import Batch, Inputs, Tokens
+from metamae.inputs import Batch, Inputs, Tokens, scored
 from metamae.model.backbone import Backbone
 from metamae.model.decoder import build_decoder
 from metamae.model.masking import Masking, Split
@@ -174,9 +174,9 @@ class MaskedAutoencoder(Backbone):
         self, number: int, hidden: Tensor, targets: Mapping[str, Tensor], index: Tensor
     ) -> Tensor:
         """Losses ``(B, N)`` of the tokens of one input at joint indices ``index`` (B, N)."""
-        offset = sum(spec.tokens for spec in self.inputs[:number])
-        target = select(targets[self.inputs[number].name], index - offset)
-        return token_loss(self._head(number, hidden), target)
+        spec, offset = self.inputs[number], sum(spec.tokens for spec in self.inputs[:number])
+        target = select(targets[spec.name], index - offset)
+        return token_loss(scored(spec, self._head(number, hidden), target), target)
 
 
 def token_loss(prediction: Tensor, target: Tensor) -> Tensor:

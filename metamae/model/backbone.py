@@ -41,6 +41,17 @@ class Backbone(nn.Module):
         self.tokenizer = Tokenizer(inputs, encoder.width)
         self.encoder = TransformerEncoder(encoder)
 
+    def bare(self) -> Backbone:
+        """Tokenizer and encoder alone, the same weights, without what a subclass adds."""
+        backbone = Backbone.__new__(Backbone)
+        nn.Module.__init__(backbone)
+        backbone.inputs, backbone.tokenizer, backbone.encoder = (
+            self.inputs,
+            self.tokenizer,
+            self.encoder,
+        )
+        return backbone.train(self.training)
+
     def token_features(self, batch: Batch) -> Tensor:
         """Final token states of unmasked examples, without the class token."""
         latent: Tensor = self.encoder(self.tokenizer(batch))

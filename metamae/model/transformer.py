@@ -169,10 +169,12 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, support: Tensor) -> Tensor:
         """Encode positioned tokens."""
-        class_token = self.class_token.to(support.dtype).expand(len(support), -1, -1)  # (B, 1, D)
+        token = self.class_token.to(support.dtype)
+        class_token = token.expand(support.shape[0], -1, -1)  # (B, 1, D)
         x = self.dropout(torch.cat([class_token, support], dim=1))  # (B, 1 + S, D)
         # C++ takes seconds to compile a kernel: there all blocks share one compiled region.
-        shared = x.device.type == "cpu" and torch.compiler.is_compiling()
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        shared = x.device.type == "cpu" and compiled
         for block in self.blocks:
             x = _shared_region(block, x) if shared else block(x)
         latent: Tensor = self.norm(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from metamae.data.dataset import Partition
 from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 from metamae.methods.mae import MAE
-from metamae.model.masking import Split
+from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.curves import COLOURS
 
@@ -49,7 +48,7 @@ def draw_reconstructions(
     latent, refined = method.latents(on_device, split)
     with torch.no_grad():
         views = [reconstruct(method, z, targets, split) for z in (latent, refined)]
-    masked = _masked_tokens(method, split)
+    masked = masked_tokens(method, split)
     specs = method.network.inputs
     figure = Figure(figsize=(13, 1.9 * len(rows) * len(specs) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows) * len(specs), 4, squeeze=False)
@@ -66,37 +65,6 @@ def draw_reconstructions(
             shade = torch.zeros_like(hidden) if axis is axes[line][0] else hidden
             _draw(axis, spec, truth, tokens, shade.numpy())
     figure.savefig(path, dpi=110)
-
-
-def reconstruct(
-    method: MAE, latent: Tensor, targets: Mapping[str, Tensor], split: Split
-) -> dict[str, Tensor]:
-    """All tokens of every input, predicted where masked and copied where visible, on the CPU."""
-    network = method.network
-    counts = network.masking.query_counts
-    predictions = network.predict(latent, split)
-    result, offset = {}, 0
-    for spec, index in zip(network.inputs, split.query_idx.split(counts, 1), strict=True):
-        _, query = predictions[spec.name]
-        tokens = targets[spec.name].clone()
-        if isinstance(spec, Tokens):
-            tokens.scatter_(1, index - offset, query.argmax(-1))
-        else:
-            places = (index - offset).unsqueeze(-1).expand_as(query)
-            tokens.scatter_(1, places, query.to(tokens.dtype))
-        result[spec.name] = tokens.cpu()
-        offset += spec.tokens
-    return result
-
-
-def _masked_tokens(method: MAE, split: Split) -> dict[str, Tensor]:
-    """Per input a boolean ``(B, L_i)``: which tokens are masked."""
-    specs = method.network.inputs
-    masked = torch.zeros(len(split.query_idx), sum(s.tokens for s in specs), dtype=torch.bool)
-    masked.scatter_(1, split.query_idx.cpu(), True)
-    return dict(
-        zip([s.name for s in specs], masked.split([s.tokens for s in specs], 1), strict=True)
-    )
 
 
 def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,36 +15,15 @@ from metamae.data.dataset import Dataset
 from metamae.errors import DataWarning
 from metamae.files import write_json, write_text
 from metamae.locks import locked
-from metamae.methods.method import Method
 from metamae.progress import Reporter
 from metamae.stopping import Requests, Stopped, held_back
 from metamae.training.bilevel import BilevelRun
+from metamae.training.callbacks import LOG, Callback, CallbackError, Callbacks, JsonLines, values_at
 from metamae.training.devices import multiplies_bfloat16
+from metamae.training.model_folder import write_model
+from metamae.training.outcome import Pretrained
 from metamae.training.run import Run
-from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, History
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """A finished pretraining run.
-
-    Attributes:
-        method: The trained method, on its device, in eval mode.
-        history: Logged numbers.
-        steps: Optimisation steps taken.
-        seconds: Time spent in them (data, loss, gradients, update), without compiling, logging and
-            saving.
-        compiling: Time that ``training.compile`` took in this call, 0 without it.
-        cpu_seconds: Processor time of all threads in the steps of this call; unlike ``seconds``
-            without those before a resume. Other processes disturb it less.
-    """
-
-    method: Method[Any]
-    history: History
-    steps: int
-    seconds: float
-    compiling: float = 0.0
-    cpu_seconds: float = 0.0
+from metamae.training.run_folder import CHECKPOINT, CONFIG, DATA, HISTORY
 
 
 def pretrain(
@@ -56,8 +34,13 @@ def pretrain(
     device: torch.device | str = "cpu",
     resume: bool = False,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Pretrained:
-    """Pretrain a method and leave config, checkpoint and history in ``run_dir``.
+    """Pretrain a method and leave all that is to be kept of it in ``run_dir``.
+
+    From the start these are the configuration, what the data look like and a line of JSON for every
+    logged step; at the end, and where it was stopped, the checkpoint that a run goes on from, and
+    the model that :func:`metamae.load` opens, with a card; at the end also the history.
 
     Data order, masks and dropout are functions of the seed and the step number, so a run that was
     killed and resumed from its last checkpoint ends with the same bits as one that was not (on the
@@ -71,8 +54,10 @@ def pretrain(
         device: Where to train.
         resume: Continue from the checkpoint in ``run_dir``, if there is one.
         reporter: Shows progress; silent by default.
+        callbacks: What else listens (:class:`metamae.training.Callback`); no number depends on it.
 
     Raises:
+        CallbackError: a callback raised; the state reached is saved.
         CheckpointError: a damaged checkpoint, or one of another configuration or of other data.
         ConfigError: settings that do not fit the method, such as steps for ``random``.
         DataError: fewer examples than one batch, or unusable examples.
@@ -102,17 +87,36 @@ def pretrain(
             run.restore()
         if run.step < config.training.steps:
             _warn_of_odd_data(run, reporter)
+        write_json(run_dir / DATA, run.record().data_to_dict())
         write_text(run_dir / CONFIG, config.to_yaml())
-        if config.training.steps > 0:
-            _make_ready(run, reporter)
-        with held_back() as requests:
-            if config.training.steps > 0:
-                _train(run, reporter, requests)
-            run.save()
-            write_json(run_dir / HISTORY, run.history.series)
-        if requests.caught:
-            raise _stopped(run, requests)
-    return Pretrained(
+        with Callbacks([JsonLines(run_dir / LOG, run.history.series), *callbacks]) as listening:
+            run.on_checkpoint = listening.checkpoint
+            listening.start(config, run.description, run.step)
+            return _pretrain(run, reporter, listening)
+
+
+def _pretrain(run: Run, reporter: Reporter, callbacks: Callbacks) -> Pretrained:
+    """The steps that are left, and what is written after them."""
+    steps = run.config.training.steps
+    if steps > 0:
+        _make_ready(run, reporter)
+    with held_back() as requests:
+        fault = _train(run, reporter, requests, callbacks) if steps > 0 else None
+        run.save()
+        write_model(run.run_dir, run.record(), run.method.state_dict())
+        if run.step == steps:
+            write_json(run.run_dir / HISTORY, run.history.series)
+    try:
+        if fault is not None:
+            raise fault
+        callbacks.checkpoint(run.step, run.run_dir / CHECKPOINT)
+    except CallbackError as late:
+        raise CallbackError(
+            f"{late}, {_reached(run)}; mend it or leave it out, and resume"
+        ) from late
+    if requests.caught:
+        raise _stopped(run, requests)
+    result = Pretrained(
         method=run.method.eval(),
         history=run.history,
         steps=run.step,
@@ -120,6 +124,8 @@ def pretrain(
         compiling=run.compiled.seconds if run.compiled else 0.0,
         cpu_seconds=run.cpu_seconds,
     )
+    callbacks.end(result)
+    return result
 
 
 def start_run(config: Config, dataset: Dataset, run_dir: Path, device: torch.device) -> Run:
@@ -140,27 +146,39 @@ def _make_ready(run: Run, reporter: Reporter) -> None:
         run.compile(title, reporter)
 
 
-def _train(run: Run, reporter: Reporter, requests: Requests) -> None:
-    """The remaining steps; a signal stops between two of them, when what is reached is saved."""
+def _train(
+    run: Run, reporter: Reporter, requests: Requests, callbacks: Callbacks
+) -> CallbackError | None:
+    """The remaining steps; a signal stops between two of them, and so does a failing callback."""
     total = run.config.training.steps
     with reporter.stage(_title(run), total=total, done=run.step) as stage:
         undecided = True
-        for loss in run.train():
-            stage.advance(loss=loss)
-            if undecided and run.input.decision:
-                undecided = False
-                reporter.say(f"{_title(run)}: {run.input.decision}")
-            if requests.caught and run.step < total:
-                run.save()
-                raise _stopped(run, requests)
+        try:
+            for loss in run.train():
+                stage.advance(loss=loss)
+                if undecided and run.input.decision:
+                    undecided = False
+                    reporter.say(f"{_title(run)}: {run.input.decision}")
+                values = values_at(run.history.series, run.step)
+                if values:
+                    callbacks.log(run.step, values)
+                if requests.caught and run.step < total:
+                    break
+        except CallbackError as fault:
+            return fault
+    return None
+
+
+def _reached(run: Run) -> str:
+    return (
+        f"after step {run.step} of {run.config.training.steps}, which is saved in "
+        f"{run.run_dir / CHECKPOINT}"
+    )
 
 
 def _stopped(run: Run, requests: Requests) -> Stopped:
-    return Stopped(
-        requests.caught,
-        f"stopped by {signal.Signals(requests.caught).name} after step {run.step} of "
-        f"{run.config.training.steps}, which is saved in {run.run_dir / CHECKPOINT}",
-    )
+    name = signal.Signals(requests.caught).name
+    return Stopped(requests.caught, f"stopped by {name} {_reached(run)}")
 
 
 def _warn_of_odd_data(run: Run, reporter: Reporter) -> None:

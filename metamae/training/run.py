@@ -19,6 +19,7 @@ from metalearn.checks import refuse_non_finite
 from metalearn.randomness import fold, seeded
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset, labelled_batch
+from metamae.data.description import Description
 from metamae.data.fingerprint import fingerprint
 from metamae.data.looking import look_at
 from metamae.errors import CheckpointError, ConfigError, TrainingError
@@ -34,6 +35,7 @@ from metamae.training.devices import autocast
 from metamae.training.feeding import Feed
 from metamae.training.memory import in_memory
 from metamae.training.provenance import versions
+from metamae.training.record import ModelRecord
 from metamae.training.resuming import check_same_optimiser, check_state_shapes, named_mismatch
 from metamae.training.run_folder import CHECKPOINT, History, check_same_data, check_same_run
 from metamae.training.schedule import learning_rate
@@ -88,6 +90,9 @@ class Run:
         self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
         self.dataset_name, self.fingerprint = dataset.name, fingerprint(dataset)
+        self.description = Description.of(dataset)
+        self.licence = str(dataset.card.get("licence", ""))
+        self.on_checkpoint: Callable[[int, Path], None] = lambda step, path: None
         self.optimiser = self.make_optimiser()
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.cpu_seconds = 0.0
@@ -139,6 +144,7 @@ class Run:
                 yield taken.loss
                 if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
                     self.save()
+                    self.on_checkpoint(self.step, self.run_dir / CHECKPOINT)
 
     def advance(self) -> Step:
         """Take one optimisation step, on one batch or on several."""
@@ -293,6 +299,18 @@ class Run:
             provenance=versions() | {"optimiser": type(self.optimiser).__name__},
             data=self.fingerprint,
         ).save(self.run_dir / CHECKPOINT)
+
+    def record(self) -> ModelRecord:
+        """What the weights are of, as they are now."""
+        return ModelRecord(
+            config=self.config,
+            description=self.description,
+            step=self.step,
+            rows=len(self.data),
+            data=self.fingerprint,
+            licence=self.licence,
+            versions=versions(),
+        )
 
     def optimiser_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the optimiser."""

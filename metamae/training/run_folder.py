@@ -11,6 +11,8 @@ import torch
 
 from metamae.arguments import as_path
 from metamae.config.schema import Config
+from metamae.data import POCKET, SOURCES, load_dataset
+from metamae.data.description import Description
 from metamae.errors import CheckpointError, ConfigError, reason_of
 from metamae.files import parse_yaml, read_json, read_text
 from metamae.inputs import Inputs
@@ -18,10 +20,12 @@ from metamae.methods.baselines.supervised import stored_task
 from metamae.methods.building import build_method
 from metamae.methods.method import Method
 from metamae.training.checkpoint import Checkpoint, check_series
+from metamae.training.record import FORMAT, ModelRecord
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
 HISTORY = "history.json"
+DATA = "data.json"
 
 
 @dataclass(frozen=True)
@@ -127,23 +131,105 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_method(path: Path, inputs: Inputs, device: torch.device | str = "cpu") -> Method[Any]:
-    """Rebuild a trained method from its checkpoint alone.
+def read_record(
+    run_dir: Path, trained: Checkpoint | None = None, *, data_dir: Path | None = None
+) -> ModelRecord:
+    """What a run folder says of its model and of the data it was trained on.
+
+    Runs of earlier revisions remember nothing of their data; where the data set is known by name,
+    it says.
+
+    Args:
+        run_dir: Folder of the run.
+        trained: Its checkpoint; read where it is not at hand.
+        data_dir: Folder of the full data sets, for an earlier run on one of them.
+
+    Raises:
+        CheckpointError: a damaged file, or none of a data set without a name.
+        DataError: an earlier run on a full data set that is not there.
+    """
+    trained = trained or Checkpoint.load(run_dir / CHECKPOINT)
+    values = _read_data(run_dir / DATA)
+    if values is None:
+        values = _data_by_name(run_dir, trained.config, data_dir).to_dict()
+    versions = {name: text for name, text in trained.provenance.items() if name != "optimiser"}
+    try:
+        return ModelRecord.from_dict(
+            {
+                **{"model_type": "metamae", "format": FORMAT, "config": trained.config.to_dict()},
+                **{"data": values, "step": trained.step, "fingerprint": trained.data},
+                "versions": versions,
+            }
+        )
+    except CheckpointError as fault:
+        raise CheckpointError(
+            f"expected what a run remembers of its data in {run_dir / DATA}, got a damaged file "
+            f"({reason_of(fault)}); delete its folder and run again"
+        ) from fault
+
+
+def _read_data(path: Path) -> Any:
+    """Content of the file, or ``None`` where there is none."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as fault:
+        raise CheckpointError(
+            f"expected what a run remembers of its data in {path}, got a damaged file "
+            f"({reason_of(fault)}); delete its folder and run again"
+        ) from fault
+
+
+def _data_by_name(run_dir: Path, config: Config, data_dir: Path | None) -> Description:
+    if config.dataset not in (*POCKET, *SOURCES):
+        raise CheckpointError(
+            f"expected {DATA} in {run_dir}, which says what its data look like, found none, and "
+            f"{config.dataset!r} is no data set known by name; run metamae pretrain --resume on "
+            "its data, which writes it"
+        )
+    return Description.of(
+        load_dataset(config.dataset, data_dir=data_dir, token_size=config.token_size)
+    )
+
+
+def load_method(
+    path: Path, inputs: Inputs | None = None, device: torch.device | str = "cpu"
+) -> Method[Any]:
+    """Rebuild a trained method from its run folder.
 
     Args:
         path: The checkpoint file.
-        inputs: Input specifications of the data set it was trained on.
+        inputs: Input specifications of the data set it is to read; those that it was trained on
+            where none are passed.
         device: Where to put it.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not fit the inputs.
     """
     checkpoint = Checkpoint.load(path, device)
-    task = stored_task(checkpoint.model) if checkpoint.config.method == "supervised" else None
-    method = build_method(checkpoint.config, inputs, task).to(device)
+    if inputs is None:
+        inputs = read_record(Path(path).parent, checkpoint).description.inputs
+    return rebuild(checkpoint.config, inputs, checkpoint.model, path).to(device)
+
+
+def rebuild(config: Config, inputs: Inputs, state: dict[str, Any], path: Path) -> Method[Any]:
+    """A method with trained weights, in eval mode, on the CPU.
+
+    Args:
+        config: Its configuration.
+        inputs: Specifications of the inputs.
+        state: Its weights.
+        path: Where they are from, for the error.
+
+    Raises:
+        CheckpointError: weights that do not fit.
+    """
     try:
-        method.load_state_dict(checkpoint.model)
-    except RuntimeError as fault:
+        task = stored_task(state) if config.method == "supervised" else None
+        method = build_method(config, inputs, task)
+        method.load_state_dict(state)
+    except (RuntimeError, KeyError, IndexError) as fault:
         reason = " ".join(str(fault).split())
         raise CheckpointError(
             f"expected weights for inputs {[spec.name for spec in inputs]} in {path}: {reason}"

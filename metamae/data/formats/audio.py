@@ -39,7 +39,7 @@ def read_clip(content: bytes, name: str, *, tail: bool = False) -> Clip:
         MissingLibraryError: the library is not installed.
     """
     soundfile = need_module("soundfile")
-    _refuse_cut_short(content, name)
+    refuse_cut_short(content, name)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             head = file.read(SAMPLES, dtype="float32", always_2d=True)[:, 0]
@@ -55,8 +55,8 @@ def read_clip(content: bytes, name: str, *, tail: bool = False) -> Clip:
     return Clip(rate, fit_length(head), last)
 
 
-def _refuse_cut_short(content: bytes, name: str) -> None:
-    """A WAV file says how long it is; libsndfile reads what is there and does not complain."""
+def refuse_cut_short(content: bytes, name: str) -> None:
+    """Raise ``DataError`` for a WAV file shorter than it says: readers do not complain."""
     declared = int.from_bytes(content[4:8], "little") + 8
     known = content[:4] == b"RIFF" and declared not in (8, 0xFFFFFFFF + 8)  # these mean "unknown"
     if known and len(content) < declared - 1:  # some writers count a padding byte they do not write

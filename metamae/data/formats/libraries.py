@@ -8,8 +8,8 @@ from types import ModuleType
 from metamae.errors import MissingLibraryError
 
 
-def need_module(name: str) -> ModuleType:
-    """Import an optional library of a reader.
+def need_module(name: str, extra: str = "data") -> ModuleType:
+    """Import an optional library of a reader, which the named extra of this package installs.
 
     Raises:
         MissingLibraryError: it is not installed; the message has the command.
@@ -19,5 +19,5 @@ def need_module(name: str) -> ModuleType:
     except ImportError as fault:
         raise MissingLibraryError(
             f"expected the library {name}, which this reader needs ({fault}); "
-            "run: pip install 'metamae[data]'"
+            f"run: pip install 'metamae[{extra}]'"
         ) from fault

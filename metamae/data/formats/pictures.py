@@ -68,13 +68,23 @@ def decode_centre(content: bytes, name: str) -> Array:
 
 
 def _decode(content: bytes, name: str) -> Image.Image:
+    return open_picture(content, name, load=True).convert("RGB")
+
+
+def open_picture(content: bytes, name: str, *, load: bool = False) -> Image.Image:
+    """Open any format that Pillow knows; with ``load`` its pixels are decoded too.
+
+    Raises:
+        DataError: no image, too many pixels, or one that is cut short.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow only warns of 90 to 179 million pixels; no published picture has as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(content))
-        with image:
-            return image.convert("RGB")
+            if load:
+                image.load()
+        return image
     # Every decoder of Pillow reports damage by exceptions of its own.
     except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError) as fault:
         reason = "it is no image" if isinstance(fault, UnidentifiedImageError) else str(fault)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metamae.inputs import Batch, Tokens
+from metamae.inputs import Batch, Tokens, scored
 from metamae.methods.baselines.corruption import Corrupter, Corruption, zeroed
 from metamae.methods.method import Method, PretextLoss
 from metamae.model.autoencoder import token_loss
@@ -62,7 +62,7 @@ class LinearMAE(Method[Corruption]):
         for number, (spec, index) in enumerate(zip(self.network.inputs, shares, strict=True)):
             prediction = self._predict(number, select(latent, index))
             target = select(targets[spec.name], index - offset)
-            losses.append(self._loss(prediction, target).mean())
+            losses.append(self._loss(scored(spec, prediction, target), target).mean())
             offset += spec.tokens
         return PretextLoss(torch.stack(losses).mean(), {})
 

@@ -17,10 +17,11 @@ from metamae.config.schema import METHODS
 from metamae.data.dataset import Dataset
 from metamae.data.pocket import POCKET
 from metamae.inputs import Tokens
+from metamae.methods.reconstruction import reconstruct
 from metamae.model.masking import Split
 from metamae.randomness import generator
 from metamae.report.curves import draw_curves
-from metamae.report.reconstructions import draw_reconstructions, reconstruct
+from metamae.report.reconstructions import draw_reconstructions
 from tests.tiny import SIZES
 
 TINY = [

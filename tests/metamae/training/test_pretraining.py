@@ -34,10 +34,13 @@ from metamae.evaluation.features import extract_features
 from metamae.progress import Reporter
 from metamae.randomness import generator
 from metamae.training.batches import batch_indices
+from metamae.training.callbacks import LOG
+from metamae.training.card import CARD
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import multiplies_bfloat16
+from metamae.training.model_folder import MODEL, WEIGHTS
 from metamae.training.pretraining import Pretrained, pretrain
-from metamae.training.run_folder import CHECKPOINT, CONFIG, HISTORY, load_method
+from metamae.training.run_folder import CHECKPOINT, CONFIG, DATA, HISTORY, load_method
 from tests import ROOT
 from tests.tiny import SIZES
 
@@ -284,7 +287,7 @@ def test_a_run_folder_tells_how_it_was_made(straight: dict[str, Path]) -> None:
     ):
         assert loss == pytest.approx(query + weight * contrast, rel=1e-5)
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == sorted(
-        [CHECKPOINT, CONFIG, HISTORY]
+        [CARD, CHECKPOINT, CONFIG, DATA, HISTORY, LOG, MODEL, WEIGHTS]
     )
 
 

@@ -1,0 +1,297 @@
+"""A table becomes inputs: numbers, categories, and sequences of letters.
+
+========== ======================== =======================================================
+input      kind                     a cell is
+========== ======================== =======================================================
+row        ``Tabular``              a standard number, or missing (NaN, with ``gaps``)
+categories ``Tokens``               a symbol of its column's own: missing, rare, or a level
+the column ``Tokens``               letters of a sequence, filled up at its end
+========== ======================== =======================================================
+
+The mask takes a share of every input, which needs two tokens or more: a single category becomes
+numbers, 1 where a level stands; a single number beside categories becomes one of ten ranges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from metamae.data.dataset import Array
+from metamae.data.own.columns import LEVELS, Column, read_column, read_times, to_numbers
+from metamae.data.own.facts import as_text
+from metamae.data.own.frames import Frame
+from metamae.data.own.numbers import apply_number, fit_number
+from metamae.data.own.parts import Part
+from metamae.data.own.sequences import apply_sequence, fit_sequence
+from metamae.errors import DataError
+from metamae.inputs import InputSpec, Tabular, Tokens
+
+MISSING, RARE = "(missing)", "(rare or unknown)"
+"""Symbols that every column of categories begins with."""
+RANGES = 10
+"""Ranges that a single number beside categories is cut into."""
+
+
+def fit_table(frame: Frame, training: Array) -> Part:
+    """Decide on every column by its training rows.
+
+    Args:
+        frame: The columns that are inputs.
+        training: Row numbers of the training rows.
+
+    Raises:
+        DataError: fewer than two columns to learn from, or cells of another kind than their column.
+    """
+    columns = [read_column(frame.data[name], name, frame.typed) for name in frame.data.columns]
+    dropped = [column for column in columns if column.kind == "dropped"]
+    numbers: list[dict[str, Any]] = []
+    for column in columns:
+        if column.numbers is not None and column.kind != "dropped":
+            fitted = fit_number(column.numbers[training])
+            if fitted is None:
+                dropped.append(Column(column.name, "dropped", why="constant in training rows"))
+            else:
+                numbers.append({"column": column.name, "form": column.kind} | fitted)
+    categories = [column for column in columns if column.kind == "category"]
+    sequences = [column for column in columns if column.kind == "sequence"]
+    levels = [_fit_levels(column, training) for column in categories]
+    if len(levels) == 1:
+        numbers += _indicators(levels.pop(), categories[0], training)
+    if len(numbers) == 1 and levels:
+        levels.append(_ranges(numbers.pop(), columns, training))
+    if len(numbers) == 1 and sequences:
+        dropped.append(Column(numbers.pop()["column"], "dropped", why="the only number"))
+    recipe: dict[str, Any] = {
+        "kind": "table",
+        "numbers": numbers,
+        "categories": levels,
+        "sequences": [
+            fit_sequence(column.name, column.texts or [], training) for column in sequences
+        ],
+        "dropped": [column.name for column in dropped],
+    }
+    if len(numbers) + len(levels) < 2 and not sequences:
+        why = ", ".join(f"{column.name!r} ({column.why})" for column in dropped[:6])
+        raise DataError(
+            f"expected two columns or more to learn from in {frame.name}, got "
+            f"{len(numbers) + len(levels)}" + (f"; left out: {why}" if why else "")
+        )
+    cells, _ = _apply(recipe, frame)
+    recipe["gaps"] = bool(numbers) and bool(np.isnan(cells["row"]).any())
+    return Part(recipe, _inputs(recipe), cells, tuple(_describe(recipe, cells, dropped)))
+
+
+def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> Part:
+    """Other rows of the same columns, in any order.
+
+    Args:
+        recipe: Of :func:`fit_table`.
+        frame: The rows.
+        beside: Columns that may be there besides: labels, ids and the like.
+
+    Raises:
+        DataError: missing or unexpected columns, or cells that do not fit them.
+    """
+    needed = _sources(recipe)
+    known = list(frame.data.columns)
+    missing = [name for name in needed if name not in known]
+    allowed = {*needed, *recipe["dropped"], *beside}
+    unexpected = [name for name in known if name not in allowed]
+    if missing or unexpected:
+        raise DataError(
+            f"expected the run's columns in {frame.name}, got "
+            + " and ".join(
+                f"{len(names)} {word}: {', '.join(map(repr, names[:8]))}"
+                for names, word in ((missing, "missing"), (unexpected, "unexpected"))
+                if names
+            )
+            + "; the run was trained on "
+            + ", ".join(needed[:12])
+            + (f" and {len(needed) - 12} more" if len(needed) > 12 else "")
+        )
+    cells, remarks = _apply(recipe, frame)
+    if recipe["numbers"] and not recipe["gaps"] and np.isnan(cells["row"]).any():
+        row, place = np.argwhere(np.isnan(cells["row"]))[0]
+        raise DataError(
+            f"expected a number in every row of column {recipe['numbers'][place]['column']!r}, got "
+            f"none in row {row}: the run was trained on data without missing numbers; fill the "
+            "cells, or train on data that have some"
+        )
+    return Part(recipe, _inputs(recipe), cells, tuple(remarks))
+
+
+def _sources(recipe: dict[str, Any]) -> list[str]:
+    """Columns of the file that the inputs are made from, each once."""
+    parts = ("numbers", "categories", "sequences")
+    return list(dict.fromkeys(entry["column"] for part in parts for entry in recipe[part]))
+
+
+def _inputs(recipe: dict[str, Any]) -> tuple[InputSpec, ...]:
+    inputs: list[InputSpec] = []
+    if recipe["numbers"]:
+        names = tuple(_name(entry) for entry in recipe["numbers"])
+        inputs.append(
+            Tabular(name="row", columns=len(names), column_names=names, gaps=recipe["gaps"])
+        )
+    if recipe["categories"]:
+        alphabet = tuple(
+            f"{entry['column']}={level}"
+            for entry in recipe["categories"]
+            for level in (MISSING, RARE, *entry["levels"])
+        )
+        length = len(recipe["categories"])
+        inputs.append(
+            Tokens(name="categories", length=length, vocabulary=len(alphabet), alphabet=alphabet)
+        )
+    for entry in recipe["sequences"]:
+        alphabet = tuple(entry["alphabet"])
+        inputs.append(
+            Tokens(
+                name=_input_name(entry["column"]),
+                length=entry["length"],
+                vocabulary=len(alphabet),
+                alphabet=alphabet,
+            )
+        )
+    return tuple(inputs)
+
+
+def _name(entry: dict[str, Any]) -> str:
+    column: str = entry["column"]
+    return f"{column}={entry['level']}" if entry["form"] == "level" else column
+
+
+def _input_name(column: str) -> str:
+    return f"{column} letters" if column in ("row", "categories") else column
+
+
+def _apply(recipe: dict[str, Any], frame: Frame) -> tuple[dict[str, Array], list[str]]:
+    cells: dict[str, Array] = {}
+    remarks: list[str] = []
+    if recipe["numbers"]:
+        columns = [apply_number(entry, _raw(entry, frame)) for entry in recipe["numbers"]]
+        cells["row"] = np.stack(columns, axis=1)
+    symbols, first = [], 0
+    for entry in recipe["categories"]:
+        column, unknown = _symbols(entry, frame)
+        symbols.append(first + column)
+        first += 2 + len(entry["levels"])
+        if unknown:
+            names = ", ".join(list(unknown)[:4])
+            remarks.append(
+                f"column {entry['column']!r}: {sum(unknown.values())} cells of rare or unknown "
+                f"levels ({names}) share one symbol"
+            )
+    if symbols:
+        cells["categories"] = np.stack(symbols, axis=1)
+    for entry in recipe["sequences"]:
+        texts = [as_text(value) for value in frame.data[entry["column"]].tolist()]
+        cells[_input_name(entry["column"])] = apply_sequence(entry, texts)
+    return cells, remarks
+
+
+def _raw(entry: dict[str, Any], frame: Frame) -> Array:
+    """float64 numbers of a column: its own, its dates', or 1 where it has a level."""
+    name = entry["column"]
+    if entry["form"] != "level":
+        return _numbers(entry, frame)
+    texts = np.asarray([as_text(value) for value in frame.data[name].tolist()], object)
+    return np.where(texts == "", np.nan, (texts == entry["level"]).astype(np.float64))
+
+
+def _numbers(entry: dict[str, Any], frame: Frame) -> Array:
+    series, name = frame.data[entry["column"]], entry["column"]
+    if series.dtype.kind in "fiub" and not hasattr(series.dtype, "na_value"):
+        return to_numbers(series.to_numpy(), name, date=False)
+    column = series.tolist()
+    if series.dtype.kind in "mM":  # columns of times have a type of their own
+        return read_times(series)
+    return to_numbers(column, name, date=entry["form"] == "date")
+
+
+def _symbols(entry: dict[str, Any], frame: Frame) -> tuple[Array, Counter[str]]:
+    """Symbols of a column of categories, counted from 0, and texts that are no level."""
+    if "edges" in entry:
+        numbers = _numbers(entry, frame)
+        places = 2 + np.searchsorted(entry["edges"], numbers, side="right")
+        return np.where(np.isnan(numbers), 0, places).astype(np.int64), Counter()
+    texts = [as_text(value) for value in frame.data[entry["column"]].tolist()]
+    place = {level: number for number, level in enumerate(entry["levels"], start=2)} | {"": 0}
+    symbols = np.asarray([place.get(text, 1) for text in texts], np.int64)
+    return symbols, Counter(text for text in texts if text not in place)
+
+
+def _fit_levels(column: Column, training: Array) -> dict[str, Any]:
+    """Levels that occur twice or more among the training rows, the most frequent first."""
+    texts = column.texts or []
+    counts = Counter(texts[row] for row in training)
+    counts.pop("", None)
+    frequent = sorted(counts, key=lambda level: (-counts[level], level))[:LEVELS]
+    levels = [level for level in frequent if counts[level] > 1] or frequent
+    return {"column": column.name, "form": "category", "levels": levels}
+
+
+def _indicators(entry: dict[str, Any], column: Column, training: Array) -> list[dict[str, Any]]:
+    """A single category as numbers, 1 where a level stands; of two levels one is enough."""
+    levels = entry["levels"]
+    if len(levels) == 2 and set(column.texts or ()) <= {*levels, ""}:
+        levels = levels[:1]
+    texts = np.asarray(column.texts, object)[training]
+    numbers = []
+    for level in levels:
+        fitted = fit_number(np.where(texts == "", np.nan, (texts == level).astype(np.float64)))
+        if fitted is not None:
+            numbers.append(
+                {"column": column.name, "form": "level", "level": level} | fitted | {"bent": False}
+            )
+    return numbers
+
+
+def _ranges(entry: dict[str, Any], columns: Sequence[Column], training: Array) -> dict[str, Any]:
+    """A single number as one of ten ranges of as many training rows each."""
+    numbers = next(c.numbers for c in columns if c.name == entry["column"])
+    assert numbers is not None
+    there = numbers[training][~np.isnan(numbers[training])]
+    edges = np.unique(np.quantile(there, np.linspace(0, 1, RANGES + 1)[1:-1])).tolist()
+    bounds = ["", *(f"{edge:g}" for edge in edges), ""]
+    levels = [f"{low} to {high}".strip() for low, high in pairwise(bounds)]
+    return {"column": entry["column"], "form": entry["form"], "levels": levels, "edges": edges}
+
+
+def _describe(
+    recipe: dict[str, Any], cells: dict[str, Array], dropped: Sequence[Column]
+) -> list[str]:
+    lines = []
+    counts = {
+        "numbers": len({e["column"] for e in recipe["numbers"] if e["form"] == "number"}),
+        "dates, as numbers": len({e["column"] for e in recipe["numbers"] if e["form"] == "date"}),
+        "category, a number for every level": int(
+            any(e["form"] == "level" for e in recipe["numbers"])
+        ),
+        "categories": len(recipe["categories"]),
+        "sequences of letters": len(recipe["sequences"]),
+    }
+    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    missing = int(np.isnan(cells["row"]).sum()) if recipe["numbers"] else 0
+    first = 0
+    for place, entry in enumerate(recipe["categories"]):
+        missing += int((cells["categories"][:, place] == first).sum())
+        first += 2 + len(entry["levels"])
+    rows = len(next(iter(cells.values())))
+    lines.append(
+        f"a table of {rows} rows: columns of {', '.join(parts)}; {missing or 'no'} cells missing"
+        + (" (part of the input; no value is filled in)" if missing else "")
+    )
+    if dropped:
+        listed = ", ".join(f"{column.name!r} ({column.why})" for column in dropped[:8])
+        more = f" and {len(dropped) - 8} more" if len(dropped) > 8 else ""
+        lines.append(f"columns left out: {listed}{more}")
+    bent = [entry["column"] for entry in recipe["numbers"] if entry["bent"]]
+    if bent:
+        lines.append(f"columns with heavy tails, on a logarithmic scale: {', '.join(bent[:8])}")
+    return lines

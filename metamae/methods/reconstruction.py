@@ -1,0 +1,43 @@
+"""Predictions of masked tokens, put beside the visible ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from metamae.inputs import Tokens
+from metamae.methods.mae import MAE
+from metamae.model.masking import Split
+
+
+def reconstruct(
+    method: MAE, latent: Tensor, targets: Mapping[str, Tensor], split: Split
+) -> dict[str, Tensor]:
+    """All tokens of every input, predicted where masked and copied where visible, on the CPU."""
+    network = method.network
+    counts = network.masking.query_counts
+    predictions = network.predict(latent, split)
+    result, offset = {}, 0
+    for spec, index in zip(network.inputs, split.query_idx.split(counts, 1), strict=True):
+        _, query = predictions[spec.name]
+        tokens = targets[spec.name].clone()
+        if isinstance(spec, Tokens):
+            tokens.scatter_(1, index - offset, query.argmax(-1))
+        else:
+            places = (index - offset).unsqueeze(-1).expand_as(query)
+            tokens.scatter_(1, places, query.to(tokens.dtype))
+        result[spec.name] = tokens.cpu()
+        offset += spec.tokens
+    return result
+
+
+def masked_tokens(method: MAE, split: Split) -> dict[str, Tensor]:
+    """Per input a boolean ``(B, L_i)``: which tokens are masked."""
+    specs = method.network.inputs
+    masked = torch.zeros(len(split.query_idx), sum(s.tokens for s in specs), dtype=torch.bool)
+    masked.scatter_(1, split.query_idx.cpu(), True)
+    return dict(
+        zip([s.name for s in specs], masked.split([s.tokens for s in specs], 1), strict=True)
+    )
