@@ -1,10 +1,11 @@
-"""The ``metamae`` command: pretrain, probe, sweep, report, data."""
+"""The ``metamae`` command: pretrain, probe, compare, sweep, report, data."""
 
 from __future__ import annotations
 
 import argparse
 
 from metamae.cli import data as data_commands
+from metamae.cli.compare import add_compare
 from metamae.cli.options import OneLineParser
 from metamae.cli.pretrain import add_pretrain
 from metamae.cli.probe import add_probe
@@ -24,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_pretrain(commands)
     add_probe(commands)
+    add_compare(commands)
     add_sweep(commands)
     add_report(commands)
     data_commands.add_parser(commands).set_defaults(

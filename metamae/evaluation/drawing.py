@@ -153,6 +153,10 @@ class Drawing:
             return len(rows)
         return int(np.bincount(self.labels[rows], minlength=self.classes).min())
 
+    def counts(self) -> list[int]:
+        """Training rows of every class."""
+        return [int(n) for n in np.bincount(self.labels, minlength=self.classes)]
+
     def all_labels(self) -> float:
         """What :data:`ALL` is in labels a class (their mean), or in all."""
         return min(len(self.labels), MOST_LABELS) / self.classes

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from metamae.data.dataset import Array, Dataset, Partition
 from metamae.errors import DataError
 from metamae.evaluation.features import Features
-from metamae.inputs import InputSpec, Tokens
+from metamae.inputs import InputSpec, Tabular, Tokens
 
 MOST_VALUES = 50_000
 """Values of one example beyond which linear models on raw inputs are out of reach."""
@@ -22,7 +22,8 @@ def raw_inputs(data: Partition) -> Array:
     """Every example as one vector, float32 ``(N, D)``.
 
     Real values are scaled as the encoders see them; a symbol becomes as many zeros and a one as
-    there are symbols. Several inputs lie side by side.
+    there are symbols. Where cells may be missing, a cell is its value and whether it is there; what
+    is not there is zero, the mean. Several inputs lie side by side.
 
     Args:
         data: The examples.
@@ -63,6 +64,8 @@ def _flatten(data: Partition, rows: slice) -> Tensor:
 def _vector(spec: InputSpec, x: Tensor) -> Tensor:
     if isinstance(spec, Tokens):
         x = F.one_hot(spec.patchify(x), spec.vocabulary)  # (B, L) -> (B, L, vocabulary)
+    elif isinstance(spec, Tabular) and spec.gaps:
+        x = spec.patchify(x)  # (B, columns) -> (B, columns, 2)
     return x.float().flatten(1)
 
 
