@@ -50,4 +50,5 @@ def count_words(sequences: Array, symbols: Array, length: int) -> Array:
     shares = np.zeros((len(sequences), len(symbols) ** length), np.float32)
     rows, _ = np.nonzero(counted)
     np.add.at(shares, (rows, words[counted]), 1)
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1)
+    shares /= np.maximum(shares.sum(1, keepdims=True), 1)
+    return shares

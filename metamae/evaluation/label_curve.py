@@ -118,7 +118,7 @@ def measure(
         [(1, 3), (5, 3)]
     """
     task, drawing = dataset.need_task(), curve.drawing
-    truth = {part: dataset.need(part).labels for part in ("train", "test")}  # type: ignore[arg-type]
+    truth = {part: dataset.need(part).labels for part in ("train", "test")}
     for number in numbers:
         values = []
         for index in range(min(drawing.count(number, stage), most_draws(curve))):

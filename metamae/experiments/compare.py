@@ -100,11 +100,11 @@ class Compare:
             drawing, names = drawing_of(dataset, self.draws), self._names(dataset)
             numbers = drawing.numbers
             plan = self._plan(dataset, names, reporter)
-            pieces = self._measure(plan, "validation", reporter)
+            pieces = self._measure(plan, "validation", numbers, reporter)
             curves = self._curves(dataset, drawing, plan, pieces)
             few, every = decide(curves, curves.few), decide(curves, ALL)
             write_json(self.out / DECISION, [_plain(decision) for decision in (few, every)])
-            pieces += self._measure(plan, "test", reporter)
+            pieces += self._measure(plan, "test", numbers, reporter)
             curves = replace(curves, values=gather(pieces, numbers))
             comparison = Comparison(
                 name=dataset.name,
@@ -189,13 +189,17 @@ class Compare:
                 )
         return pieces
 
-    def _measure(self, plan: Plan, stage: Stage, reporter: Reporter) -> list[Piece]:
+    def _measure(
+        self, plan: Plan, stage: Stage, numbers: Sequence[int], reporter: Reporter
+    ) -> list[Piece]:
+        """All pieces of a stage, after what is missing of them was measured."""
         pieces = self._pieces(plan, stage)
-        costly = {name: number for number, name in enumerate(COSTLY)}
-        jobs = sorted(pieces, key=lambda piece: costly.get(piece.candidate, len(costly)))
-        workers = min(choose_workers(self.workers, self.device), len(jobs))
+        jobs = [piece for piece in pieces if not piece.read().keys() >= set(numbers)]
+        jobs.sort(key=lambda job: (*COSTLY, job.candidate).index(job.candidate))
+        workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
         title = f"compare: {'validation cuts' if stage == 'validation' else 'test rows'}"
-        with reporter.stage(title, total=len(jobs), unit="pieces") as bar:
+        done, total = len(pieces) - len(jobs), len(pieces)
+        with reporter.stage(title, total=total, done=done, unit="pieces") as bar:
             if workers > 1:
                 for _, outcome in run_side_by_side(jobs, workers, self.threads, bar):
                     if isinstance(outcome, Exception):
@@ -224,10 +228,7 @@ class Compare:
 
     def _facts(self, dataset: Dataset, plan: Plan) -> dict[str, str]:
         trained = {m: c.training for m, c in plan.configs.items() if m != "random"}
-        rows = [
-            f"{part} {len(dataset.need(part))}"  # type: ignore[arg-type]
-            for part in ("pretrain", "train", "test")
-        ]
+        rows = [f"{part} {len(dataset.need(part))}" for part in ("pretrain", "train", "test")]
         return {
             "data": f"{dataset.name}, fingerprint {plan.data}",
             "rows": ", ".join(rows),

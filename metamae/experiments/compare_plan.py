@@ -89,7 +89,9 @@ def read_plan(path: Path, asked: dict[str, Any]) -> Plan | None:
         configs = {str(m): Config.from_dict(values) for m, values in kept["configs"].items()}
         if format_ != FORMAT or settings.keys() != asked.keys():
             raise ValueError(f"format {shown(format_)}")
-        known = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+        known: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
+        }
         plan = Plan(configs=configs, **known)
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise DataError(

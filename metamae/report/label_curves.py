@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,23 +89,24 @@ def interval(values: Array, seed: int = 0) -> Interval:
         >>> interval(np.array([[0.5, 0.5, 0.5]]))
         Interval(value=0.5, low=0.5, high=0.5)
     """
-    means = [float(sample.mean()) for sample in _resampled(values, seed, "interval")]
-    return _interval(float(values.mean()), means)
+    return _interval(float(values.mean()), _resampled(values, seed, "interval"))
 
 
-def _resampled(values: Array, seed: int, stream: str) -> Iterator[Array]:
+def _resampled(values: Array, seed: int, stream: str) -> Array:
+    """Means of samples of seeds and draws, ``(resamples,)``."""
     random = np.random.default_rng(fold(seed, stream))
     seeds, draws = values.shape
-    for _ in range(RESAMPLES):
-        rows = random.integers(seeds, size=seeds)
-        yield values[rows][:, random.integers(draws, size=draws)]
+    rows = random.integers(seeds, size=(RESAMPLES, seeds))
+    columns = random.integers(draws, size=(RESAMPLES, draws))
+    means: Array = values[rows[:, :, None], columns[:, None, :]].mean((1, 2))
+    return means
 
 
-def _interval(value: float, samples: list[float]) -> Interval:
+def _interval(value: float, samples: Sequence[float] | Array) -> Interval:
     """Percentiles of samples, infinite ones among them."""
     ordered = sorted(samples)
     tail = (1 - LEVEL) / 2
-    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (tail, 1 - tail))
+    low, high = (float(ordered[round(p * (len(ordered) - 1))]) for p in (tail, 1 - tail))
     return Interval(value, low, high)
 
 
@@ -156,15 +157,14 @@ def equal_labels(curves: Curves, name: str, other: str, number: int, seed: int =
     target, by_number = curves.values["test", name][number], curves.values["test", other]
     places = np.log([curves.place(n) for n in curves.numbers])
 
-    def needed(goal: float, means: list[float]) -> float:
+    def needed(goal: float, means: Array) -> float:
         return math.exp(_crossing(places, np.maximum.accumulate(means), goal))
 
-    value = needed(float(target.mean()), [float(by_number[n].mean()) for n in curves.numbers])
-    streams = [_resampled(by_number[n], seed, f"curve {n}") for n in curves.numbers]
+    value = needed(float(target.mean()), np.array([by_number[n].mean() for n in curves.numbers]))
+    means = [_resampled(by_number[n], seed, f"curve {n}") for n in curves.numbers]
     goals = _resampled(target, seed, "target")
     samples = [
-        needed(float(goal.mean()), [float(sample.mean()) for sample in row])
-        for goal, *row in zip(goals, *streams, strict=True)
+        needed(float(goal), row) for goal, row in zip(goals, np.stack(means, 1), strict=True)
     ]
     return _interval(value, samples)
 
