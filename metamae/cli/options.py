@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,26 @@ _DATA_OPTIONS = {
 }
 
 
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--minutes``, the budget of the preset ``auto``."""
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="time budget of the preset auto (default: 5)"
+    )
+
+
+def repeat_options(options: argparse.Namespace) -> str:
+    """What the next command on the same own data needs: its path, and what was said of it."""
+    names = {"label": "--label", "id": "--id", "group": "--group", "split": "--split"}
+    said = [
+        f" {text} {shlex.quote(getattr(options, key))}"
+        for key, text in names.items()
+        if getattr(options, key)
+    ]
+    dropped = [f" --drop {shlex.quote(names)}" for names in options.drop or ()]
+    bad = [" --skip-bad"] if options.skip_bad else []
+    return "".join([f" --on {shlex.quote(options.dataset)}", *said, *dropped, *bad])
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add what is said of own data by path: ``--label``, ``--id``, ``--as`` and so on."""
     group = parser.add_argument_group("your own data, by path")
@@ -99,8 +120,9 @@ def open_named(
     name = options.dataset if name is None else name
     if is_path(name):
         opened = open_path(options, name, like=like)
-        for line in opened.remarks if say is not None else ():
-            say(line)
+        if say is not None:
+            for line in opened.remarks:
+                say(line)
         return opened.dataset
     named = [f"--{key.replace('_', '-')}" for key in _given(options)]
     if named:

@@ -6,20 +6,29 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from metamae.cli.options import add_overrides, add_places
+from metamae.cli.options import (
+    add_data_options,
+    add_minutes,
+    add_overrides,
+    add_places,
+    open_named,
+    repeat_options,
+)
 from metamae.cli.terminal import NOTHING_HINT, make_console
-from metamae.config.schema import METHODS, PRESETS
-from metamae.data import load_dataset
+from metamae.config.schema import METHODS, PRESETS, Config, check_method
+from metamae.data import Dataset
+from metamae.data.own import is_path
 from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError
 from metamae.experiments.plan import resolve
 from metamae.locks import locked
 from metamae.progress import Reporter
 from metamae.stopping import Stopped, signal_of
+from metamae.training.auto import auto_config
 from metamae.training.devices import choose_device
 from metamae.training.pretraining import pretrain
 from metamae.training.provenance import device_name
-from metamae.training.run_folder import CHECKPOINT
+from metamae.training.run_folder import CHECKPOINT, read_config
 
 
 def add_pretrain(commands: Any) -> None:
@@ -27,39 +36,50 @@ def add_pretrain(commands: Any) -> None:
     parser = commands.add_parser(
         "pretrain",
         help="pretrain one method on one data set",
-        description="Pretrain one method on one data set; leaves configuration, checkpoint and "
-        "history in the output folder.",
-        epilog=f"embedded data sets: {', '.join(POCKET)}",
+        description="Pretrain one method on a data set, or on your own data by path; leaves a "
+        "complete run in the output folder.",
+        epilog=f"embedded data sets: {', '.join(POCKET)}; your own data: .csv, .tsv, .parquet, "
+        ".npy, .npz, or a folder of pictures or sounds",
     )
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="data set name")
+    add("dataset", metavar="DATA", help="data set name, or a path to your own data")
     add("--method", default="metamae", metavar="M", help=f"of: {', '.join(METHODS)}")
     add("--seed", type=int, default=0, help="seed of weights, order, masks and dropout")
-    add("--preset", choices=PRESETS, default="pocket", help="model sizes and settings")
+    add(
+        "--preset",
+        choices=(*PRESETS, "auto"),
+        help="model sizes and settings (default: pocket; auto for a path)",
+    )
+    add_minutes(parser)
     add_overrides(parser)
     add("--out", type=Path, help="run folder (default: runs/DATASET/METHOD/seed-SEED)")
     add("--resume", action="store_true", help="continue from the checkpoint in the run folder")
     add_places(parser)
+    add_data_options(parser)
     parser.set_defaults(run=run_pretrain)
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
     """Run ``metamae pretrain``."""
-    dataset = load_dataset(options.dataset, data_dir=options.data_dir)
-    config = resolve(options.dataset, options.preset, options.method, options.seed, options.set)
-    if config.token_size:
-        dataset = load_dataset(
-            options.dataset, data_dir=options.data_dir, token_size=config.token_size
-        )
-    folder = options.out or Path("runs") / config.dataset / config.method / f"seed-{config.seed}"
     device = choose_device(options.device)
     reporter = Reporter(make_console())
+    dataset = open_named(options, say=reporter.say)
+    name = dataset.name
+    folder = options.out or Path("runs") / name / options.method / f"seed-{options.seed}"
     with locked(folder):
         if (folder / CHECKPOINT).exists() and not options.resume:
             raise ConfigError(
                 f"expected an empty run folder, {folder} holds a checkpoint; add --resume to "
                 "continue it, or choose another --out"
             )
+        config = choose_config(options, dataset, folder, device, reporter)
+        if config.token_size and dataset.recipe:
+            raise ConfigError(
+                f"expected --token-size for own data, got token_size={list(config.token_size)} by "
+                "--set"
+            )
+        if config.token_size:
+            dataset = open_named(options, token_size=config.token_size)
         reporter.say(f"{folder} on {device_name(device)}")
         try:
             done = pretrain(
@@ -69,5 +89,42 @@ def run_pretrain(options: argparse.Namespace) -> int:
             if (folder / CHECKPOINT).exists():
                 raise
             raise Stopped(signal_of(stop), hint=NOTHING_HINT) from None
-    reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: metamae probe {folder}")
+    again = repeat_options(options) if is_path(options.dataset) else ""
+    then = f"metamae probe {folder}{again}" if dataset.task else f"metamae embed {folder}{again}"
+    reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: {then}")
     return 0
+
+
+def choose_config(
+    options: argparse.Namespace, dataset: Dataset, folder: Path, device: Any, reporter: Reporter
+) -> Config:
+    """The configuration that preset, options and, where it is resumed, the run itself make."""
+    preset = options.preset or ("auto" if dataset.recipe else "pocket")
+    if preset != "auto":
+        if options.minutes is not None:
+            raise ConfigError(f"expected --minutes with --preset auto, got the preset {preset}")
+        if dataset.recipe:
+            raise ConfigError(
+                f"expected --preset auto, which fits own data, got {preset}: it is for data sets "
+                "by name"
+            )
+        return resolve(options.dataset, preset, options.method, options.seed, options.set)
+    check_method(options.method)
+    steps = None
+    if options.resume and (folder / CHECKPOINT).exists() and options.minutes is None:
+        steps = read_config(folder).training.steps  # as it was timed at first
+    config = auto_config(
+        dataset,
+        method=options.method,
+        seed=options.seed,
+        minutes=options.minutes,
+        steps=steps,
+        overrides=options.set,
+        device=device,
+    )
+    encoder, training = config.encoder, config.training
+    reporter.say(
+        f"preset auto: {training.steps} steps of {training.batch_size} rows, encoder of width "
+        f"{encoder.width} and depth {encoder.depth} (--minutes, or --set training.steps=N)"
+    )
+    return config

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from metamae.cli.options import add_places
+from metamae.cli.options import add_data_options, add_places, open_named
 from metamae.cli.terminal import make_console
 from metamae.config.presets import override
-from metamae.data import load_dataset
+from metamae.data import POCKET, SOURCES, Dataset
+from metamae.data.description import Description
 from metamae.data.fingerprint import fingerprint
-from metamae.errors import ConfigError
+from metamae.data.own import is_path
+from metamae.errors import ConfigError, DataError
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.evaluate_run import probe_row
@@ -23,7 +25,7 @@ from metamae.report.rows import DEFAULT, Result, read_results, write_results
 from metamae.report.wording import describe_place, mean_and_spread, with_spread
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import choose_device
-from metamae.training.run_folder import CHECKPOINT
+from metamae.training.run_folder import CHECKPOINT, read_record
 
 PROBES = "probes.json"
 
@@ -39,7 +41,11 @@ def add_probe(commands: Any) -> None:
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="folder of metamae pretrain, or of a sweep")
-    add("--on", metavar="DATASET", help="data set to probe on (default: the pretraining one)")
+    add(
+        "--on",
+        metavar="DATA",
+        help="data set, or path to your own data, to probe on (default: the pretraining set)",
+    )
     add(
         "--protocol",
         nargs="+",
@@ -56,6 +62,7 @@ def add_probe(commands: Any) -> None:
         help="override a setting of the published probe, e.g. --set probe.epochs=50 (repeatable)",
     )
     add_places(parser)
+    add_data_options(parser)
     parser.set_defaults(
         run=run_probe, interrupted="stopped; rows of protocols that were finished are kept"
     )
@@ -76,16 +83,10 @@ def run_probe(options: argparse.Namespace) -> int:
     trained = Checkpoint.load(options.run_dir / CHECKPOINT)
     config = trained.config
     changed = override(config, options.set)
-    name = options.on or config.dataset
-    dataset = load_dataset(name, data_dir=options.data_dir, token_size=config.token_size)
-    dataset.need_task()
-    if name != config.dataset:
-        source = load_dataset(
-            config.dataset, data_dir=options.data_dir, token_size=config.token_size
-        )
-        check_transfer(source.inputs, dataset.inputs, names=(source.name, name))
     device = choose_device(options.device)
     reporter = Reporter(make_console())
+    dataset = open_probed(options, trained, reporter)
+    name = dataset.name
     with locked(options.run_dir):
         trained = Checkpoint.load(options.run_dir / CHECKPOINT)  # as it is now, and stays
         features = run_features(options.run_dir, dataset, device=device)
@@ -114,6 +115,58 @@ def run_probe(options: argparse.Namespace) -> int:
             _add(options.run_dir / PROBES, new_rows)
             reporter.say(describe(new_rows))
     return 0
+
+
+def open_probed(options: argparse.Namespace, trained: Checkpoint, reporter: Reporter) -> Dataset:
+    """The data set to probe on, with inputs that the run reads.
+
+    Own data become inputs as the run's own did, with its scaling and levels.
+
+    Raises:
+        ConfigError: a run on own data, whose path was not given.
+        DataError: other columns or shapes, or no label.
+        InputError: a data set by name whose tokens are others.
+    """
+    config = trained.config
+    own = config.dataset not in (*POCKET, *SOURCES)
+    if options.on is None and own:
+        raise ConfigError(
+            f"expected the path of the data to probe on, for {options.run_dir} was trained on own "
+            "data; add --on DATA, and --label NAME"
+        )
+    name = options.on or config.dataset
+    kept = read_record(options.run_dir, trained, data_dir=options.data_dir).description
+    if not is_path(name):
+        dataset = open_named(options, name=name, token_size=config.token_size)
+        dataset.need_task()
+        if name != config.dataset:
+            check_transfer(kept.inputs, dataset.inputs, names=(config.dataset, name))
+        return dataset
+    if not kept.recipe:
+        dataset = open_named(options, name=name, say=reporter.say)
+        check_transfer(kept.inputs, dataset.inputs, names=(config.dataset, name))
+    else:
+        dataset = open_named(options, name=name, like=kept, say=reporter.say)
+        _warn_of_seen_rows(options, dataset, kept, reporter)
+    if dataset.task is None:
+        raise DataError(f"expected a label to probe {name} for, got none; add --label NAME")
+    return dataset
+
+
+def _warn_of_seen_rows(
+    options: argparse.Namespace, dataset: Dataset, kept: Description, reporter: Reporter
+) -> None:
+    """Say so where test rows may be among those that the run was trained on."""
+    split = kept.recipe.get("split", {})
+    same = all(
+        (getattr(options, key) or "") == split.get(key, "") for key in ("label", "group", "split")
+    ) and options.test_share in (None, split.get("test_share"))
+    if dataset.name == kept.name and not (split.get("held_out") and same):
+        reporter.say(
+            "warning: the run was trained without this label, group and split: test rows may be "
+            "among those it saw, unlabelled; give metamae pretrain the same --label to keep them "
+            "out"
+        )
 
 
 def _add(path: Path, new_rows: list[Result]) -> None:

@@ -73,8 +73,8 @@ def _size(tokens: int) -> tuple[int, int]:
 
 
 def _batch(rows: int) -> int:
-    """A power of two: 128 where there are 1,000 rows, less where there are fewer."""
+    """A power of two: 128 where there are 512 rows, less where there are fewer."""
     batch = 128
-    while batch > LEAST_BATCH and 8 * batch > rows:
+    while batch > LEAST_BATCH and 4 * batch > rows:
         batch //= 2
     return batch

@@ -108,7 +108,7 @@ def _with(
 def _in_steps(count: float) -> int:
     """Two digits of it: what is timed is not known better."""
     whole = int(max(LEAST, min(MOST, count)))
-    unit = 10 ** max(0, len(str(whole)) - 2)
+    unit: int = 10 ** max(0, len(str(whole)) - 2)
     return whole // unit * unit
 
 

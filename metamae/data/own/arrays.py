@@ -81,6 +81,16 @@ class Arrays:
             raise DataError(f"expected an array to learn from in {self.name}, all are set aside")
         return Arrays(kept, self.name)
 
+    def refuse_vectors(self) -> None:
+        """Raise ``DataError`` for an array of one value a row: it is no input."""
+        vectors = [name for name, array in self.data.items() if array.ndim == 1]
+        if vectors:
+            raise DataError(
+                f"expected two axes or more in every input of {self.name}, got one in "
+                f"{', '.join(map(repr, vectors))}; name it as label, ids, group or split, or drop "
+                "it"
+            )
+
 
 def read_arrays(path: Path) -> Arrays:
     """Read a file; a single array stays on disk until its rows are asked for.

@@ -20,7 +20,7 @@ LEVELS = 100
 """Most levels of a category; the others are rare."""
 
 _DATE = re.compile(r"\d{4}-\d{2}(-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?)?")
-_SEQUENCE = re.compile(r"[A-Z*-]{8,}")
+_SEQUENCE = re.compile(r"[A-Z*-]{8,}|[acgtun-]{8,}")
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def read_frame(path: Path) -> Frame:
         raise DataError(
             f"expected a table that can be read in {path.name}, got a damaged one: "
             f"{reason_of(fault)}"
+            + ("; save it as UTF-8" if isinstance(fault, UnicodeDecodeError) else "")
         ) from fault
     if not len(data):
         raise DataError(f"expected rows below the header of {path.name}, got none")

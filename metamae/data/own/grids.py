@@ -3,66 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from metamae.data.dataset import Affine, Array, Rows
+from metamae.data.dataset import Affine, Array
 from metamae.data.own.guessing import channels_last, choose_length, choose_patch, guess_kind
+from metamae.data.own.laid import Laid, moments
 from metamae.data.own.numbers import apply_number, fit_number
 from metamae.data.own.parts import Part
 from metamae.errors import ConfigError, DataError
 from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 
-BLOCK = 1 << 24
-"""Bytes of an array that are looked at together."""
 FAR = 1000.0
 """Deviations between zero and the mean from which float32 would lose digits that matter."""
 
 
-@dataclass(frozen=True)
-class Laid:
-    """Rows of an array, laid out as an input has them: channels first, cut to whole tokens.
-
-    Attributes:
-        array: The array, perhaps on disk.
-        recipe: Of :func:`fit_grid`.
-    """
-
-    array: Rows
-    recipe: dict[str, Any]
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.array)
-
-    def __getitem__(self, rows: Any) -> Array:
-        """Rows, converted when asked for."""
-        x = np.asarray(self.array[rows])
-        recipe = self.recipe
-        sides = 1 if recipe["kind"] == "signal" else 2
-        if recipe["layout"] == "flat":
-            x = np.expand_dims(x, -1 - sides)
-        elif recipe["layout"] == "channels_last":
-            x = np.moveaxis(x, -1, -1 - sides)
-        for axis, (first, size) in enumerate(recipe["kept"], start=-sides):
-            x = np.take(x, range(first, first + size), axis=axis) if first else _head(x, axis, size)
-        if "offset" in recipe:
-            offset = np.asarray(recipe["offset"]).reshape(-1, *[1] * sides)
-            x = (x.astype(np.float64) - offset) / recipe["unit"]
-        laid: Array = np.ascontiguousarray(x)
-        return laid
-
-
-def _head(x: Array, axis: int, size: int) -> Array:
-    return x[..., :size] if axis == -1 else x[..., :size, :]
-
-
 def fit_array(
-    array: Array, name: str, *, kind: str, token_size: Sequence[int], training: Array
+    array: Array,
+    name: str,
+    *,
+    kind: str,
+    token_size: Sequence[int],
+    training: Array,
+    told: bool = True,
 ) -> Part:
-    """Decide what an array is, and fit it on its training rows.
+    """Decide what an array is, and fit it on its training rows; say so where ``told``.
 
     Raises:
         DataError: values that are not finite, or too few for tokens.
@@ -85,9 +52,8 @@ def fit_array(
     else:
         raise ConfigError(f"expected a folder of sounds for kind {kind!r}, got an array")
     first, *rest = part.remarks
-    return Part(
-        part.recipe, part.inputs, part.arrays, (f"{name}: {why}; {first}", *rest), part.scaling
-    )
+    first = f"{name}: {why}; {first}" if told else f"{name}: {first}"
+    return replace(part, remarks=(first, *rest))
 
 
 _A = {
@@ -125,7 +91,7 @@ def apply_array(recipe: dict[str, Any], array: Array, name: str, spec: InputSpec
     if recipe["kind"] == "tokens":
         _check_symbols(array, name, recipe["vocabulary"])
         return Part(recipe, (spec,), {name: array})
-    _moments(array, name)
+    moments(array, name)
     return Part(recipe, (spec,), {name: Laid(array, recipe)})
 
 
@@ -191,7 +157,7 @@ def _fit_grid(
     array: Array, name: str, kind: str, token_size: Sequence[int], training: Array
 ) -> Part:
     recipe, spec = _lay_out(array, name, kind, token_size)
-    mean, deviation = _moments(Laid(array, recipe), name, training)
+    mean, deviation = moments(Laid(array, recipe), name, training)
     constant = np.flatnonzero(deviation == 0)
     deviation = np.where(deviation == 0, 1.0, deviation)
     # Beyond these float32 overflows, or loses the digits in which examples differ.
@@ -241,44 +207,10 @@ def _lay_out(
     return recipe, Image(name=name, channels=channels, height=kept[0], width=kept[1], patch=patch)
 
 
-def _moments(rows: Rows, name: str, training: Array | None = None) -> tuple[Array, Array]:
-    """Mean and deviation of every channel over training rows, float64; all rows are looked at.
-
-    Raises:
-        DataError: values that are not finite.
-    """
-    count, size = len(rows), max(1, np.asarray(rows[0:1]).nbytes)
-    step = max(1, BLOCK // size)
-    chosen = np.ones(count, bool) if training is None else np.isin(np.arange(count), training)
-    total, mean, squares = 0, np.zeros(()), np.zeros(())
-    for start in range(0, count, step):
-        block = np.asarray(rows[start : start + step]).astype(np.float64)
-        bad = ~np.isfinite(block).reshape(len(block), -1).all(1)
-        if bad.any():
-            raise DataError(
-                f"expected finite values in {name}, got others in row "
-                f"{start + int(np.flatnonzero(bad)[0])} ({bad.sum()} such rows in "
-                f"{start} to {start + len(block) - 1}); mend or drop them"
-            )
-        block = block[chosen[start : start + step]]
-        if not len(block) or block.ndim < 3:
-            continue
-        # Chan's rule for joining means and sums of squares.
-        axes = (0, *range(2, block.ndim))
-        ours, number = block.mean(axes), block.size // block.shape[1]
-        moved = ours - mean
-        centred = block - ours.reshape(-1, *[1] * (block.ndim - 2))
-        squares = (
-            squares + np.square(centred).sum(axes) + moved**2 * total * number / (total + number)
-        )
-        mean, total = mean + moved * number / (total + number), total + number
-    return mean, np.sqrt(squares / max(total, 1))
-
-
 def _describe(recipe: dict[str, Any], spec: InputSpec) -> list[str]:
     lines = []
     where = {
-        "flat": "one channel",
+        "flat": "no axis for it",
         "channels_last": "channels last",
         "channels_first": "channels first",
     }

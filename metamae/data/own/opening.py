@@ -99,7 +99,7 @@ def open_data(
     check_kind(kind)
     asked = Asked(label=label, ids=ids, group=group, split=split, drop=drop)
     raw = read_source(source, kind=kind, skip_bad=skip_bad)
-    reading = Reading(raw, asked, None if like is None else dict(like.recipe))
+    reading = Reading(raw, asked, None if like is None else _recipe_of(like))
     labels, name = reading.facts.labels, reading.asked.label or "the subfolders"
     targets = None if labels is None else read_targets(labels, name)
     rows = split_rows(
@@ -133,6 +133,7 @@ def _beside(
     return {
         "format": FORMAT,
         "beside": [name for name in named if name],
+        "ids": asked.ids,
         "split": {
             "label": asked.label,
             "group": asked.group,
@@ -207,13 +208,10 @@ def read_like(
         >>> len(read_like(signals[:5], description).partition)
         5
     """
-    recipe = dict(description.recipe)
-    if recipe.get("format") != FORMAT:
-        raise DataError(
-            f"expected a run on own data, got one on {description.name!r}, which has no recipe for "
-            "files; give it batches, or train on your data by their path"
-        )
+    recipe = _recipe_of(description)
     raw = read_source(source, skip_bad=skip_bad)
+    if not ids and recipe.get("ids") in _names(raw):
+        ids = str(recipe["ids"])
     reading = Reading(raw, Asked(label=label, ids=ids), recipe)
     part = reading.apply(description)
     labels = None
@@ -227,3 +225,19 @@ def read_like(
         ids=reading.facts.ids,
         remarks=(*part.remarks, *reading.remarks),
     )
+
+
+def _recipe_of(description: Description) -> dict[str, Any]:
+    recipe = dict(description.recipe)
+    if recipe.get("format") != FORMAT:
+        raise DataError(
+            f"expected a run on own data, got one on {description.name!r}, which has no recipe for "
+            "files; give it arrays, or train on your data by their path"
+        )
+    return recipe
+
+
+def _names(raw: Any) -> list[str]:
+    """Columns or keys that a source has."""
+    data = getattr(raw, "data", None)
+    return [] if data is None else [str(name) for name in data]

@@ -16,11 +16,10 @@ from metamae.data.own.folders import Folder, describe_skipped
 from metamae.data.own.frames import Frame
 from metamae.data.own.grids import apply_array, fit_array
 from metamae.data.own.parts import Part
-from metamae.data.own.pictures import fit_pictures, read_pictures
 from metamae.data.own.sequences import apply_sequence, fit_sequence
-from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
 from metamae.data.own.table import apply_table, fit_table
-from metamae.errors import ConfigError, DataError, reason_of, shown
+from metamae.errors import ConfigError, DataError, MetamaeError, reason_of, shown
+from metamae.inputs import Tokens
 
 FORMAT = 1
 
@@ -51,6 +50,10 @@ class Reading:
         self.source = raw.without(asked)
 
     def _open(self, folder: Folder, like: dict[str, Any] | None) -> Folder:
+        # Here, for `import metamae` is to be fast: these bring Pillow and SciPy's readers.
+        from metamae.data.own.pictures import fit_pictures, read_pictures
+        from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
+
         if folder.kind == "audio":
             if like is not None:
                 check_spectrogram(like.get("opened", {}))
@@ -76,6 +79,7 @@ class Reading:
         if isinstance(source, Frame):
             return _fit_frame(source, kind, token_size, training)
         if isinstance(source, Arrays):
+            source.refuse_vectors()
             fitted = [
                 fit_array(array, name, kind=kind, token_size=token_size, training=training)
                 for name, array in source.data.items()
@@ -85,7 +89,9 @@ class Reading:
         name = "spectrogram" if source.kind == "audio" else "image"
         if kind not in ("auto", source.kind):
             raise ConfigError(f"expected kind {source.kind!r} of the folder, got {kind!r}")
-        part = fit_array(self.array, name, kind="image", token_size=token_size, training=training)
+        part = fit_array(
+            self.array, name, kind="image", token_size=token_size, training=training, told=False
+        )
         return _join({"source": source.kind, "opened": self.opened}, [part])
 
     def apply(self, description: Description) -> Part:
@@ -97,7 +103,9 @@ class Reading:
         recipe, source = dict(description.recipe), self.source
         try:
             return self._apply(recipe, source, description)
-        except (KeyError, TypeError, AttributeError, IndexError) as fault:
+        except MetamaeError:
+            raise
+        except (KeyError, TypeError, AttributeError, LookupError, ValueError) as fault:
             raise DataError(
                 f"expected the recipe of a run on own data, got a damaged one ({reason_of(fault)})"
             ) from fault
@@ -169,8 +177,6 @@ def _is_series(part: Part) -> bool:
 
 def _letters(recipe: dict[str, Any], frame: Frame) -> Part:
     ((name, entry),) = recipe["parts"].items()
-    from metamae.inputs import Tokens
-
     texts = [str(value).strip() for value in frame.data[name].tolist()]
     alphabet = tuple(entry["alphabet"])
     spec = Tokens(name=name, length=entry["length"], vocabulary=len(alphabet), alphabet=alphabet)

@@ -14,27 +14,29 @@ numbers, 1 where a level stands; a single number beside categories becomes one o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.data.own.columns import LEVELS, Column, read_column, read_times, to_numbers
+from metamae.data.own.columns import Column, read_column, read_times, to_numbers
 from metamae.data.own.facts import as_text
 from metamae.data.own.frames import Frame
+from metamae.data.own.levels import (
+    MISSING,
+    RARE,
+    fit_levels,
+    indicators,
+    ranges,
+    symbols_of_levels,
+    symbols_of_ranges,
+)
 from metamae.data.own.numbers import apply_number, fit_number
 from metamae.data.own.parts import Part
 from metamae.data.own.sequences import apply_sequence, fit_sequence
 from metamae.errors import DataError
 from metamae.inputs import InputSpec, Tabular, Tokens
-
-MISSING, RARE = "(missing)", "(rare or unknown)"
-"""Symbols that every column of categories begins with."""
-RANGES = 10
-"""Ranges that a single number beside categories is cut into."""
 
 
 def fit_table(frame: Frame, training: Array) -> Part:
@@ -59,11 +61,11 @@ def fit_table(frame: Frame, training: Array) -> Part:
                 numbers.append({"column": column.name, "form": column.kind} | fitted)
     categories = [column for column in columns if column.kind == "category"]
     sequences = [column for column in columns if column.kind == "sequence"]
-    levels = [_fit_levels(column, training) for column in categories]
+    levels = [fit_levels(column, training) for column in categories]
     if len(levels) == 1:
-        numbers += _indicators(levels.pop(), categories[0], training)
+        numbers += indicators(levels.pop(), categories[0], training)
     if len(numbers) == 1 and levels:
-        levels.append(_ranges(numbers.pop(), columns, training))
+        levels.append(ranges(numbers.pop(), columns, training))
     if len(numbers) == 1 and sequences:
         dropped.append(Column(numbers.pop()["column"], "dropped", why="the only number"))
     recipe: dict[str, Any] = {
@@ -75,11 +77,11 @@ def fit_table(frame: Frame, training: Array) -> Part:
         ],
         "dropped": [column.name for column in dropped],
     }
-    if len(numbers) + len(levels) < 2 and not sequences:
+    if len({entry["column"] for entry in (*numbers, *levels)}) < 2 and not sequences:
         why = ", ".join(f"{column.name!r} ({column.why})" for column in dropped[:6])
         raise DataError(
-            f"expected two columns or more to learn from in {frame.name}, got "
-            f"{len(numbers) + len(levels)}" + (f"; left out: {why}" if why else "")
+            f"expected two columns or more to learn from in {frame.name}, got fewer"
+            + (f"; left out: {why}" if why else "")
         )
     cells, _ = _apply(recipe, frame)
     recipe["gaps"] = bool(numbers) and bool(np.isnan(cells["row"]).any())
@@ -113,6 +115,7 @@ def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> 
             + "; the run was trained on "
             + ", ".join(needed[:12])
             + (f" and {len(needed) - 12} more" if len(needed) > 12 else "")
+            + _named_input(missing, beside)
         )
     cells, remarks = _apply(recipe, frame)
     if recipe["numbers"] and not recipe["gaps"] and np.isnan(cells["row"]).any():
@@ -123,6 +126,13 @@ def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> 
             "cells, or train on data that have some"
         )
     return Part(recipe, _inputs(recipe), cells, tuple(remarks))
+
+
+def _named_input(missing: Sequence[str], beside: Sequence[str]) -> str:
+    both = [name for name in missing if name in beside]
+    if not both:
+        return ""
+    return f"; {both[0]!r} is an input of the run, and cannot be its label or the like too"
 
 
 def _sources(recipe: dict[str, Any]) -> list[str]:
@@ -178,7 +188,11 @@ def _apply(recipe: dict[str, Any], frame: Frame) -> tuple[dict[str, Array], list
         cells["row"] = np.stack(columns, axis=1)
     symbols, first = [], 0
     for entry in recipe["categories"]:
-        column, unknown = _symbols(entry, frame)
+        if "edges" in entry:
+            symbols.append(first + symbols_of_ranges(entry, _numbers(entry, frame)))
+            first += 2 + len(entry["levels"])
+            continue
+        column, unknown = symbols_of_levels(entry, _texts(entry, frame))
         symbols.append(first + column)
         first += 2 + len(entry["levels"])
         if unknown:
@@ -190,18 +204,21 @@ def _apply(recipe: dict[str, Any], frame: Frame) -> tuple[dict[str, Array], list
     if symbols:
         cells["categories"] = np.stack(symbols, axis=1)
     for entry in recipe["sequences"]:
-        texts = [as_text(value) for value in frame.data[entry["column"]].tolist()]
+        texts = _texts(entry, frame)
         cells[_input_name(entry["column"])] = apply_sequence(entry, texts)
     return cells, remarks
 
 
 def _raw(entry: dict[str, Any], frame: Frame) -> Array:
     """float64 numbers of a column: its own, its dates', or 1 where it has a level."""
-    name = entry["column"]
     if entry["form"] != "level":
         return _numbers(entry, frame)
-    texts = np.asarray([as_text(value) for value in frame.data[name].tolist()], object)
+    texts = np.asarray(_texts(entry, frame), object)
     return np.where(texts == "", np.nan, (texts == entry["level"]).astype(np.float64))
+
+
+def _texts(entry: dict[str, Any], frame: Frame) -> list[str]:
+    return [as_text(value) for value in frame.data[entry["column"]].tolist()]
 
 
 def _numbers(entry: dict[str, Any], frame: Frame) -> Array:
@@ -212,55 +229,6 @@ def _numbers(entry: dict[str, Any], frame: Frame) -> Array:
     if series.dtype.kind in "mM":  # columns of times have a type of their own
         return read_times(series)
     return to_numbers(column, name, date=entry["form"] == "date")
-
-
-def _symbols(entry: dict[str, Any], frame: Frame) -> tuple[Array, Counter[str]]:
-    """Symbols of a column of categories, counted from 0, and texts that are no level."""
-    if "edges" in entry:
-        numbers = _numbers(entry, frame)
-        places = 2 + np.searchsorted(entry["edges"], numbers, side="right")
-        return np.where(np.isnan(numbers), 0, places).astype(np.int64), Counter()
-    texts = [as_text(value) for value in frame.data[entry["column"]].tolist()]
-    place = {level: number for number, level in enumerate(entry["levels"], start=2)} | {"": 0}
-    symbols = np.asarray([place.get(text, 1) for text in texts], np.int64)
-    return symbols, Counter(text for text in texts if text not in place)
-
-
-def _fit_levels(column: Column, training: Array) -> dict[str, Any]:
-    """Levels that occur twice or more among the training rows, the most frequent first."""
-    texts = column.texts or []
-    counts = Counter(texts[row] for row in training)
-    counts.pop("", None)
-    frequent = sorted(counts, key=lambda level: (-counts[level], level))[:LEVELS]
-    levels = [level for level in frequent if counts[level] > 1] or frequent
-    return {"column": column.name, "form": "category", "levels": levels}
-
-
-def _indicators(entry: dict[str, Any], column: Column, training: Array) -> list[dict[str, Any]]:
-    """A single category as numbers, 1 where a level stands; of two levels one is enough."""
-    levels = entry["levels"]
-    if len(levels) == 2 and set(column.texts or ()) <= {*levels, ""}:
-        levels = levels[:1]
-    texts = np.asarray(column.texts, object)[training]
-    numbers = []
-    for level in levels:
-        fitted = fit_number(np.where(texts == "", np.nan, (texts == level).astype(np.float64)))
-        if fitted is not None:
-            numbers.append(
-                {"column": column.name, "form": "level", "level": level} | fitted | {"bent": False}
-            )
-    return numbers
-
-
-def _ranges(entry: dict[str, Any], columns: Sequence[Column], training: Array) -> dict[str, Any]:
-    """A single number as one of ten ranges of as many training rows each."""
-    numbers = next(c.numbers for c in columns if c.name == entry["column"])
-    assert numbers is not None
-    there = numbers[training][~np.isnan(numbers[training])]
-    edges = np.unique(np.quantile(there, np.linspace(0, 1, RANGES + 1)[1:-1])).tolist()
-    bounds = ["", *(f"{edge:g}" for edge in edges), ""]
-    levels = [f"{low} to {high}".strip() for low, high in pairwise(bounds)]
-    return {"column": entry["column"], "form": entry["form"], "levels": levels, "edges": edges}
 
 
 def _describe(
