@@ -183,7 +183,7 @@ def test_a_curve_of_the_fixed_probe_is_the_few_label_protocol(motions: Dataset) 
 def test_from_scratch_learns_and_repeats(motions: Dataset) -> None:
     config = make_config("basic_motions", overrides=SIZES)
     test = motions.need("test")
-    rows = np.arange(len(motions.need("train")))
+    rows = np.arange(0, 40, 2)
     first, again = (
         learn_from_scratch(config, motions, rows, test, np.arange(0, 40, 2), seed=1)
         for _ in range(2)
