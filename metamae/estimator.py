@@ -25,9 +25,7 @@ from metamae.training.devices import choose_device
 from metamae.training.pretraining import pretrain
 
 
-class MetaMAEEncoder(  # type: ignore[misc]  # scikit-learn ships no types
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
-):
+class MetaMAEEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A masked autoencoder that learns features from unlabelled data.
 
     ``fit`` pretrains on all rows and takes no labels; ``transform`` gives the features of unmasked

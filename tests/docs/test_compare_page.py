@@ -1,4 +1,4 @@
-"""The guide to comparisons: its commands parse, its program runs, its rules are those of the code."""
+"""The guide to comparisons: its command, its program and its rules are those of the code."""
 
 from __future__ import annotations
 
