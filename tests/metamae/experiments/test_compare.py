@@ -177,7 +177,7 @@ def test_numbers_to_predict(tmp_path: Path) -> None:
     assert found.curves.numbers == (5, 10, 0)
     assert "labels with MAE do what" in found.sentence
     assert found.curves.titles["raw_logistic"] == "raw + ridge"
-    assert found.curves.mean("test", "raw_logistic", 0) > 0.9
+    assert found.curves.mean("test", "raw_logistic", 0) > 0.7
 
 
 def test_a_damaged_piece_or_plan_is_named(tmp_path: Path) -> None:
