@@ -61,6 +61,9 @@ def read_column(series: Any, name: str, typed: bool) -> Column:
         if types.is_numeric_dtype(series) and not types.is_complex_dtype(series):
             numbers = series.to_numpy(np.float64, na_value=np.nan)
             return _check(Column(name, "number", numbers=numbers))
+    quick = None if typed else plain_numbers(series)
+    if quick is not None:
+        return _check(Column(name, "number", numbers=quick))
     texts = _texts(series, name)
     there = [text for text in texts if text]
     if not typed or not types.is_string_dtype(series):
@@ -70,6 +73,23 @@ def read_column(series: Any, name: str, typed: bool) -> Column:
     if there and all(_DATE.fullmatch(text) for text in there):
         return _check(Column(name, "date", numbers=to_numbers(texts, name, date=True)))
     return _check_texts(Column(name, "category", texts=texts), there)
+
+
+def plain_numbers(series: Any) -> Array | None:
+    """Numbers of a column of texts where all of them are: much faster than one by one.
+
+    Example:
+        >>> import pandas
+        >>> from metamae.data.own.columns import plain_numbers
+        >>> plain_numbers(pandas.Series(["1.5", None])), plain_numbers(pandas.Series(["a"]))
+        (array([1.5, nan]), None)
+    """
+    try:
+        filled = series.astype(object).where(series.notna(), "nan")
+        numbers: Array = filled.to_numpy().astype(np.float64)
+        return numbers
+    except (ValueError, TypeError):
+        return None
 
 
 def to_numbers(values: Any, name: str, *, date: bool) -> Array:

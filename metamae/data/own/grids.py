@@ -27,9 +27,10 @@ def fit_array(
     kind: str,
     token_size: Sequence[int],
     training: Array,
+    title: str = "",
     told: bool = True,
 ) -> Part:
-    """Decide what an array is, and fit it on its training rows; say so where ``told``.
+    """Decide what an array is, and fit it on its training rows; ``told`` says what it is.
 
     Raises:
         DataError: values that are not finite, or too few for tokens.
@@ -52,7 +53,7 @@ def fit_array(
     else:
         raise ConfigError(f"expected a folder of sounds for kind {kind!r}, got an array")
     first, *rest = part.remarks
-    first = f"{name}: {why}; {first}" if told else f"{name}: {first}"
+    first = f"{title or name}: {why}; {first}" if told else f"{title or name}: {first}"
     return replace(part, remarks=(first, *rest))
 
 
@@ -80,7 +81,9 @@ def apply_array(recipe: dict[str, Any], array: Array, name: str, spec: InputSpec
     if array.dtype.kind not in "fiub":
         raise DataError(f"expected numbers in {name}, got values of type {array.dtype}")
     if recipe["kind"] == "table":
-        matrix = _matrix(recipe, np.asarray(array, np.float64), name)
+        values = np.asarray(array, np.float64)
+        _refuse_infinite(values, name)
+        matrix = _matrix(recipe, values)
         if np.isnan(matrix).any() and not getattr(spec, "gaps", False):
             row, column = np.argwhere(np.isnan(matrix))[0]
             raise DataError(
@@ -97,6 +100,7 @@ def apply_array(recipe: dict[str, Any], array: Array, name: str, spec: InputSpec
 
 def _fit_table(array: Array, name: str, training: Array) -> Part:
     values = np.asarray(array, np.float64)
+    _refuse_infinite(values, name)
     columns = [fit_number(values[training, n]) for n in range(values.shape[1])]
     kept = [{"column": n} | fitted for n, fitted in enumerate(columns) if fitted is not None]
     if len(kept) < 2:
@@ -106,7 +110,7 @@ def _fit_table(array: Array, name: str, training: Array) -> Part:
         "shape": [values.shape[1]],
         "numbers": kept,
     }
-    matrix = _matrix(recipe, values, name)
+    matrix = _matrix(recipe, values)
     missing = int(np.isnan(matrix).sum())
     spec = Tabular(
         name=name,
@@ -121,13 +125,16 @@ def _fit_table(array: Array, name: str, training: Array) -> Part:
     return Part(recipe, (spec,), {name: matrix}, tuple(lines))
 
 
-def _matrix(recipe: dict[str, Any], values: Array, name: str) -> Array:
+def _refuse_infinite(values: Array, name: str) -> None:
     if np.isinf(values).any():
         row, column = np.argwhere(np.isinf(values))[0]
         raise DataError(
             f"expected finite numbers in {name}, got {values[row, column]} in row {row}, column "
             f"{column}; write NaN where a number is missing"
         )
+
+
+def _matrix(recipe: dict[str, Any], values: Array) -> Array:
     columns = [apply_number(entry, values[:, entry["column"]]) for entry in recipe["numbers"]]
     return np.stack(columns, axis=1)
 

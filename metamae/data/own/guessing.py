@@ -134,7 +134,7 @@ def _loss(share: float) -> float:
 
 def _range(count: int) -> float:
     outside = max(LEAST / count, count / MOST, 1.0)
-    return abs(math.log(count / COUNT)) + 2 * math.log(outside) + (100 if count < 2 else 0)
+    return abs(math.log(count / COUNT)) + 4 * math.log(outside) + (100 if count < 2 else 0)
 
 
 def _asked(asked: Sequence[int], most: int, sides: Sequence[int]) -> tuple[int, ...]:

@@ -39,8 +39,8 @@ class Laid:
             x = np.expand_dims(x, -1 - sides)
         elif recipe["layout"] == "channels_last":
             x = np.moveaxis(x, -1, -1 - sides)
-        kept = [slice(first, first + size) for first, size in recipe["kept"]]
-        x = x[..., *kept]
+        for axis, (first, size) in enumerate(recipe["kept"], start=x.ndim - sides):
+            x = x[(slice(None),) * axis + (slice(first, first + size),)]
         if "offset" in recipe:
             offset = np.asarray(recipe["offset"]).reshape(-1, *[1] * sides)
             x = (x.astype(np.float64) - offset) / recipe["unit"]

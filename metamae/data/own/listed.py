@@ -72,7 +72,7 @@ def load_array(path: Path, *, mapped: bool = False) -> Any:
 
 def describe_fault(fault: Exception) -> str:
     """Why an array could not be read."""
-    if "allow_pickle" in str(fault) or "Object arrays" in str(fault):
+    if any(word in str(fault) for word in ("allow_pickle", "Object arrays", "Python objects")):
         return (
             "objects in place of numbers (rows of different length, or texts): pad or cut rows to "
             "one length and save an array of numbers"

@@ -14,7 +14,7 @@ from metamae.data.own.parts import Part
 from metamae.data.own.recipe import FORMAT, Reading
 from metamae.data.own.sources import Source, name_of, read_source
 from metamae.data.own.splitting import RowSplit, split_rows
-from metamae.data.own.targets import Targets, read_known, read_targets
+from metamae.data.own.targets import Targets, read_known, read_targets, scale_codes
 from metamae.errors import DataError
 
 
@@ -100,7 +100,7 @@ def open_data(
     asked = Asked(label=label, ids=ids, group=group, split=split, drop=drop)
     raw = read_source(source, kind=kind, skip_bad=skip_bad)
     reading = Reading(raw, asked, None if like is None else _recipe_of(like))
-    labels, name = reading.facts.labels, reading.asked.label or "the subfolders"
+    labels, name = reading.facts.labels, reading.asked.label or "subfolder"
     targets = None if labels is None else read_targets(labels, name)
     rows = split_rows(
         reading.facts,
@@ -113,10 +113,12 @@ def open_data(
         raise DataError("expected rows to pretrain on, all are marked for testing")
     part = reading.fit(kind, token_size, rows.pretrain) if like is None else reading.apply(like)
     if like is None:
+        if targets is not None and rows.train is not None:
+            part.recipe["target"] = targets.scale_of(rows.train)
         part.recipe.update(_beside(reading, test_share, seed, pretrain_on_test, targets))
     remarks = (
-        *part.remarks,
         *reading.remarks,
+        *part.remarks,
         *(() if targets is None else (targets.remark,)),
         rows.remark,
     )
@@ -160,7 +162,9 @@ def _assemble(
         index: Array | None = getattr(rows, which)
         parts[which] = None
         if index is not None:
-            labels = None if which == "pretrain" or targets is None else targets.codes[index]
+            labels = None
+            if targets is not None and which != "pretrain":
+                labels = scale_codes(targets.codes[index], targets.scale_of(rows.train))
             groups = None if reading.facts.groups is None else reading.facts.groups[index]
             arrays = {key: Selected(array, index) for key, array in part.arrays.items()}
             parts[which] = Partition(arrays, part.inputs, scaling, labels, groups)
@@ -219,7 +223,8 @@ def read_like(
         if description.task is None:
             raise DataError(f"expected a run with a task to read labels {label!r}, it has none")
         assert reading.facts.labels is not None
-        labels = read_known(reading.facts.labels, description.task, label)
+        codes = read_known(reading.facts.labels, description.task, label)
+        labels = scale_codes(codes, recipe.get("target", {}))
     return Examples(
         partition=description.partition(part.arrays, labels),
         ids=reading.facts.ids,

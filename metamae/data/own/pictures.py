@@ -63,7 +63,7 @@ def fit_pictures(folder: Folder) -> tuple[dict[str, Any], Folder, str]:
 
 
 def _look(content: bytes, name: str) -> tuple[bool, int, int]:
-    picture = open_picture(content, name)
+    picture = open_picture(content, name, load=True)
     if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # lies on its side
         return picture.mode in GRAY, picture.width, picture.height
     return picture.mode in GRAY, picture.height, picture.width

@@ -50,6 +50,8 @@ class Reading:
         self.source = raw.without(asked)
 
     def _open(self, folder: Folder, like: dict[str, Any] | None) -> Folder:
+        if like is not None and like["source"] != folder.kind:
+            raise _other(f"data of kind {like['source']!r}", folder)
         # Here, for `import metamae` is to be fast: these bring Pillow and SciPy's readers.
         from metamae.data.own.pictures import fit_pictures, read_pictures
         from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
@@ -64,10 +66,6 @@ class Reading:
             self.array, whole = read_pictures(self.opened, looked)
         else:
             self.opened = like["opened"]
-            if "size" not in self.opened:
-                raise DataError(
-                    f"expected what the run was trained on, got pictures in {folder.root}"
-                )
             self.array, whole = read_pictures(self.opened, folder)
             seen = f"{len(whole)} pictures"
         self.remarks = (f"{folder.name}: {seen}", *describe_skipped(folder, whole))
@@ -80,8 +78,16 @@ class Reading:
             return _fit_frame(source, kind, token_size, training)
         if isinstance(source, Arrays):
             source.refuse_vectors()
+            title = source.name if len(source.data) == 1 else ""
             fitted = [
-                fit_array(array, name, kind=kind, token_size=token_size, training=training)
+                fit_array(
+                    array,
+                    name,
+                    kind=kind,
+                    token_size=token_size,
+                    training=training,
+                    title=title,
+                )
                 for name, array in source.data.items()
             ]
             return _join({"source": "arrays"}, fitted)
@@ -121,8 +127,6 @@ class Reading:
         if recipe["source"] == "series":
             source = _series(source, recipe["columns"])
         if isinstance(source, Folder):
-            if source.kind != recipe["source"]:
-                raise _other(f"what the run was trained on ({recipe['source']})", source)
             assert self.array is not None
             source = as_arrays({description.inputs[0].name: self.array}, source.name)
         if not isinstance(source, Arrays):
@@ -131,10 +135,9 @@ class Reading:
 
 
 def _other(expected: str, source: Any) -> DataError:
-    kinds = {Frame: "a table", Arrays: "arrays", Folder: "a folder of files"}
-    return DataError(
-        f"expected {expected}, as the run was trained on, got {kinds[type(source)]}: {source.name}"
-    )
+    kinds = {Frame: "a table", Arrays: "arrays"}
+    kind = kinds.get(type(source)) or f"a folder of files ({source.kind})"
+    return DataError(f"expected {expected}, as the run was trained on, got {kind}: {source.name}")
 
 
 def _fit_frame(frame: Frame, kind: str, token_size: Sequence[int], training: Array) -> Part:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.data.own.columns import Column, read_column, read_times, to_numbers
+from metamae.data.own.columns import Column, plain_numbers, read_column, read_times, to_numbers
 from metamae.data.own.facts import as_text
 from metamae.data.own.frames import Frame
 from metamae.data.own.levels import (
@@ -35,6 +35,7 @@ from metamae.data.own.levels import (
 from metamae.data.own.numbers import apply_number, fit_number
 from metamae.data.own.parts import Part
 from metamae.data.own.sequences import apply_sequence, fit_sequence
+from metamae.data.own.telling import describe_table
 from metamae.errors import DataError
 from metamae.inputs import InputSpec, Tabular, Tokens
 
@@ -85,7 +86,7 @@ def fit_table(frame: Frame, training: Array) -> Part:
         )
     cells, _ = _apply(recipe, frame)
     recipe["gaps"] = bool(numbers) and bool(np.isnan(cells["row"]).any())
-    return Part(recipe, _inputs(recipe), cells, tuple(_describe(recipe, cells, dropped)))
+    return Part(recipe, _inputs(recipe), cells, tuple(describe_table(recipe, cells, dropped)))
 
 
 def apply_table(recipe: dict[str, Any], frame: Frame, beside: Sequence[str]) -> Part:
@@ -225,41 +226,9 @@ def _numbers(entry: dict[str, Any], frame: Frame) -> Array:
     series, name = frame.data[entry["column"]], entry["column"]
     if series.dtype.kind in "fiub" and not hasattr(series.dtype, "na_value"):
         return to_numbers(series.to_numpy(), name, date=False)
-    column = series.tolist()
     if series.dtype.kind in "mM":  # columns of times have a type of their own
         return read_times(series)
-    return to_numbers(column, name, date=entry["form"] == "date")
-
-
-def _describe(
-    recipe: dict[str, Any], cells: dict[str, Array], dropped: Sequence[Column]
-) -> list[str]:
-    lines = []
-    counts = {
-        "numbers": len({e["column"] for e in recipe["numbers"] if e["form"] == "number"}),
-        "dates, as numbers": len({e["column"] for e in recipe["numbers"] if e["form"] == "date"}),
-        "category, a number for every level": int(
-            any(e["form"] == "level" for e in recipe["numbers"])
-        ),
-        "categories": len(recipe["categories"]),
-        "sequences of letters": len(recipe["sequences"]),
-    }
-    parts = [f"{count} {word}" for word, count in counts.items() if count]
-    missing = int(np.isnan(cells["row"]).sum()) if recipe["numbers"] else 0
-    first = 0
-    for place, entry in enumerate(recipe["categories"]):
-        missing += int((cells["categories"][:, place] == first).sum())
-        first += 2 + len(entry["levels"])
-    rows = len(next(iter(cells.values())))
-    lines.append(
-        f"a table of {rows} rows: columns of {', '.join(parts)}; {missing or 'no'} cells missing"
-        + (" (part of the input; no value is filled in)" if missing else "")
-    )
-    if dropped:
-        listed = ", ".join(f"{column.name!r} ({column.why})" for column in dropped[:8])
-        more = f" and {len(dropped) - 8} more" if len(dropped) > 8 else ""
-        lines.append(f"columns left out: {listed}{more}")
-    bent = [entry["column"] for entry in recipe["numbers"] if entry["bent"]]
-    if bent:
-        lines.append(f"columns with heavy tails, on a logarithmic scale: {', '.join(bent[:8])}")
-    return lines
+    quick = None if entry["form"] == "date" else plain_numbers(series)
+    if quick is not None:
+        return to_numbers(quick, name, date=False)
+    return to_numbers(series.tolist(), name, date=entry["form"] == "date")

@@ -20,7 +20,7 @@ class Targets:
 
     Attributes:
         task: What is predicted.
-        codes: int64 classes, -1 where there is no label; or float32, NaN where there is none.
+        codes: int64 classes, -1 where there is no label; or float64, NaN where there is none.
         remark: What the labels were taken for.
     """
 
@@ -32,6 +32,24 @@ class Targets:
     def there(self) -> Array:
         """Which rows have a label."""
         return has_label(self.codes)
+
+    def scale_of(self, training: Array | None) -> dict[str, float]:
+        """Mean and deviation of numbers in training rows; nothing of classes.
+
+        Their ranks are all that counts, and a probe learns standard numbers faster.
+        """
+        if self.codes.dtype.kind != "f" or training is None:
+            return {}
+        numbers = self.codes[training].astype(np.float64)
+        return {"mean": float(numbers.mean()), "deviation": float(numbers.std()) or 1.0}
+
+
+def scale_codes(codes: Array, scale: dict[str, float]) -> Array:
+    """Numbers as a probe sees them; classes as they are."""
+    if not scale:
+        return codes
+    scaled: Array = (codes.astype(np.float64) - scale["mean"]) / scale["deviation"]
+    return scaled.astype(np.float32)
 
 
 def has_label(codes: Array) -> Array:
@@ -71,6 +89,10 @@ def read_targets(values: Values, name: str) -> Targets:
             f"{len(labelled)} rows; leave the label out to pretrain without"
         )
     numbers = parse_numbers(texts)
+    if numbers is not None and np.isinf(numbers).any():
+        raise DataError(
+            f"expected finite numbers in {name!r}, got infinite ones; empty these cells"
+        )
     missing = len(texts) - len(labelled)
     rest = f"; {missing} rows have none and are for pretraining alone" if missing else ""
     if numbers is not None and not _are_classes(numbers, len(different)):
@@ -79,7 +101,7 @@ def read_targets(values: Values, name: str) -> Targets:
             f"label {name!r}: numbers to rank by (Spearman's correlation), {len(different)} "
             f"different ones{rest}; write them as texts to make classes of them"
         )
-        return Targets(task, numbers.astype(np.float32), remark)
+        return Targets(task, numbers, remark)
     if numbers is None and len(different) > max(FEW, len(labelled) // 2):
         raise DataError(
             f"expected classes or numbers in {name!r}, got {len(different)} different texts in "
@@ -103,9 +125,11 @@ def read_known(values: Values, task: Task, name: str) -> Array:
     texts = [as_text(value) for value in values]
     if task.kind == "regression":
         numbers = parse_numbers(texts)
-        if numbers is None:
-            raise DataError(f"expected numbers in {name!r}, as the run's label has, got texts")
-        return numbers.astype(np.float32)
+        if numbers is None or np.isinf(numbers).any():
+            raise DataError(
+                f"expected finite numbers in {name!r}, as the run's label has, got others"
+            )
+        return numbers
     unknown = sorted({text for text in texts if text} - set(task.classes))
     if unknown:
         raise DataError(
@@ -130,10 +154,9 @@ def parse_numbers(texts: Values) -> Array | None:
         (array([1. , nan, 2.5]), None)
     """
     try:
-        numbers = np.asarray([float(text) if text else np.nan for text in texts], np.float64)
+        return np.asarray([float(text) if text else np.nan for text in texts], np.float64)
     except ValueError:
         return None
-    return None if np.isinf(numbers).any() else numbers
 
 
 def _are_classes(numbers: Array, different: int) -> bool:
