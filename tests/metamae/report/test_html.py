@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metamae import DataError
@@ -44,6 +44,7 @@ ANY = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1)
 
 
 @given(text=ANY)
+@example(text="<script>alert(1)</script> & <b>")
 def test_any_text_comes_out_as_it_went_in(text: str) -> None:
     grid = Grid(header=[text], lines=[[text], ["1"]], marked=[0])
     page = render_page(
