@@ -10,6 +10,7 @@ The packages, from the ground up; each imports from those before it only:
 * :mod:`metamae.evaluation` - frozen features and the protocols that judge them;
 * :mod:`metamae.report` - result rows, tables, figures;
 * :mod:`metamae.artefact` - a trained encoder, loaded: embed, save, export;
+* :mod:`metamae.estimator` - the same as a scikit-learn transformer;
 * :mod:`metamae.experiments` - many runs from one file;
 * :mod:`metamae.cli` - the ``metamae`` command.
 """
@@ -34,6 +35,7 @@ from metamae.version import __version__
 
 if TYPE_CHECKING:
     from metamae.artefact import load
+    from metamae.estimator import MetaMAEEncoder
 
 __all__ = [
     "MAE",
@@ -43,6 +45,7 @@ __all__ = [
     "DataError",
     "InputError",
     "MetaMAE",
+    "MetaMAEEncoder",
     "MetamaeError",
     "TrainingError",
     "__version__",
@@ -54,9 +57,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``metamae.load``, imported when it is first used: few programs need all it needs."""
+    """What is imported when it is first used: few programs need all it needs."""
     if name == "load":
         from metamae.artefact import load
 
         return load
+    if name == "MetaMAEEncoder":
+        from metamae.estimator import MetaMAEEncoder
+
+        return MetaMAEEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

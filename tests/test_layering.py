@@ -70,6 +70,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "report",
         "artefact",
+        "estimator",
         "experiments",
         "cli",
         "__main__",

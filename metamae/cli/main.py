@@ -1,10 +1,11 @@
-"""The ``metamae`` command: pretrain, probe, embed, reconstruct, export, sweep, report, data."""
+"""The ``metamae`` command: one module for each of its commands."""
 
 from __future__ import annotations
 
 import argparse
 
 from metamae.cli import data as data_commands
+from metamae.cli.compare import add_compare
 from metamae.cli.encoders import add_encoder_commands
 from metamae.cli.options import OneLineParser
 from metamae.cli.pretrain import add_pretrain
@@ -26,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_pretrain(commands)
     add_probe(commands)
     add_encoder_commands(commands)
+    add_compare(commands)
     add_sweep(commands)
     add_report(commands)
     data_commands.add_parser(commands).set_defaults(

@@ -12,7 +12,14 @@ from metamae.config.schema import check_method
 from metamae.errors import ConfigError
 from metamae.files import write_text
 from metamae.report.figure import draw_report
-from metamae.report.rows import all_results, find_results, mixed_data, write_results
+from metamae.report.rows import (
+    all_results,
+    find_results,
+    has_results,
+    mixed_data,
+    write_results,
+)
+from metamae.report.run_page import find_runs, write_run_page
 from metamae.report.tables import make_report
 
 
@@ -31,6 +38,8 @@ def add_report(commands: Any) -> None:
     add("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     add("--rows", type=Path, metavar="FILE", help="also gather all rows in one file (JSON)")
     add("--figure", type=Path, metavar="FILE", help="also draw it, e.g. report.png")
+    add("--html", type=Path, metavar="FILE", help="also write it, with curves and pictures of runs")
+    add("--data-dir", type=Path, help="folder with full DABS data, for pictures of such runs")
     parser.set_defaults(run=run_report, interrupted="stopped")
 
 
@@ -39,6 +48,10 @@ def run_report(options: argparse.Namespace) -> int:
     for name in (options.method, options.against):
         check_method(name)
     _check_picture(options.figure)
+    runs = find_runs(options.paths) if options.html is not None else []
+    if runs and not has_results(options.paths):
+        write_run_page(options.html, runs, [], data_dir=options.data_dir)
+        return 0
     for line in mixed_data(all_results(options.paths)):
         print(f"warning: {line}", file=sys.stderr)
     rows = find_results(options.paths)
@@ -52,6 +65,9 @@ def run_report(options: argparse.Namespace) -> int:
         write_results(options.rows, rows)
     if options.figure is not None:
         draw_report(rows, options.figure)
+    if options.html is not None:
+        names = {"method": options.method, "against": options.against}
+        write_run_page(options.html, runs, rows, data_dir=options.data_dir, **names)
     return 0
 
 

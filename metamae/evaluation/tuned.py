@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,14 @@ def fit_regularised(
 
 
 def fit_tuned(
-    features: Array, labels: Array, task: Task, *, groups: Array | None = None, seed: int = 0
+    features: Array,
+    labels: Array,
+    task: Task,
+    *,
+    groups: Array | None = None,
+    scaler: Scaler | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
 ) -> LinearProbe:
     """Choose the strength on a validation cut of the given rows, then fit all of them with it.
 
@@ -100,6 +108,8 @@ def fit_tuned(
         labels: ``(N,)``.
         task: What to predict.
         groups: ``(N,)`` group of each row.
+        scaler: Of the features; made from the rows that are fitted on when absent.
+        strengths: To choose from, strongest first.
         seed: Seed of the cut.
 
     Raises:
@@ -123,14 +133,14 @@ def fit_tuned(
     refuse_one_class(labels, task, "the tuned probe")
     features = features.astype(np.float64)
     fit, held = hold_out(labels, groups, classes=task.kind != "regression", seed=seed)
-    scaler = Scaler.of(features[fit])
-    train, validation = scaler(features[fit]), scaler(features[held])
+    first = scaler or Scaler.of(features[fit])
+    train, validation = first(features[fit]), first(features[held])
     model, scores = _model(task), {}
-    for strength in STRENGTHS:  # each starts from the solution of the stronger one before
-        probe = _fit(scaler, train, labels[fit], strength, model)
+    for strength in strengths:  # each starts from the solution of the stronger one before
+        probe = _fit(first, train, labels[fit], strength, model)
         scores[strength] = score(task, labels[held], probe.model.predict(validation))
     strength = max(scores, key=lambda candidate: scores[candidate])  # the first of equals
-    return fit_regularised(features, labels, task, strength)
+    return fit_regularised(features, labels, task, strength, scaler=scaler)
 
 
 def describe_tuned() -> str:

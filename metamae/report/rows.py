@@ -196,5 +196,13 @@ def all_results(paths: Sequence[Path]) -> list[Result]:
     return found
 
 
+def has_results(paths: Sequence[Path]) -> bool:
+    """Whether there is a result file among paths or below them, or a path that is none."""
+    return any(
+        not path.is_dir() or any(_is_result(file) for file in path.rglob("*.json"))
+        for path in paths
+    )
+
+
 def _is_result(path: Path) -> bool:
     return path.name in ("results.json", "probes.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -276,3 +277,69 @@ def test_importing_leaves_the_environment_alone() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "True\n"
+
+
+def test_compare_answers_in_one_sentence(command: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    np.savez(tmp_path / "table.npz", x=rng.normal(size=(40, 3)) + 2 * y[:, None], kind=y)
+    options = ["--label", "kind", "--steps", "1", "--seeds", "1", "--draws", "2", "--workers", "1"]
+    sizes = [part for setting in SIZES for part in ("--set", setting)]
+    only = ["--only", "raw_logistic", "mae"]
+    done = command("compare", "table.npz", *options, *sizes, *only)
+    assert done.code == 0, done.err
+    assert "label 'kind': 2 classes" in done.out
+    lines = [line for line in done.out.splitlines() if line.strip()]
+    assert lines[-1] == "runs/compare-table/compare.html"
+    assert lines[-2].endswith(".")
+    assert "5 labels a class with MAE do what" in lines[-2]
+    assert (tmp_path / lines[-1]).is_file()
+    refused(
+        command("compare", "table.npz", *options, *sizes, *only, "--draws", "4"),
+        "draws: 2 -> 4",
+        "choose another --out",
+    )
+
+
+def test_compare_refuses_in_one_line(command: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "table.npz", x=np.ones((8, 3)), kind=np.arange(8) % 2)
+    refused(command("compare", "table.npz", "--label", "knd"), "did you mean 'kind'")
+    refused(command("compare", "digits", "--label", "y"), "--label with a path")
+    refused(command("compare", "table.npz", "--minutes", "1", "--steps", "2"), "not allowed with")
+    refused(command("compare", "table.npz", "--label", "kind", "--only", "svm"), "got 'svm'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_report_as_a_page(command: Command, tmp_path: Path) -> None:
+    assert command(*PRETRAIN, "--out", "run").code == 0
+    done = command("report", "run", "--html", "before.html")
+    assert done.code == 0, done.err
+    before = (tmp_path / "before.html").read_text()
+    assert "No run was probed yet" in before
+    assert before.count("data:image/png;base64,") == 2, "curves and reconstructions"
+    assert "step_size: " in before
+    assert command("probe", "run", "--set", "probe.epochs=2").code == 0
+    assert command("report", "run", "--html", "after.html").code == 0
+    after = (tmp_path / "after.html").read_text()
+    assert after.count("data:image/png;base64,") == 3
+    assert "linear, Adam" in after
+    refused(command("report", "elsewhere", "--html", "page.html"), "expected results in elsewhere")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_of_a_run_on_own_data_escapes_its_names(command: Command, tmp_path: Path) -> None:
+    names = np.where(np.arange(24) % 2, "<b>bold</b>", "a & b")
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    lines = [
+        "<i>,size,colour,label",
+        *(f"{a},{b},{c},{n}" for (a, b, c), n in zip(x, names, strict=True)),
+    ]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    tiny = [part for setting in (*SIZES, "training.steps=1") for part in ("--set", setting)]
+    done = command("pretrain", "own.csv", "--label", "label", *tiny, "--out", "<run>")
+    assert done.code == 0, done.err
+    assert command("report", "<run>", "--html", "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;run&gt;" in page
+    assert "<run>" not in page
+    assert "are not at hand" in page

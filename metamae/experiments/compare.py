@@ -1,0 +1,295 @@
+"""Does pretraining save labels on these data? Candidates side by side, on the same few labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamae.config.schema import Config, check_method
+from metamae.data.dataset import Dataset
+from metamae.data.fingerprint import fingerprint
+from metamae.errors import ConfigError
+from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
+from metamae.evaluation.drawing import ALL, MOST_LABELS, Drawing, Stage
+from metamae.experiments.compare_plan import PLAN, Load, Piece, Plan, drawing_of, gather, read_plan
+from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
+from metamae.files import write_json
+from metamae.locks import locked
+from metamae.progress import Nested, Reporter
+from metamae.report.label_curves import Curves, Decision, decide
+from metamae.report.label_figure import draw_label_curves
+from metamae.report.label_page import Comparison, write_html, write_markdown
+from metamae.training.auto import MINUTES, auto_config
+from metamae.training.provenance import device_name, revision
+from metamae.version import __version__
+
+ROWS, DECISION = "rows.json", "decision.json"
+FIGURE, TABLE, PAGE = "compare.png", "compare.md", "compare.html"
+
+COSTLY = ("metamae", "mae", "scratch", "raw_boosting")
+"""What is started first, so that all end together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """A comparison in an output folder.
+
+    Attributes:
+        load: Opens the data: a module's function, or a ``functools.partial`` of one, for it is sent
+            to worker processes.
+        out: Folder of runs, pieces, tables, figure and page.
+        device: Where to train.
+        candidates: What to compare, names of :data:`~metamae.evaluation.candidates.CANDIDATES`; all
+            that the data allow when empty.
+        seeds: Seeds of pretraining.
+        draws: Draws of labels.
+        minutes: Budget of each pretraining run; 5 where neither this nor ``steps`` is given.
+        steps: Steps of each pretraining run instead.
+        overrides: Overrides of the preset ``auto``.
+        workers: Pieces at once, each in a process of its own; ``None`` for as many as there are
+            cores, on a CPU. With 1, all runs in this process.
+        threads: Threads of each on a CPU.
+    """
+
+    load: Load
+    out: Path
+    device: torch.device
+    candidates: tuple[str, ...] = ()
+    seeds: int = 2
+    draws: int = 20
+    minutes: float | None = None
+    steps: int | None = None
+    overrides: tuple[str, ...] = ()
+    workers: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the data."""
+        choose_workers(self.workers, self.device)
+        for what, least in (("seeds", 1), ("draws", 2), ("threads", 1)):
+            if getattr(self, what) < least:
+                raise ConfigError(f"expected {what} >= {least}, got {getattr(self, what)}")
+        if self.minutes is not None and self.steps is not None:
+            raise ConfigError("expected minutes or steps of pretraining, got both")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"expected at least 1 step of pretraining, got {self.steps}")
+        for name in self.candidates:
+            if name not in CANDIDATES:
+                known = ", ".join(CANDIDATES)
+                raise ConfigError(f"expected candidates among {known}, got {name!r}")
+
+    def run(self, reporter: Reporter) -> Comparison:
+        """Measure what is missing, decide, look at the test rows, and write it all down.
+
+        Returns:
+            What was found; the files :data:`ROWS`, :data:`TABLE`, :data:`FIGURE` and :data:`PAGE`
+            in the folder hold it too.
+
+        Raises:
+            ConfigError: the folder was begun with other settings.
+            DataError: data without a task, too few rows, or data that changed.
+            LockedError: another process is at work on the folder.
+            Exception: what made a piece fail; finished ones are kept.
+        """
+        with locked(self.out):
+            dataset = self.load()
+            drawing, names = drawing_of(dataset, self.draws), self._names(dataset)
+            numbers = drawing.numbers
+            plan = self._plan(dataset, names, reporter)
+            pieces = self._measure(plan, "validation", numbers, reporter)
+            curves = self._curves(dataset, drawing, plan, pieces)
+            few, every = decide(curves, curves.few), decide(curves, ALL)
+            write_json(self.out / DECISION, [_plain(decision) for decision in (few, every)])
+            pieces += self._measure(plan, "test", numbers, reporter)
+            curves = replace(curves, values=gather(pieces, numbers))
+            comparison = Comparison(
+                name=dataset.name,
+                curves=curves,
+                few=few,
+                every=every,
+                what={name: describe(CANDIDATES[name], dataset) for name in names},
+                facts=self._facts(dataset, plan),
+                remarks=_remarks(dataset, drawing),
+            )
+            self._write(comparison, plan)
+        return comparison
+
+    def _names(self, dataset: Dataset) -> tuple[str, ...]:
+        possible = applicable(dataset)
+        names = tuple(name for name in possible if name in (self.candidates or possible))
+        pretrained = [name for name in names if CANDIDATES[name].pretrained]
+        if "raw_logistic" not in names or not pretrained:
+            raise ConfigError(
+                "expected raw_logistic and a pretrained candidate (mae, metamae) to compare, got "
+                f"{', '.join(names) or 'none'}"
+            )
+        return names
+
+    def _plan(self, dataset: Dataset, names: tuple[str, ...], reporter: Reporter) -> Plan:
+        """The plan of this folder; a budget of minutes becomes steps when it is begun."""
+        minutes = MINUTES if self.minutes is None and self.steps is None else self.minutes
+        plan = Plan(
+            data=fingerprint(dataset),
+            candidates=names,
+            seeds=self.seeds,
+            draws=self.draws,
+            minutes=float(minutes or 0),
+            steps=self.steps or 0,
+            overrides=self.overrides,
+            configs={},
+        )
+        earlier = read_plan(self.out / PLAN, plan.settings())
+        if earlier is not None:
+            return earlier
+        methods = [CANDIDATES[name].method for name in names if CANDIDATES[name].pretrained]
+        configs = {method: self._config(dataset, method, minutes) for method in methods}
+        first = configs[methods[0]]
+        untrained = replace(first.training, steps=0, warmup_steps=0)
+        configs["random"] = replace(first, method="random", training=untrained)
+        plan = replace(plan, configs=configs)
+        plan.write(self.out / PLAN)
+        steps = ", ".join(f"{method} {configs[method].training.steps}" for method in methods)
+        reporter.say(f"steps of pretraining: {steps}")
+        return plan
+
+    def _config(self, dataset: Dataset, method: str, minutes: float | None) -> Config:
+        check_method(method)
+        with limited_threads(self.threads, self.device):
+            return auto_config(
+                dataset,
+                method=method,
+                minutes=minutes,
+                steps=self.steps,
+                overrides=self.overrides,
+                device=self.device,
+            )
+
+    def _pieces(self, plan: Plan, stage: Stage) -> list[Piece]:
+        pieces = []
+        for name in plan.candidates:
+            candidate = CANDIDATES[name]
+            config = plan.configs[candidate.method or "random"]
+            for seed in range(plan.seeds if candidate.seeded else 1):
+                pieces.append(
+                    Piece(
+                        candidate=name,
+                        seed=seed,
+                        stage=stage,
+                        config=replace(config, seed=seed),
+                        load=self.load,
+                        data=plan.data,
+                        draws=plan.draws,
+                        out=self.out,
+                        device=self.device,
+                    )
+                )
+        return pieces
+
+    def _measure(
+        self, plan: Plan, stage: Stage, numbers: Sequence[int], reporter: Reporter
+    ) -> list[Piece]:
+        """All pieces of a stage, after what is missing of them was measured."""
+        pieces = self._pieces(plan, stage)
+        jobs = [piece for piece in pieces if not piece.read().keys() >= set(numbers)]
+        jobs.sort(key=lambda job: (*COSTLY, job.candidate).index(job.candidate))
+        workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
+        title = f"compare: {'validation cuts' if stage == 'validation' else 'test rows'}"
+        done, total = len(pieces) - len(jobs), len(pieces)
+        with reporter.stage(title, total=total, done=done, unit="pieces") as bar:
+            if workers > 1:
+                for _, outcome in run_side_by_side(jobs, workers, self.threads, bar):
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    bar.advance()
+                return pieces
+            with limited_threads(self.threads, self.device):
+                for job in jobs:
+                    job.run(Nested(bar))
+                    bar.advance()
+        return pieces
+
+    def _curves(
+        self, dataset: Dataset, drawing: Drawing, plan: Plan, pieces: Sequence[Piece]
+    ) -> Curves:
+        return Curves(
+            titles={name: title_of(CANDIDATES[name], dataset) for name in plan.candidates},
+            pretrained=tuple(name for name in plan.candidates if CANDIDATES[name].pretrained),
+            numbers=drawing.numbers,
+            by_class=drawing.by_class,
+            all_labels=drawing.all_labels(),
+            metric=dataset.need_task().metric,
+            test_rows=len(dataset.need("test")),
+            values=gather(pieces, drawing.numbers),
+        )
+
+    def _facts(self, dataset: Dataset, plan: Plan) -> dict[str, str]:
+        trained = {m: c.training for m, c in plan.configs.items() if m != "random"}
+        rows = [f"{part} {len(dataset.need(part))}" for part in ("pretrain", "train", "test")]
+        return {
+            "data": f"{dataset.name}, fingerprint {plan.data}",
+            "rows": ", ".join(rows),
+            "inputs": "; ".join(spec.describe_token() for spec in dataset.inputs),
+            "pretraining": "; ".join(
+                f"{method} {training.steps} steps of {training.batch_size}"
+                for method, training in trained.items()
+            ),
+            "seeds, draws": f"{plan.seeds} seeds, {plan.draws} draws of labels",
+            "machine": f"{device_name(self.device)}, {self.threads} threads a run",
+            "versions": f"metamae {__version__} ({revision()}), torch {torch.__version__}",
+        }
+
+    def _write(self, comparison: Comparison, plan: Plan) -> None:
+        write_json(self.out / ROWS, rows_of(comparison))
+        draw_label_curves(comparison.curves, self.out / FIGURE)
+        write_markdown(comparison, self.out / TABLE, FIGURE)
+        config = plan.configs[next(method for method in plan.configs if method != "random")]
+        write_html(comparison, self.out / PAGE, self.out / FIGURE, config.to_yaml())
+
+
+def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
+    """Everything measured as plain rows: one a stage, candidate, number of labels and seed."""
+    curves = comparison.curves
+    return [
+        {
+            "data": comparison.name,
+            "stage": stage,
+            "candidate": name,
+            "labels": "all" if number == ALL else number,
+            "seed": seed,
+            "metric": curves.metric,
+            "values": values.tolist(),
+        }
+        for (stage, name), by_number in curves.values.items()
+        for number, table in by_number.items()
+        for seed, values in enumerate(table)
+    ]
+
+
+def _plain(decision: Decision) -> Mapping[str, Any]:
+    return {
+        "labels": "all" if decision.number == ALL else decision.number,
+        "recommended": decision.recommended,
+        "plain": decision.plain,
+        "pretrained": decision.pretrained,
+        "pays": decision.pays,
+        "difference": decision.difference.value,
+    }
+
+
+def _remarks(dataset: Dataset, drawing: Drawing) -> list[str]:
+    remarks = []
+    if drawing.by_class:
+        names, counts = dataset.need_task().classes, drawing.counts()
+        rare = min(range(len(counts)), key=lambda n: counts[n])
+        remarks.append(
+            f"The rarest class of the training rows, {names[rare]!r}, has {counts[rare]} of them: "
+            "numbers of labels end where it has none left beside a validation cut, or where half "
+            "of the rows are labelled."
+        )
+    if len(drawing.labels) > MOST_LABELS:
+        remarks.append(f"All labels are {MOST_LABELS} of {len(drawing.labels)}, drawn once.")
+    return remarks

@@ -1,0 +1,75 @@
+"""The figure of a comparison: accuracy against numbers of labels, a colour for each candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from metamae.evaluation.drawing import Stage
+from metamae.files import replacing
+from metamae.report.label_curves import Curves, interval
+from metamae.report.wording import describe_metric
+
+LOOKS: Mapping[str, tuple[str, str, str]] = {
+    "raw_logistic": ("#1f77b4", "o", "-"),
+    "raw_boosting": ("#7570b3", "s", "-"),
+    "raw_neighbours": ("#66a61e", "^", "-"),
+    "components": ("#17a2b8", "v", "-"),
+    "field": ("#a6761d", "D", "-"),
+    "random": ("#888888", "o", ":"),
+    "scratch": ("#444444", "x", ":"),
+    "mae": ("#d95f02", "P", "-"),
+    "metamae": ("#c2185b", "*", "-"),
+}
+"""Colour, marker and line of every candidate: told apart in print and without colours too."""
+
+
+def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> None:
+    """Draw means over draws and seeds, and their 95 % intervals as bands.
+
+    The number of labels is on a logarithmic axis; the last point is all labels. Letters are large
+    enough for half the size.
+
+    Args:
+        curves: What was measured.
+        path: Picture to write; the format is that of its ending.
+        stage: On test rows or on validation cuts.
+    """
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    axis = figure.subplots()
+    places = [curves.place(number) for number in curves.numbers]
+    scale = 1 if curves.metric == "spearman" else 100
+    for name, title in curves.titles.items():
+        colour, marker, line = LOOKS.get(name, ("#000000", ".", "-"))
+        points = [interval(curves.values[stage, name][number]) for number in curves.numbers]
+        low, high = ([scale * point[side] for point in points] for side in (1, 2))
+        axis.fill_between(places, low, high, color=colour, alpha=0.13, lw=0)
+        wide = 3.0 if name in curves.pretrained else 1.8
+        means = [scale * point.value for point in points]
+        axis.plot(
+            places,
+            means,
+            line,
+            color=colour,
+            marker=marker,
+            ms=11 if marker == "*" else 7,
+            lw=wide,
+            label=title,
+        )
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(places))
+    axis.xaxis.set_minor_locator(NullLocator())
+    names = [str(number) for number in curves.numbers[:-1]]
+    axis.set_xticklabels([*names, f"all\n({curves.all_labels:.0f})"])
+    axis.set_xlabel("labels a class" if curves.by_class else "labels", fontsize=17)
+    axis.set_ylabel(describe_metric(curves.metric), fontsize=17)
+    where = "test rows" if stage == "test" else "validation cuts of the training rows"
+    axis.set_title(f"{describe_metric(curves.metric)}, {where}", fontsize=17)
+    axis.tick_params(labelsize=15)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=14, frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
