@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
+import numpy as np
 import torch
 
+from metamae.cli.main import make_parser
 from metamae.experiments.timing import read_times
 from metamae.report.rows import read_results
 from metamae.report.tables import make_report, summarise
@@ -80,3 +83,27 @@ def test_the_cost_of_a_step_is_the_measured_one() -> None:
     kind = ("compiled", "self", "float32")
     ratios = [r["ratio"] for r in paper["rows"] if (r["mode"], r["decoder"], r["dtype"]) == kind]
     assert f"({min(ratios):.2f} to {max(ratios):.2f};" in text
+
+
+def test_the_transformer_fits_and_scores() -> None:
+    """The block as it stands, but for two steps in place of two minutes."""
+    (code,) = (block for block in BLOCKS if "MetaMAEEncoder" in block)
+    assert code.count("minutes=2") == 1
+    x = np.random.default_rng(0).normal(size=(40, 6))
+    y = (x[:, 0] > 0).astype(int)
+    names = {"x_train": x[:30], "y_train": y[:30], "x_test": x[30:], "y_test": y[30:]}
+    exec(compile(code.replace("minutes=2", "steps=2"), "README.md", "exec"), names)
+    features = names["model"][0].transform(x[30:])
+    assert features.shape[0] == 10
+    assert np.isfinite(features).all()
+
+
+def test_its_commands_are_commands() -> None:
+    """Every option is known; that they do what they say is tested with the commands."""
+    (block,) = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["metamae", command] for command in ("compare", "pretrain", "embed", "export")
+    ]
+    for line in lines:
+        assert callable(make_parser().parse_args(line[1:]).run)
