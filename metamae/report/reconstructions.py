@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +17,9 @@ from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.curves import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = NDArray[Any]
 MASKED = "#e8e8e8"
@@ -53,6 +54,8 @@ def draw_reconstructions(
         views = [reconstruct(method, z, targets, split) for z in (latent, refined)]
     masked = masked_tokens(method, split)
     specs = method.network.inputs
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     figure = Figure(figsize=(13, 1.9 * len(rows) * len(specs) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows) * len(specs), 4, squeeze=False)
     titles = ("original", "masked input", "prediction from z", "prediction from z'")
