@@ -50,7 +50,9 @@ def make_page() -> str:
         f"| `{kind}` | {PRESET_MEANINGS[kind]} | {', '.join(list_presets(kind))} |"
         for kind in PRESETS
     ]
-    auto = "| `auto` | sizes by the data, steps by `--minutes` ([your data](your-data.md)) | a path |"
+    auto = (
+        "| `auto` | sizes by the data, steps by `--minutes` ([your data](your-data.md)) | a path |"
+    )
     sections = [_section(cls, name) for name, cls in _sections(Config, "")]
     return HEAD + "\n".join([*kinds, auto]) + "\n\n" + "\n".join(sections)
 
@@ -74,7 +76,12 @@ def _section(cls: Any, name: str) -> str:
         if not dataclasses.is_dataclass(kinds[field.name])
     ]
     head = f"## {name or 'The run'}\n\n{text}\n"
-    return head + "\n| setting | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    return (
+        head
+        + "\n| setting | type | default | meaning |\n|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def _read_docstring(cls: Any) -> tuple[str, dict[str, str]]:
