@@ -10,7 +10,7 @@ from typing import Any
 import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mathematics import mathml  # noqa: E402
+from mathematics import mathml
 
 ROLE = re.compile(r":(?:class|func|data|meth|mod|attr):`(~?)([^`]+)`")
 FORMULA = re.compile(r":math:`([^`]+)`")

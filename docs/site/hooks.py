@@ -1,9 +1,9 @@
 """What mkdocs does not do by itself: links to files of the repository, and formulas.
 
-A page may link to any file of the repository, relative to itself, as it has to be for readers of the
-repository. Each file that is linked becomes a part of the site, below `repository/`: Markdown and
-Python as pages, a folder as a list, anything else as it is. `../metamae/methods/mae.py#MAE` leads to
-the class.
+A page may link to any file of the repository, relative to itself, as it has to be for readers of
+the repository. Each file that is linked becomes a part of the site, below `repository/`: Markdown
+and Python as pages, a folder as a list, anything else as it is. `../metamae/methods/mae.py#MAE`
+leads to the class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from mkdocs.structure.files import File, InclusionLevel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mathematics import convert_page  # noqa: E402
+from mathematics import convert_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = "repository/"

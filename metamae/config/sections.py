@@ -46,10 +46,10 @@ class DecoderConfig:
         depth: Number of transformer blocks.
         heads: Attention heads of a block.
         mlp_ratio: Width of a block's MLP, as a multiple of ``width``.
-        attention: ``self``, the paper's, or ``cross``: mask tokens read from the latents only, which is
-            cheaper.
-        query_fraction: Share of an example's masked tokens that the outer loss is taken on, drawn anew
-            in every step; the cross decoder computes no others.
+        attention: ``self``, the paper's, or ``cross``: mask tokens read from the latents only,
+            which is cheaper.
+        query_fraction: Share of an example's masked tokens that the outer loss is taken on, drawn
+            anew in every step; the cross decoder computes no others.
     """
 
     width: int = 128
@@ -103,13 +103,13 @@ class AdaptationConfig:
     Attributes:
         step_size: How far an inner step goes; 0 refines nothing.
         steps: Number of inner steps.
-        differentiation: How gradients flow through them: ``unrolled`` and ``checkpointed`` are exact,
-            the second with less memory over many steps; ``docs/adapter.md`` compares all.
+        differentiation: How gradients flow through them: ``unrolled`` and ``checkpointed`` are
+            exact, the second with less memory over many steps; ``docs/adapter.md`` compares all.
         chunk_size: Refine that many examples at a time, 0 the whole batch; with ``checkpointed`` it
             bounds memory.
         learned: ``none`` for a fixed step size, or the axes that get their own learned one.
-        support_mean: Divide an example's support loss by its own number of support tokens (``task``),
-            or by the mean number over the batch (``batch``), as published.
+        support_mean: Divide an example's support loss by its own number of support tokens
+            (``task``), or by the mean number over the batch (``batch``), as published.
     """
 
     step_size: float = 0.5
@@ -192,7 +192,8 @@ class CapriConfig:
 
     Attributes:
         temperature: Divides similarities.
-        positions: ``all`` positions, as in the published code, or the ``masked``, as it is described.
+        positions: ``all`` positions, as in the published code, or the ``masked``, as it is
+            described.
         normalise: Compare directions, not products of vectors.
         symmetric: Score predictions against targets and targets against predictions.
     """
@@ -213,8 +214,8 @@ class BaselineConfig:
     """The baselines of DABS.
 
     Attributes:
-        corruption: Share of tokens that ShED moves, and that Capri and the linear MAE zero; the default
-            is DABS's, for no rate per data set was published.
+        corruption: Share of tokens that ShED moves, and that Capri and the linear MAE zero; the
+            default is DABS's, for no rate per data set was published.
         reconstruction: The linear MAE's loss of one real token: the L2 ``norm`` of its error, as
             published, or the mean ``squared`` error, as of the MAE with a deep decoder.
         emix: Settings of e-Mix.
@@ -250,11 +251,11 @@ class TrainingConfig:
         prefetch: Prepare batches ahead in a thread; ``auto`` where that pays
             (:class:`metamae.training.feeding.Feed`).
         autocast: Compute in ``bfloat16`` where torch's autocast allows it; weights stay float32.
-        compile: Trace the whole loss by ``torch.compile``: minutes at first, then every step is faster;
-            ``auto`` where the run is long enough to gain by it (``Config.compiles``).
+        compile: Trace the whole loss by ``torch.compile``: minutes at first, then every step is
+            faster; ``auto`` where the run is long enough to gain by it (``Config.compiles``).
         cuda_graphs: Replay the compiled loss as recorded graphs, where the device is CUDA.
-        compile_memory: Share of what a compiled step would keep for its backward pass that it may keep;
-            the rest is computed again.
+        compile_memory: Share of what a compiled step would keep for its backward pass that it may
+            keep; the rest is computed again.
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
     """
@@ -303,8 +304,8 @@ class ProbeConfig:
         batch_size: Rows of a batch.
         learning_rate: Of Adam.
         weight_decay: L2 decay.
-        standardise: Scale features by the mean and deviation of the training rows first (not published;
-            an aid for short budgets).
+        standardise: Scale features by the mean and deviation of the training rows first (not
+            published; an aid for short budgets).
     """
 
     epochs: int = 100
@@ -333,7 +334,8 @@ class LearnConfig:
 
     Attributes:
         settings: Which are learned, among :data:`LEARNABLE`; they start at their configured values.
-        hypergradient: ``darts``, by finite differences, or ``sama``, through the update of the optimiser.
+        hypergradient: ``darts``, by finite differences, or ``sama``, through the update of the
+            optimiser.
         learning_rate: Of Adam on the settings.
         unroll_steps: Training steps between two moves of the settings.
         warmup_steps: Training steps before the first move.
