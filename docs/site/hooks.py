@@ -9,6 +9,7 @@ leads to the class.
 from __future__ import annotations
 
 import ast
+import html
 import posixpath
 import re
 import sys
@@ -24,6 +25,7 @@ from mathematics import convert_page
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = "repository/"
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+BAR = re.compile(r"(?<=[ (|])`([^`\n]*\\\|[^`\n]*)`")
 UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
@@ -54,7 +56,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         place = _uri(path)
         return f"]({posixpath.relpath(place, posixpath.dirname(uri) or '.')}{match[2] or ''})"
 
-    return convert_page(LINK.sub(moved, markdown))
+    return convert_page(BAR.sub(_code_with_bars, LINK.sub(moved, markdown)))
+
+
+def _code_with_bars(match: re.Match[str]) -> str:
+    r"""Code in a cell, `a\|b`: GitHub takes the backslash away, Markdown in Python does not."""
+    return f"<code>{html.escape(match[1]).replace(chr(92) + '|', '&#124;')}</code>"
 
 
 def _targets(page: str) -> Iterator[str]:

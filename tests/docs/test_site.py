@@ -18,10 +18,6 @@ from tests import ROOT
 DOCS = ROOT / "docs"
 
 
-class _Lenient(yaml.SafeLoader):
-    """Reads mkdocs.yml whatever tags it has."""
-
-
 def load(name: str) -> ModuleType:
     """A program of docs/site."""
     spec = importlib.util.spec_from_file_location(f"site_{name}", DOCS / "site" / f"{name}.py")
@@ -60,7 +56,7 @@ def test_a_setting_without_a_meaning_is_refused() -> None:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    settings = yaml.load((ROOT / "mkdocs.yml").read_text(), _Lenient)
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     pages = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
     assert sorted(leaves(settings["nav"])) == pages
     assert settings["strict"] is True
@@ -112,6 +108,7 @@ def test_links_out_of_the_pages_lead_to_files_on_the_site(monkeypatch: pytest.Mo
     assert moved("repository/CONTRIBUTING.md", "[a](docs/adapter.md)") == "[a](../adapter.md)"
     assert moved("adapter.md", "[a](../nowhere.py) f[0](x)") == "[a](../nowhere.py) f[0](x)"
     assert moved("adapter.md", "$`z^*`$").startswith("<math")
+    assert moved("adapter.md", r"| `a\|b` | `c` |") == "| <code>a&#124;b</code> | `c` |"
     pieces = hooks._source('"""Doc."""\n\n@f\nclass A:\n    x = 1\n')
     assert '## A { #A }\n\n````python linenums="3"\n@f\nclass A:' in pieces
 
