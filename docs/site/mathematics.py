@@ -6,8 +6,15 @@ import re
 
 from latex2mathml.converter import convert
 
-BLOCK = re.compile(r"^```math\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"\$`([^`]+)`\$")
+FORMULA = re.compile(
+    r"^```math\n(?P<fence>.*?)\n```$"
+    r"|(?P<code>^(?P<marks>`{3,})[^\n]*\n.*?^(?P=marks)$|(?<!`)`[^`\n]+`(?!\$))"
+    r"|\$`(?P<ticks>[^`]+)`\$"
+    r"|\$\$(?P<block>[^$]+)\$\$"
+    r"|\$(?P<inline>[^\s$`](?:[^$`]*[^\s$`])?)\$",
+    re.DOTALL | re.MULTILINE,
+)
+"""A formula in each of the ways that GitHub reads, or code, in which there are none."""
 
 
 def mathml(tex: str, *, block: bool = False) -> str:
@@ -24,6 +31,12 @@ def _entity(match: re.Match[str]) -> str:
 
 
 def convert_page(markdown: str) -> str:
-    """A page whose formulas are written as GitHub reads them: ```math blocks, and $`...`$."""
-    markdown = BLOCK.sub(lambda match: mathml(match[1], block=True), markdown)
-    return INLINE.sub(lambda match: mathml(match[1]), markdown)
+    """A page whose formulas are written as GitHub reads them."""
+    return FORMULA.sub(_convert, markdown)
+
+
+def _convert(match: re.Match[str]) -> str:
+    if match["code"]:
+        return match[0]
+    block = match["fence"] or match["block"]
+    return mathml(block or match["ticks"] or match["inline"], block=bool(block))
