@@ -51,7 +51,6 @@ lint: $(READY)
 # What builds the site is installed when it is first built, and imports nothing of ours.
 SITE_READY := .venv/.site
 site: $(READY) $(SITE_READY)
-	@$(RUN) docs/site/configuration.py
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo 'site/index.html is ready.'
 
