@@ -51,7 +51,7 @@ lint: $(READY)
 # What builds the site is installed when it is first built, and imports nothing of ours.
 SITE_READY := .venv/.site
 site: $(READY) $(SITE_READY)
-	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo 'site/index.html is ready.'
 
 $(SITE_READY): pyproject.toml $(PINS) $(READY)

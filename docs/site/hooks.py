@@ -35,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
     added: set[str] = set()
     while waiting:
         for path in _targets(waiting.pop()):
-            if not path.startswith("docs/") and path not in added:
+            if not _in_docs(path) and path not in added:
                 added.add(path)
                 files.append(_make_file(path, config))
                 waiting += [path] * path.endswith(".md")
@@ -78,9 +78,14 @@ def _resolve(page: str, link: str) -> str | None:
     return path if not path.startswith("..") and (ROOT / path).exists() else None
 
 
+def _in_docs(path: str) -> bool:
+    """Whether mkdocs finds it by itself."""
+    return path.startswith("docs/") and not path.startswith("docs/site/")
+
+
 def _uri(path: str) -> str:
     """Where a file is among the sources of the site."""
-    if path.startswith("docs/"):
+    if _in_docs(path):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
         return f"{PLACE}{path}/index.md"
