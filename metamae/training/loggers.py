@@ -165,7 +165,7 @@ def make_loggers(names: Sequence[str], run_dir: Path) -> list[Callback]:
         >>> make_loggers(["board"], Path("run"))
         Traceback (most recent call last):
         ...
-        metamae.errors.ConfigError: expected loggers among tensorboard, wandb, mlflow, got 'board'
+        metamae.errors.ConfigError: expected loggers among tensorboard, wandb, mlflow, got 'board'; did you mean 'tensorboard'?
     """
     for name in names:
         if name not in LOGGERS:

@@ -70,10 +70,10 @@ def is_path(name: str) -> bool:
 
     Example:
         >>> from metamae.data.own.sources import is_path
-        >>> is_path("sensors"), is_path("my/data.csv"), is_path("folder/")
-        (False, True, True)
+        >>> is_path("sensors"), is_path("my/data.csv"), is_path("folder/"), is_path("")
+        (False, True, True, False)
     """
-    if name in POCKET or name in SOURCES:
+    if not name or name in POCKET or name in SOURCES:
         return False
     known = (*frames.SUFFIXES, *arrays.SUFFIXES)
     return "/" in name or os.sep in name or Path(name).suffix in known or Path(name).exists()
