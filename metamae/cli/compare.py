@@ -71,7 +71,7 @@ def run_compare(options: argparse.Namespace) -> int:
     with limited_threads(options.threads, device):
         reporter.say(f"{compare.out} on {device_name(device)}")
     comparison = compare.run(reporter)
-    for section in comparison.sections[:2]:
+    for section in comparison.brief:
         section.print(make_console())
     reporter.say(f"\n{comparison.sentence}\n\n{compare.out / PAGE}")
     return 0

@@ -19,11 +19,17 @@ from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.curves import COLOURS
+from metamae.report.listings import has_words, height_of, is_listed, list_values, list_words
 
 Array = NDArray[Any]
 MASKED = "#e8e8e8"
 PICTURES = (".png", ".svg", ".pdf")
 """Endings of the pictures that can be drawn."""
+LEGEND = "z: latent of what is visible.  z': after adaptation (MAE has none).  Gray: masked."
+    "z: latent of what is visible.  z': the same after adaptation (MAE has none).  Gray: masked."
+)
+LISTED = "  Ring: true value.  Green: right.  Red: wrong."
+"""Below the picture, for those who see such a one for the first time."""
 
 
 def draw_reconstructions(
@@ -53,11 +59,13 @@ def draw_reconstructions(
         views = [reconstruct(method, z, targets, split) for z in (latent, refined)]
     masked = masked_tokens(method, split)
     specs = method.network.inputs
-    figure = Figure(figsize=(13, 1.9 * len(rows) * len(specs) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows) * len(specs), 4, squeeze=False)
+    heights = [height_of(spec) for spec in specs] * len(rows)
+    figure = Figure(figsize=(13, sum(heights) + 0.6), layout="constrained")
+    axes = figure.subplots(len(heights), 4, squeeze=False, height_ratios=heights)
+    figure.supxlabel(LEGEND + LISTED * any(map(is_listed, specs)), fontsize=11)
     titles = ("original", "masked input", "prediction from z", "prediction from z'")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+        axis.set_title(title, fontsize=14)
     for line in range(len(rows) * len(specs)):
         example, number = divmod(line, len(specs))
         spec = specs[number]
@@ -67,6 +75,8 @@ def draw_reconstructions(
         for axis, tokens in zip(axes[line], drawings, strict=True):
             shade = torch.zeros_like(hidden) if axis is axes[line][0] else hidden
             _draw(axis, spec, truth, tokens, shade.numpy())
+            if axis is not axes[line][0]:
+                axis.set_yticks([])
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=110)
 
@@ -75,7 +85,12 @@ def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hid
     axis.set_xticks([])
     axis.set_yticks([])
     if isinstance(spec, Tokens):
-        _draw_letters(axis, spec, truth.numpy(), None if tokens is None else tokens.numpy(), hidden)
+        symbols = None if tokens is None else tokens.numpy()
+        draw = list_words if is_listed(spec) else _draw_letters
+        draw(axis, spec, truth.numpy(), symbols, hidden)
+    elif isinstance(spec, Tabular) and is_listed(spec):
+        values = None if tokens is None else _series(spec, tokens).numpy()
+        list_values(axis, spec.column_names, _series(spec, truth).numpy(), values, hidden)
     elif isinstance(spec, Image):
         _draw_image(axis, spec, truth, tokens, hidden)
     else:
@@ -129,7 +144,7 @@ def _draw_letters(
 ) -> None:
     """Visible letters black, right predictions green, wrong ones red, masked ones a dot."""
     names = spec.alphabet or tuple(map(str, range(spec.vocabulary)))
-    words = max(len(name) for name in names if not name.startswith("<")) > 1
+    words = has_words(spec)
     columns = 2 if words else 26
     count = len(truth) if words else min(len(truth), 4 * columns)
     lines = -(-count // columns)
