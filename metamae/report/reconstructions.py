@@ -26,8 +26,6 @@ MASKED = "#e8e8e8"
 PICTURES = (".png", ".svg", ".pdf")
 """Endings of the pictures that can be drawn."""
 LEGEND = "z: latent of what is visible.  z': after adaptation (MAE has none).  Gray: masked."
-    "z: latent of what is visible.  z': the same after adaptation (MAE has none).  Gray: masked."
-)
 LISTED = "  Ring: true value.  Green: right.  Red: wrong."
 """Below the picture, for those who see such a one for the first time."""
 
