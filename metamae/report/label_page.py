@@ -36,6 +36,7 @@ class Comparison:
         what: Candidate to what it is, in a line.
         facts: Of the data and the runs, by name.
         remarks: What was guessed or limited.
+        cautions: Why the answer may be worth little; said beside it.
     """
 
     name: str
@@ -45,11 +46,17 @@ class Comparison:
     what: Mapping[str, str]
     facts: Mapping[str, str]
     remarks: Sequence[str] = ()
+    cautions: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
         """The answer."""
         return write_sentence(self.curves, self.few, self.every)
+
+    @property
+    def answer(self) -> str:
+        """The sentence, and what to mind of it."""
+        return " ".join([self.sentence, *(f"Caution: {line}." for line in self.cautions)])
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -139,7 +146,7 @@ class Comparison:
 
 def write_markdown(comparison: Comparison, path: Path, picture: str) -> None:
     """Write the comparison as Markdown, beside its picture."""
-    head = f"# {comparison.name}: does pretraining save labels?\n\n{comparison.sentence}\n"
+    head = f"# {comparison.name}: does pretraining save labels?\n\n{comparison.answer}\n"
     image = f"\n![Accuracy against numbers of labels]({picture})\n\n"
     sections = "\n".join(section.markdown() for section in comparison.sections)
     write_text(path, head + image + sections)
@@ -168,7 +175,7 @@ def write_html(comparison: Comparison, path: Path, picture: Path, configuration:
         Chapter("Configuration of pretraining", [Preformatted(configuration)]),
     ]
     title = f"{comparison.name}: does pretraining save labels?"
-    write_page(path, title, chapters, lead=comparison.sentence)
+    write_page(path, title, chapters, lead=comparison.answer)
 
 
 def chapter_of(section: Section, marked: Sequence[int] = ()) -> Chapter:

@@ -127,7 +127,8 @@ def _draw_image(
 ) -> None:
     original = spec.unpatchify(truth.unsqueeze(0))[0]
     shown = original if tokens is None else spec.unpatchify(tokens.unsqueeze(0))[0]
-    low, high = original.amin((1, 2), keepdim=True), original.amax((1, 2), keepdim=True)
+    over = (0, 1, 2) if len(original) == 3 else (1, 2)  # bands alone would make false colours
+    low, high = original.amin(over, keepdim=True), original.amax(over, keepdim=True)
     picture = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).numpy()
     # False colour for more than three channels: the longest wavelengths first.
     picture = picture[[0, 0, 0]] if len(picture) < 3 else picture[[-1, len(picture) // 2, 0]]
