@@ -64,8 +64,8 @@ class Arrays:
                 return read_listed(Path(name), ids)
             if len(self.data) < 2:
                 raise DataError(
-                    f"expected a file (.npy, .csv) with {role} of {self.name}, one value a row, got "
-                    f"{name!r}, which is no such file"
+                    f"expected a file (.npy, .csv) with {role} of {self.name}, one value a row, "
+                    f"got {name!r}, which is no such file"
                 )
             what = f"a file (.npy, .csv) or a key for {role} of {self.name}"
             return [find_name(name, list(self.data), what)]

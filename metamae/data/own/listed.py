@@ -69,10 +69,10 @@ def load_array(path: Path, *, mapped: bool = False) -> Any:
             raise
         reason = describe_fault(fault)
         with path.open("rb") as file:
-            if not file.read(6).startswith(
-                (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
-            ):  # NumPy takes all else for pickles
-                reason = "a file that NumPy did not write, or a damaged one"
+            head = file.read(6)
+        if not head.startswith((b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")):
+            # NumPy takes whatever it does not know for a pickle.
+            reason = "a file that NumPy did not write, or a damaged one"
         raise DataError(f"expected arrays in {path}, got {reason}") from fault
 
 

@@ -53,8 +53,8 @@ class Reading:
         if like is not None and like["source"] != folder.kind:
             raise _other(f"data of kind {like['source']!r}", folder)
         # Here, for `import metamae` is to be fast: these bring Pillow and SciPy's readers.
-        from metamae.data.own.pictures import fit_pictures, read_pictures
         from metamae.data.formats.mel import MELS
+        from metamae.data.own.pictures import fit_pictures, read_pictures
         from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
 
         if folder.kind == "audio":
