@@ -13,7 +13,7 @@ from metamae.evaluation.features import Features
 from metamae.inputs import InputSpec, Tabular, Tokens
 
 MOST_VALUES = 224 * 224
-"""Values of one example, a whole spectrogram, beyond which linear models on raw inputs are out of reach."""
+"""Values of one example, those of a whole spectrogram, that models on raw inputs still take."""
 
 ROWS_AT_ONCE = 1024
 
