@@ -295,8 +295,8 @@ def _cautions(plan: Plan) -> list[str]:
         )
     if plan.draws < FEW_DRAWS:
         cautions.append(
-            f"{plan.draws} draws of labels leave wide intervals, within which nothing is "
-            f"recommended; give --draws {FEW_DRAWS} or more"
+            f"{plan.draws} draws of labels say little, whatever their intervals; give --draws "
+            f"{FEW_DRAWS} or more"
         )
     return cautions
 
