@@ -20,12 +20,13 @@ PINS := requirements/pins.txt
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint benchmark cuda clean force
+.PHONY: help setup demo test lint site benchmark cuda clean force
 
 help:
 	@echo 'make demo       pretrain MetaMAE on the data in this repository, probe it, print a report'
 	@echo 'make test       run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
+	@echo 'make site       build the pages of docs/ as a site, strictly, into site/; open site/index.html'
 	@echo 'make benchmark  run the benchmarks'
 	@echo 'make cuda       everything a GPU is wanted for, within MINUTES=28; rows and logs also to $$OUT'
 	@echo 'make setup      only set up .venv; the targets above do so by themselves'
@@ -47,6 +48,17 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# What builds the site is installed when it is first built, and imports nothing of ours.
+SITE_READY := .venv/.site
+site: $(READY) $(SITE_READY)
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo 'site/index.html is ready.'
+
+$(SITE_READY): pyproject.toml $(PINS) $(READY)
+	@echo 'Adding to .venv what builds the site.'
+	@$(PIP) -c $(PINS) -c .venv/torch.txt -e '.[docs]'
+	@touch $(SITE_READY)
+
 benchmark: $(READY)
 	@$(RUN) -m pytest benchmarks/ --benchmark $(ARGS)
 
@@ -58,7 +70,7 @@ setup: $(READY)
 	@echo '.venv is ready.'
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv that was finished is brought up to date in place. One that was not, or whose Python is gone,

@@ -200,3 +200,13 @@ def test_both_packages_import_without_betty() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["betty"], "only the blocked entry itself"
+
+
+def test_commands_start_without_what_only_some_need() -> None:
+    """`metamae --version` waits for torch and for nothing else that takes long."""
+    heavy = ("sklearn", "scipy.stats", "matplotlib", "pandas", "onnx", "onnxruntime", "tensorboard")
+    program = f"import metamae.cli.main, sys; print(*(n for n in {heavy!r} if n in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -6,6 +6,7 @@ import argparse
 
 from metamae.cli import data as data_commands
 from metamae.cli.compare import add_compare
+from metamae.cli.completion import add_completion
 from metamae.cli.encoders import add_encoder_commands
 from metamae.cli.options import OneLineParser
 from metamae.cli.pretrain import add_pretrain
@@ -23,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="metamae", description="Self-supervised learning for any modality: MetaMAE and DABS."
     )
     parser.add_argument("--version", action="version", version=f"metamae {__version__}")
+    add_completion(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_pretrain(commands)
     add_probe(commands)

@@ -11,6 +11,7 @@ from metamae.cli.terminal import make_console
 from metamae.config.schema import check_method
 from metamae.errors import ConfigError
 from metamae.files import write_text
+from metamae.report.differences import draw_differences
 from metamae.report.figure import draw_report
 from metamae.report.rows import (
     all_results,
@@ -38,6 +39,7 @@ def add_report(commands: Any) -> None:
     add("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     add("--rows", type=Path, metavar="FILE", help="also gather all rows in one file (JSON)")
     add("--figure", type=Path, metavar="FILE", help="also draw it, e.g. report.png")
+    add("--differences", type=Path, metavar="FILE", help="also draw the paired differences alone")
     add("--html", type=Path, metavar="FILE", help="also write it, with curves and pictures of runs")
     add("--data-dir", type=Path, help="folder with full DABS data, for pictures of such runs")
     parser.set_defaults(run=run_report, interrupted="stopped")
@@ -48,6 +50,7 @@ def run_report(options: argparse.Namespace) -> int:
     for name in (options.method, options.against):
         check_method(name)
     _check_picture(options.figure)
+    _check_picture(options.differences)
     runs = find_runs(options.paths) if options.html is not None else []
     if runs and not has_results(options.paths):
         write_run_page(options.html, runs, [], data_dir=options.data_dir)
@@ -65,6 +68,9 @@ def run_report(options: argparse.Namespace) -> int:
         write_results(options.rows, rows)
     if options.figure is not None:
         draw_report(rows, options.figure)
+    if options.differences is not None:
+        names = {"method": options.method, "against": options.against}
+        draw_differences(rows, options.differences, **names)
     if options.html is not None:
         names = {"method": options.method, "against": options.against}
         write_run_page(options.html, runs, rows, data_dir=options.data_dir, **names)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from metamae.arguments import check_text
+from metamae.config.checks import check_fields, require
 from metamae.config.reading import build, plain
 from metamae.config.sections import (
     AdaptationConfig,
@@ -26,8 +27,6 @@ from metamae.config.sections import (
     MaskingConfig,
     ProbeConfig,
     TrainingConfig,
-    check_fields,
-    require,
 )
 from metamae.errors import ConfigError, suggest
 
@@ -86,7 +85,21 @@ COMPILE_FROM = 10_000
 class Config:
     """Everything that determines a run, apart from the data themselves.
 
-    ``token_size`` overrides the data set's own: steps per token, or patch height and width.
+    Attributes:
+        dataset: Name of the data set, or the path it was opened from.
+        method: One of :data:`METHODS`, or of those that others registered.
+        preset: Where the values came from that were not set by hand.
+        seed: Seed of weights, order, masks and dropout.
+        token_size: Overrides the data set's own: steps per token, or patch height and width.
+        encoder: The encoder.
+        decoder: The decoder.
+        masking: What is masked.
+        adaptation: The inner step.
+        contrast: The task-contrastive loss.
+        baseline: Settings of the baselines.
+        learn: Settings that are learned.
+        training: Pretraining.
+        probe: The linear probe.
     """
 
     dataset: str

@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from metamae.config.checks import check_fields, positive, require
 from metamae.errors import ConfigError, suggest
 
 LEARNABLE = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio", "temperature")
 """Settings that ``learn.settings`` may name."""
 
 
-def positive(value: float) -> bool:
-    """Whether it is above 0 and finite."""
-    return 0 < value < float("inf")
-
-
-def require(condition: bool, expected: str, got: object) -> None:
-    """Raise ``ConfigError`` unless the condition holds."""
-    if not condition:
-        raise ConfigError(f"expected {expected}, got {got!r}")
-
-
-LARGEST = 2**53
-"""No setting counts further: beyond it floating point skips numbers, and torch's sizes end."""
-
-
-def check_fields(section: Any, name: str) -> None:
-    """Raise ``ConfigError`` for a setting of another type, infinite, or beyond all counting.
-
-    Every section calls it first, so that what is built in Python is checked like what is read. NaN
-    is left to the ranges that follow, for none of them holds it.
-
-    Example:
-        >>> from metamae.config import ContrastConfig
-        >>> ContrastConfig(weight=float("inf"))
-        Traceback (most recent call last):
-        ...
-        metamae.errors.ConfigError: expected contrast.weight to be a finite number, got inf
-    """
-    for key, kind in _kinds(section.__class__).items():
-        _check_value(getattr(section, key), kind, f"{name}.{key}" if name else key)
-
-
-@cache
-def _kinds(section: type) -> dict[str, Any]:
-    return get_type_hints(section)
-
-
-def _check_value(value: Any, kind: Any, where: str) -> None:
-    origin, choices = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        require(isinstance(value, tuple), f"{where} to be a tuple", value)
-        for item in value:
-            _check_value(item, choices[0], where)
-    elif origin is Literal:
-        known = isinstance(value, str) and value in choices
-        require(known, f"{where} among {', '.join(choices)}", value)
-    elif kind is float:
-        require(_is_bounded(value), f"{where} to be a finite number", value)
-    elif kind is int:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole, f"{where} to be a whole number", value)
-        require(abs(value) <= LARGEST or where == "seed", f"{where} <= 2**53", value)
-    else:
-        require(isinstance(value, kind), f"{where} to be {kind.__name__}", value)
-
-
-def _is_bounded(number: object) -> bool:
-    real = isinstance(number, int | float) and not isinstance(number, bool)
-    try:
-        return real and not math.isinf(number)  # type: ignore[arg-type]
-    except OverflowError:  # an integer beyond all floats
-        return False
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Transformer encoder; the defaults are the paper's (section 3.1)."""
+    """Transformer encoder; the defaults are the paper's (section 3.1).
+
+    Attributes:
+        width: Width of a token's embedding, a multiple of 4 and of ``heads``.
+        depth: Number of transformer blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Width of a block's MLP, as a multiple of ``width``.
+        dropout: Share of values that training drops, in attention and MLP.
+    """
 
     width: int = 256
     depth: int = 12
@@ -98,9 +41,15 @@ class EncoderConfig:
 class DecoderConfig:
     """Transformer decoder; the paper chooses the depth per data set (Table 8).
 
-    ``attention`` is ``self`` (the paper's) or ``cross``: mask tokens read from the latents only.
-    ``query_fraction`` is the share of an example's masked tokens that the outer loss is taken on,
-    drawn anew in every step; the cross decoder computes no others.
+    Attributes:
+        width: Width of a token in the decoder, a multiple of 4 and of ``heads``.
+        depth: Number of transformer blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Width of a block's MLP, as a multiple of ``width``.
+        attention: ``self``, the paper's, or ``cross``: mask tokens read from the latents only,
+            which is cheaper.
+        query_fraction: Share of an example's masked tokens that the outer loss is taken on, drawn
+            anew in every step; the cross decoder computes no others.
     """
 
     width: int = 128
@@ -129,7 +78,12 @@ def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Shares of masked tokens, and of nearby tokens drawn into the support (section 2.2)."""
+    """Shares of masked tokens, and of nearby tokens drawn into the support (section 2.2).
+
+    Attributes:
+        mask_ratio: Share of an example's tokens that is masked.
+        nearby_ratio: Chance that a masked token beside a visible one joins the support.
+    """
 
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
@@ -146,10 +100,16 @@ class MaskingConfig:
 class AdaptationConfig:
     """Latent refinement: ``z' = z - step_size * gradient`` (Eq. 2).
 
-    ``learned`` is ``none`` for a fixed step size, or the axes that get their own learned one.
-    ``chunk_size`` refines that many examples at a time, 0 the whole batch; with ``checkpointed`` it
-    bounds memory.
-    ``support_mean`` is explained at :class:`metamae.model.autoencoder.MaskedAutoencoder`.
+    Attributes:
+        step_size: How far an inner step goes; 0 refines nothing.
+        steps: Number of inner steps.
+        differentiation: How gradients flow through them: ``unrolled`` and ``checkpointed`` are
+            exact, the second with less memory over many steps; ``docs/adapter.md`` compares all.
+        chunk_size: Refine that many examples at a time, 0 the whole batch; with ``checkpointed`` it
+            bounds memory.
+        learned: ``none`` for a fixed step size, or the axes that get their own learned one.
+        support_mean: Divide an example's support loss by its own number of support tokens
+            (``task``), or by the mean number over the batch (``batch``), as published.
     """
 
     step_size: float = 0.5
@@ -179,6 +139,12 @@ class ContrastConfig:
 
     It needs an inner step: with ``adaptation.step_size=0`` both views of an example are equal, and
     what is left only pushes the examples of a batch apart.
+
+    Attributes:
+        weight: Its weight beside the query loss; 0 leaves it out.
+        temperature: Divides similarities; the lower, the more the nearest negatives count.
+        hidden: Width of the projector's hidden layer.
+        out: Width of what is contrasted.
     """
 
     weight: float = 1.0
@@ -199,8 +165,12 @@ class ContrastConfig:
 class EMixConfig:
     """e-Mix: shares of a mixture are Beta(alpha, alpha); similarities of ``out``-wide vectors.
 
-    ``weighting`` is ``per_example``, or ``as_published``: batch means of shares times batch means
-    of losses, to which the published code's broadcasting amounts.
+    Attributes:
+        alpha: Of the distribution of a mixture's shares; 1 is uniform.
+        temperature: Divides similarities.
+        out: Width of what is compared.
+        weighting: ``per_example``, or ``as_published``: batch means of shares times batch means of
+            losses, to which the published code's broadcasting amounts.
     """
 
     alpha: float = 1.0
@@ -220,7 +190,12 @@ class EMixConfig:
 class CapriConfig:
     """Capri: which positions predict and compete, and how they are scored.
 
-    ``positions`` is ``all``, as in the published code, or ``masked``, as it is described.
+    Attributes:
+        temperature: Divides similarities.
+        positions: ``all`` positions, as in the published code, or the ``masked``, as it is
+            described.
+        normalise: Compare directions, not products of vectors.
+        symmetric: Score predictions against targets and targets against predictions.
     """
 
     temperature: float = 0.07
@@ -238,10 +213,13 @@ class CapriConfig:
 class BaselineConfig:
     """The baselines of DABS.
 
-    ``corruption`` is the share of tokens that ShED moves, and that Capri and the linear MAE zero;
-    the default is DABS's, for no rate per data set was published. ``reconstruction`` is the linear
-    MAE's loss of one real token: the L2 ``norm`` of its error, as published, or the mean
-    ``squared`` error, as of the MAE with a deep decoder.
+    Attributes:
+        corruption: Share of tokens that ShED moves, and that Capri and the linear MAE zero; the
+            default is DABS's, for no rate per data set was published.
+        reconstruction: The linear MAE's loss of one real token: the L2 ``norm`` of its error, as
+            published, or the mean ``squared`` error, as of the MAE with a deep decoder.
+        emix: Settings of e-Mix.
+        capri: Settings of Capri.
     """
 
     corruption: float = 0.15
@@ -259,18 +237,27 @@ class BaselineConfig:
 class TrainingConfig:
     """Pretraining: AdamW, at a constant rate as published.
 
-    ``schedule`` and ``warmup_steps`` change the rate over the steps
-    (:func:`metamae.training.schedule.learning_rate`). ``clip_norm`` bounds the norm of the
-    gradient, 0 does not. ``accumulate`` takes the mean gradient of so many batches in every step:
-    ``batch_size`` times ``accumulate`` examples a step, contrasted within each batch alone.
-    ``prefetch`` prepares batches ahead in a thread: ``auto`` where that pays
-    (:class:`metamae.training.feeding.Feed`).
-
-    ``compile`` traces the whole loss by ``torch.compile`` (minutes at first, then every step is
-    faster): ``auto`` where the run is long enough to gain by it (``Config.compiles``).
-    ``cuda_graphs`` replays it as recorded graphs where the device is CUDA. ``compile_memory`` is
-    the share of what a compiled step would keep for its backward pass that it may keep; the rest
-    is computed again.
+    Attributes:
+        steps: Optimisation steps.
+        batch_size: Examples of a batch.
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW.
+        schedule: Keep the rate ``constant``, or let it fall along a ``cosine``
+            (:func:`metamae.training.schedule.learning_rate`).
+        warmup_steps: Steps over which the rate rises to its value.
+        clip_norm: Bound on the norm of the gradient; 0 sets none.
+        accumulate: Batches whose mean gradient makes a step: ``batch_size`` times ``accumulate``
+            examples a step, contrasted within each batch alone.
+        prefetch: Prepare batches ahead in a thread; ``auto`` where that pays
+            (:class:`metamae.training.feeding.Feed`).
+        autocast: Compute in ``bfloat16`` where torch's autocast allows it; weights stay float32.
+        compile: Trace the whole loss by ``torch.compile``: minutes at first, then every step is
+            faster; ``auto`` where the run is long enough to gain by it (``Config.compiles``).
+        cuda_graphs: Replay the compiled loss as recorded graphs, where the device is CUDA.
+        compile_memory: Share of what a compiled step would keep for its backward pass that it may
+            keep; the rest is computed again.
+        log_every: Steps between two lines of the log.
+        checkpoint_every: Steps between two checkpoints.
     """
 
     steps: int = 100_000
@@ -310,8 +297,15 @@ class TrainingConfig:
 class ProbeConfig:
     """Linear probe on frozen features: Adam with L2 decay; the last epoch is reported.
 
-    The defaults are the published protocol. ``standardise`` scales features by the mean and
-    deviation of the training rows first (not published; an aid for short budgets).
+    The defaults are the published protocol.
+
+    Attributes:
+        epochs: Passes over the labelled training rows.
+        batch_size: Rows of a batch.
+        learning_rate: Of Adam.
+        weight_decay: L2 decay.
+        standardise: Scale features by the mean and deviation of the training rows first (not
+            published; an aid for short budgets).
     """
 
     epochs: int = 100
@@ -333,12 +327,23 @@ class ProbeConfig:
 class LearnConfig:
     """Settings of MetaMAE that an outer level learns on held-out unlabelled data.
 
-    ``settings`` names them, among :data:`LEARNABLE`; they start at their configured values. Every
-    ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them at ``learning_rate`` along a
-    hypergradient of the reference loss: on ``held_out`` of the pretraining examples, the query loss
-    at ``reference_ratios`` and ``reference_nearby``, plus ``reference_contrast`` times the contrast
-    (where the method has one). The mask ratio of a training step is drawn around its learned mean
-    with deviation ``mask_spread``. See docs/multilevel.md.
+    Every ``unroll_steps`` steps, after ``warmup_steps``, Adam moves them along a hypergradient of
+    the reference loss: the query loss of held-out examples at reference ratios, plus
+    ``reference_contrast`` times the contrast (where the method has one). See
+    ``docs/multilevel.md``.
+
+    Attributes:
+        settings: Which are learned, among :data:`LEARNABLE`; they start at their configured values.
+        hypergradient: ``darts``, by finite differences, or ``sama``, through the update of the
+            optimiser.
+        learning_rate: Of Adam on the settings.
+        unroll_steps: Training steps between two moves of the settings.
+        warmup_steps: Training steps before the first move.
+        held_out: Share of the pretraining examples that the reference loss is taken on.
+        reference_ratios: Mask ratios of the reference loss.
+        reference_nearby: Nearby ratio of the reference loss.
+        reference_contrast: Weight of the contrast in the reference loss.
+        mask_spread: Deviation of a training step's mask ratio around its learned mean.
     """
 
     settings: tuple[str, ...] = ()

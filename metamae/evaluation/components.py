@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 
 from metamae.data.dataset import Array, Dataset, Partition, Selected
 from metamae.evaluation.features import Features
@@ -45,6 +44,8 @@ def component_features(dataset: Dataset) -> Features:
     mean, scale = values.mean(0), np.where(scale > 1e-6, scale, np.inf)
     values = (values - mean) / scale
     most = min(MOST_COMPONENTS, *values.shape)
+    from sklearn.decomposition import PCA  # takes seconds: commands start without it
+
     model = PCA(most, svd_solver="full" if min(values.shape) <= 512 else "randomized")
     model.set_params(random_state=0).fit(values)
     count = count_components(model.explained_variance_ratio_)

@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from metamae.data.dataset import Array, Task
 from metamae.errors import DataError
@@ -109,7 +108,10 @@ def learn_trees(lesson: Lesson) -> Array:
     more, for time.
     """
     regression = lesson.task.kind == "regression"
-    kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+    from sklearn import ensemble  # takes seconds: commands start without it
+
+    name = "HistGradientBoosting" + ("Regressor" if regression else "Classifier")
+    kind = getattr(ensemble, name)
     model = kind(
         min_samples_leaf=max(1, min(LEAF, len(lesson.labels) // 10)),
         max_features=min(1.0, COLUMNS / lesson.features.shape[1]),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, f1_score
 
 from metamae.data.dataset import Array, Task
 from metamae.errors import DataError
@@ -12,11 +10,15 @@ from metamae.errors import DataError
 
 def accuracy(truth: Array, predicted: Array) -> float:
     """Share of equal labels."""
+    from sklearn.metrics import accuracy_score  # takes seconds: commands start without it
+
     return float(accuracy_score(truth, predicted))
 
 
 def weighted_f1(truth: Array, predicted: Array) -> float:
     """F1 of each class, weighted by its share of the true labels; 0 for a class never predicted."""
+    from sklearn.metrics import f1_score  # as above
+
     return float(f1_score(truth, predicted, average="weighted", zero_division=0.0))
 
 
@@ -24,6 +26,8 @@ def spearman(truth: Array, predicted: Array) -> float:
     """Spearman's rank correlation; 0 when either side is constant, where it is undefined."""
     if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
         return 0.0
+    from scipy.stats import spearmanr  # as above
+
     return float(spearmanr(truth, predicted).statistic)
 
 

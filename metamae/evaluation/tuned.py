@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
 
 from metalearn.randomness import fold
 from metamae.data.dataset import Array, Task
@@ -187,12 +185,17 @@ def probe_tuned(features: Features, *, seed: int = 0) -> Evaluation:
 
 
 def _model(task: Task) -> Any:
+    from sklearn import linear_model  # takes seconds: commands start without it
+
     if task.kind == "regression":
-        return Ridge()
-    return LogisticRegression(max_iter=5000, warm_start=True)
+        return linear_model.Ridge()
+    return linear_model.LogisticRegression(max_iter=5000, warm_start=True)
 
 
 def _fit(scaler: Scaler, scaled: Array, labels: Array, strength: float, model: Any) -> LinearProbe:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Ridge
+
     rows = len(scaled)
     if isinstance(model, Ridge):
         model.set_params(alpha=strength * rows)

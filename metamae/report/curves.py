@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from metamae.errors import DataError
 from metamae.report.wording import LABELS
 from metamae.training.bilevel import PREFIX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 
@@ -30,6 +32,8 @@ def draw_curves(
     """
     others = not all("query" in run for runs in histories.values() for run in runs)
     panels = 3 if others else 2
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     figure = Figure(figsize=(5.5 * panels, 3.8), layout="constrained")
     left, *middle, right = figure.subplots(1, panels)
     for number, (method, runs) in enumerate(histories.items()):
@@ -103,6 +107,8 @@ def draw_settings(histories: Mapping[str, Sequence[History]], path: Path) -> Non
             "pretrain with learn.settings"
         )
     panels = [*names, "reference"]
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, name in zip(grid, panels, strict=True):

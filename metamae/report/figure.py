@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib import colormaps
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Summary, rank, summarise_results
 from metamae.report.published import STAND_INS, look_up
 from metamae.report.rows import Result
 from metamae.report.wording import label
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 Series = tuple[str, str, int]
 """Method, variant, and steps where one place has several numbers of them (0 elsewhere)."""
@@ -33,6 +33,8 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     series = list(dict.fromkeys(_series(line, several) for line in lines))
     across = min(3, len(places))
     down = -(-len(places) // across)
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     figure = Figure(figsize=(4.6 * across, 3.2 * down + 0.8), layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, place in zip(panels, places, strict=False):
@@ -69,6 +71,8 @@ def _draw_place(
     several: bool,
 ) -> None:
     protocols = sorted({line.protocol for line in lines}, key=lambda name: rank(PROTOCOLS, name))
+    from matplotlib import colormaps
+
     palette = colormaps["tab20"]
     scale = 1 if lines[0].metric == "spearman" else 100
     for number, one in enumerate(series):

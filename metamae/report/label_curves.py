@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from metalearn.randomness import fold
 from metamae.data.dataset import Array
@@ -136,6 +135,8 @@ def paired_difference(first: Array, second: Array) -> Interval:
     for values in (first, second):
         if len(values) > 1:
             variance += float(values.mean(1).var(ddof=1)) / len(values)
+    from scipy.stats import t as student  # takes seconds: commands start without it
+
     margin = float(student.ppf((1 + LEVEL) / 2, draws - 1)) * math.sqrt(variance)
     return Interval(value, value - margin, value + margin)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
-
 from metamae.evaluation.drawing import Stage
 from metamae.files import replacing
 from metamae.report.label_curves import Curves, interval
@@ -38,6 +35,8 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
         path: Picture to write; the format is that of its ending.
         stage: On test rows or on validation cuts.
     """
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axis = figure.subplots()
     places = [curves.place(number) for number in curves.numbers]
@@ -60,6 +59,8 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
             label=title,
         )
     axis.set_xscale("log")
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     axis.xaxis.set_major_locator(FixedLocator(places))
     axis.xaxis.set_minor_locator(NullLocator())
     names = [str(number) for number in curves.numbers[:-1]]

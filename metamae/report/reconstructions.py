@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +18,9 @@ from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.curves import COLOURS
 from metamae.report.listings import has_words, height_of, is_listed, list_values, list_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = NDArray[Any]
 MASKED = "#e8e8e8"
@@ -57,6 +58,8 @@ def draw_reconstructions(
         views = [reconstruct(method, z, targets, split) for z in (latent, refined)]
     masked = masked_tokens(method, split)
     specs = method.network.inputs
+    from matplotlib.figure import Figure  # takes a second: commands start without it
+
     heights = [height_of(spec) for spec in specs] * len(rows)
     figure = Figure(figsize=(13, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 4, squeeze=False, height_ratios=heights)

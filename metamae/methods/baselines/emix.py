@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,6 +78,8 @@ class EMix(Method[Mixing]):
             )
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator)
         # The inverse of the distribution function: torch's Beta knows no generator.
+        from scipy.special import betaincinv
+
         share = torch.from_numpy(betaincinv(self.config.alpha, self.config.alpha, uniform.numpy()))
         partner = torch.randperm(batch_size, generator=generator)
         return Mixing(torch.maximum(share, 1 - share).float(), partner)

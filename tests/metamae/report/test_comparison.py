@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
 from metamae import DataError
 from metamae.report.comparison import Paired, average_over_sets, pair_results, summarise_results
+from metamae.report.differences import COLOURS, draw_differences, interval
 from metamae.report.figure import draw_report
 from metamae.report.rows import Result, find_results, read_results, write_results
 from metamae.report.tables import Section, make_report
@@ -226,6 +228,26 @@ def test_the_figure(tmp_path: Path) -> None:
     image = imread(tmp_path / "new" / "report.png")
     assert image.shape[1] > image.shape[0] > 200
     assert image[..., :3].std() > 0.02
+
+
+def test_the_figure_of_differences(tmp_path: Path) -> None:
+    """Means where they are, colours by verdict; a method without results is named."""
+    draw_differences(TWO, tmp_path / "new" / "differences.png")
+    image = imread(tmp_path / "new" / "differences.png")[..., :3]
+    (pair,) = pair_results(TWO)
+    blue = (abs(image - to_rgb(COLOURS[pair.verdict])).max(-1) < 0.01).sum()
+    assert blue > 30  # a dot
+    with pytest.raises(DataError, match="results of shed and of mae on the same data"):
+        draw_differences(TWO, tmp_path / "none.png", method="shed")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_the_interval_is_students() -> None:
+    """Of four differences: t(.975, 3) = 3.182 times the standard error."""
+    (pair,) = pair_results(TWO)
+    place = {name: getattr(pair, name) for name in ("dataset", "transfer", "variant", "protocol")}
+    four = Paired(**place, metric="accuracy", differences=(0.0, 0.2, 0.0, 0.2))
+    assert interval(four) == pytest.approx(3.182446 * 0.2 / 12**0.5)
 
 
 # Files
