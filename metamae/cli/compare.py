@@ -10,6 +10,7 @@ from typing import Any
 from metamae.cli.options import add_data_options, add_overrides, add_places, open_named
 from metamae.cli.terminal import make_console
 from metamae.data.own import is_path
+from metamae.errors import DataError
 from metamae.evaluation.candidates import CANDIDATES
 from metamae.experiments.compare import PAGE, Compare
 from metamae.experiments.workers import limited_threads
@@ -67,11 +68,17 @@ def run_compare(options: argparse.Namespace) -> int:
         workers=options.workers,
         threads=options.threads,
     )
-    open_named(asked, say=reporter.say).need_task()  # what was guessed is said first
+    dataset = open_named(asked, say=reporter.say)  # what was guessed is said first
+    if dataset.task is None and dataset.recipe:
+        raise DataError(f"expected a label to compare by for {name}, got none; add --label NAME")
+    dataset.need_task()
     with limited_threads(options.threads, device):
         reporter.say(f"{compare.out} on {device_name(device)}")
     comparison = compare.run(reporter)
-    for section in comparison.sections[:2]:
+    for section in comparison.brief:
         section.print(make_console())
-    reporter.say(f"\n{comparison.sentence}\n\n{compare.out / PAGE}")
+    reporter.say(f"\n{comparison.sentence}\n")
+    for line in comparison.cautions:
+        reporter.say(f"caution: {line}\n")
+    reporter.say(f"{compare.out / PAGE}")
     return 0

@@ -124,6 +124,8 @@ def open_named(
             for line in opened.remarks:
                 say(line)
         return opened.dataset
+    if say is not None and Path(name).exists():
+        say(f"{name}: the data set of that name; for the file or folder here, write ./{name}")
     named = [f"--{key.replace('_', '-')}" for key in _given(options)]
     if named:
         raise ConfigError(

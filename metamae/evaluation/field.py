@@ -67,7 +67,7 @@ def _describe(spec: InputSpec) -> str:
         return "window statistics"
     if isinstance(spec, Image):
         return "gradient histograms"
-    if isinstance(spec, Tokens):
+    if isinstance(spec, Tokens) and not _is_columns(spec):
         return f"{choose_word_length(len(_symbols(spec)), spec.length)}-mers"
     return ""
 
@@ -77,11 +77,16 @@ def _maker(spec: InputSpec) -> Callable[[Array], Array] | None:
         return window_statistics
     if isinstance(spec, Image):
         return gradient_histograms
-    if isinstance(spec, Tokens):
+    if isinstance(spec, Tokens) and not _is_columns(spec):
         symbols = _symbols(spec)
         length = choose_word_length(len(symbols), spec.length)
         return lambda sequences: count_words(sequences, symbols, length)
     return None
+
+
+def _is_columns(spec: Tokens) -> bool:
+    """Whether symbols are levels of a table's columns ("colour=red"), whose order means nothing."""
+    return bool(spec.alphabet) and all("=" in name for name in spec.alphabet)
 
 
 def _symbols(spec: Tokens) -> Array:

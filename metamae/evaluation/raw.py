@@ -12,8 +12,8 @@ from metamae.errors import DataError
 from metamae.evaluation.features import Features
 from metamae.inputs import InputSpec, Tabular, Tokens
 
-MOST_VALUES = 50_000
-"""Values of one example beyond which linear models on raw inputs are out of reach."""
+MOST_VALUES = 224 * 224
+"""Values of one example, those of a whole spectrogram, that models on raw inputs still take."""
 
 ROWS_AT_ONCE = 1024
 

@@ -30,6 +30,9 @@ from metamae.version import __version__
 ROWS, DECISION = "rows.json", "decision.json"
 FIGURE, TABLE, PAGE = "compare.png", "compare.md", "compare.html"
 
+FEW_STEPS, FEW_DRAWS = 200, 10
+"""Fewer are said beside the answer."""
+
 COSTLY = ("metamae", "mae", "scratch", "raw_boosting")
 """What is started first, so that all end together."""
 
@@ -114,6 +117,7 @@ class Compare:
                 what={name: describe(CANDIDATES[name], dataset) for name in names},
                 facts=self._facts(dataset, plan),
                 remarks=_remarks(dataset, drawing),
+                cautions=_cautions(plan),
             )
             self._write(comparison, plan)
         return comparison
@@ -278,6 +282,23 @@ def _plain(decision: Decision) -> Mapping[str, Any]:
         "pays": decision.pays,
         "difference": decision.difference.value,
     }
+
+
+def _cautions(plan: Plan) -> list[str]:
+    """What makes pretraining look useless or lucky."""
+    cautions = []
+    steps = max(config.training.steps for config in plan.configs.values())
+    if steps < FEW_STEPS:
+        cautions.append(
+            f"{steps} steps of pretraining are few, and it has hardly begun; give more --minutes "
+            "or --steps before you believe this"
+        )
+    if plan.draws < FEW_DRAWS:
+        cautions.append(
+            f"{plan.draws} draws of labels say little, whatever their intervals; give --draws "
+            f"{FEW_DRAWS} or more"
+        )
+    return cautions
 
 
 def _remarks(dataset: Dataset, drawing: Drawing) -> list[str]:

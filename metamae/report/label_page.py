@@ -36,6 +36,7 @@ class Comparison:
         what: Candidate to what it is, in a line.
         facts: Of the data and the runs, by name.
         remarks: What was guessed or limited.
+        cautions: Why the answer may be worth little; said beside it.
     """
 
     name: str
@@ -45,11 +46,17 @@ class Comparison:
     what: Mapping[str, str]
     facts: Mapping[str, str]
     remarks: Sequence[str] = ()
+    cautions: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
         """The answer."""
         return write_sentence(self.curves, self.few, self.every)
+
+    @property
+    def answer(self) -> str:
+        """The sentence, and what to mind of it."""
+        return " ".join([self.sentence, *(f"Caution: {line}." for line in self.cautions)])
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -77,8 +84,16 @@ class Comparison:
             ),
         ]
 
-    def _table(self, stage: Stage) -> Section:
+    @property
+    def brief(self) -> list[Section]:
+        """What a terminal shows: means on test rows, which fit its width, and the decisions."""
+        return [self._table("test", intervals=False), self._decisions()]
+
+    def _table(self, stage: Stage, *, intervals: bool = True) -> Section:
         curves = self.curves
+        note = "In brackets, 95 % intervals over draws of labels and seeds of pretraining."
+        if not intervals:
+            note = "Means over draws of labels and seeds of pretraining; intervals are in the page."
         where = "test rows" if stage == "test" else "validation cuts"
         unit = "labels a class" if curves.by_class else "labels"
         heads = [f"all ({curves.all_labels:.0f})" if n == ALL else str(n) for n in curves.numbers]
@@ -86,16 +101,16 @@ class Comparison:
             title=f"{describe_metric(curves.metric)} on {where}, by {unit}",
             header=("candidate", *heads),
             lines=[
-                (title, *(self._cell(stage, name, n) for n in curves.numbers))
+                (title, *(self._cell(stage, name, n, intervals) for n in curves.numbers))
                 for name, title in curves.titles.items()
             ],
-            notes=["In brackets, 95 % intervals over draws of labels and seeds of pretraining."],
+            notes=[note],
         )
 
-    def _cell(self, stage: Stage, name: str, labels: int) -> str:
+    def _cell(self, stage: Stage, name: str, labels: int, intervals: bool) -> str:
         values, metric = self.curves.values[stage, name][labels], self.curves.metric
         value, low, high = interval(values)
-        if values.size == 1:
+        if values.size == 1 or not intervals:
             return number(value, metric)
         return f"{number(value, metric)} [{number(low, metric)}, {number(high, metric)}]"
 
@@ -105,8 +120,10 @@ class Comparison:
 
         def shown(value: float, low: float, high: float) -> str:
             text, ends = show_value(value, metric, sign=True), (low, high)
+            most = 2.0 if metric == "spearman" else 1.0  # few draws make Student's interval wider
             if any(abs(end) > 1e6 for end in ends):
                 return text
+            ends = (max(low, -most), min(high, most))
             return f"{text} [{', '.join(number(end, metric, sign=True) for end in ends)}]"
 
         verdicts = self.verdicts
@@ -129,7 +146,7 @@ class Comparison:
 
 def write_markdown(comparison: Comparison, path: Path, picture: str) -> None:
     """Write the comparison as Markdown, beside its picture."""
-    head = f"# {comparison.name}: does pretraining save labels?\n\n{comparison.sentence}\n"
+    head = f"# {comparison.name}: does pretraining save labels?\n\n{comparison.answer}\n"
     image = f"\n![Accuracy against numbers of labels]({picture})\n\n"
     sections = "\n".join(section.markdown() for section in comparison.sections)
     write_text(path, head + image + sections)
@@ -158,7 +175,7 @@ def write_html(comparison: Comparison, path: Path, picture: Path, configuration:
         Chapter("Configuration of pretraining", [Preformatted(configuration)]),
     ]
     title = f"{comparison.name}: does pretraining save labels?"
-    write_page(path, title, chapters, lead=comparison.sentence)
+    write_page(path, title, chapters, lead=comparison.answer)
 
 
 def chapter_of(section: Section, marked: Sequence[int] = ()) -> Chapter:

@@ -118,6 +118,16 @@ def _noise(value: float, curves: Curves) -> float:
     return math.sqrt(2 * max(value * (1 - value), 0.0) / rows)
 
 
+def _in_words(name: str, title: str) -> str:
+    """A candidate as the object of "use" and "with"."""
+    words = {
+        "scratch": "the same network trained from scratch",
+        "random": "an untrained encoder",
+        "field": title.replace(" + ", " and "),
+    }
+    return words.get(name, title)
+
+
 def write_sentence(curves: Curves, few: Decision, every: Decision) -> str:
     """The whole comparison in one sentence; recommendations are those of the validation cuts.
 
@@ -126,7 +136,8 @@ def write_sentence(curves: Curves, few: Decision, every: Decision) -> str:
         few: The decision for few labels.
         every: The decision for all labels.
     """
-    titles, unit = curves.titles, curves.unit(few.number)
+    titles = {name: _in_words(name, title) for name, title in curves.titles.items()}
+    unit = curves.unit(few.number)
     ours, theirs = (
         show_value(curves.mean("test", name, few.number), curves.metric)
         for name in (few.pretrained, few.plain)

@@ -17,6 +17,7 @@ from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.curves import COLOURS
+from metamae.report.listings import has_words, height_of, is_listed, list_values, list_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,9 @@ Array = NDArray[Any]
 MASKED = "#e8e8e8"
 PICTURES = (".png", ".svg", ".pdf")
 """Endings of the pictures that can be drawn."""
+LEGEND = "z: latent of what is visible.  z': after adaptation (MAE has none).  Gray: masked."
+LISTED = "  Ring: true value.  Green: right.  Red: wrong."
+"""Below the picture, for those who see such a one for the first time."""
 
 
 def draw_reconstructions(
@@ -56,11 +60,13 @@ def draw_reconstructions(
     specs = method.network.inputs
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(13, 1.9 * len(rows) * len(specs) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows) * len(specs), 4, squeeze=False)
+    heights = [height_of(spec) for spec in specs] * len(rows)
+    figure = Figure(figsize=(13, sum(heights) + 0.6), layout="constrained")
+    axes = figure.subplots(len(heights), 4, squeeze=False, height_ratios=heights)
+    figure.supxlabel(LEGEND + LISTED * any(map(is_listed, specs)), fontsize=11)
     titles = ("original", "masked input", "prediction from z", "prediction from z'")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+        axis.set_title(title, fontsize=14)
     for line in range(len(rows) * len(specs)):
         example, number = divmod(line, len(specs))
         spec = specs[number]
@@ -70,6 +76,8 @@ def draw_reconstructions(
         for axis, tokens in zip(axes[line], drawings, strict=True):
             shade = torch.zeros_like(hidden) if axis is axes[line][0] else hidden
             _draw(axis, spec, truth, tokens, shade.numpy())
+            if axis is not axes[line][0]:
+                axis.set_yticks([])
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=110)
 
@@ -78,7 +86,12 @@ def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hid
     axis.set_xticks([])
     axis.set_yticks([])
     if isinstance(spec, Tokens):
-        _draw_letters(axis, spec, truth.numpy(), None if tokens is None else tokens.numpy(), hidden)
+        symbols = None if tokens is None else tokens.numpy()
+        draw = list_words if is_listed(spec) else _draw_letters
+        draw(axis, spec, truth.numpy(), symbols, hidden)
+    elif isinstance(spec, Tabular) and is_listed(spec):
+        values = None if tokens is None else _series(spec, tokens).numpy()
+        list_values(axis, spec.column_names, _series(spec, truth).numpy(), values, hidden)
     elif isinstance(spec, Image):
         _draw_image(axis, spec, truth, tokens, hidden)
     else:
@@ -117,7 +130,8 @@ def _draw_image(
 ) -> None:
     original = spec.unpatchify(truth.unsqueeze(0))[0]
     shown = original if tokens is None else spec.unpatchify(tokens.unsqueeze(0))[0]
-    low, high = original.amin((1, 2), keepdim=True), original.amax((1, 2), keepdim=True)
+    over = (0, 1, 2) if len(original) == 3 else (1, 2)  # bands alone would make false colours
+    low, high = original.amin(over, keepdim=True), original.amax(over, keepdim=True)
     picture = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).numpy()
     # False colour for more than three channels: the longest wavelengths first.
     picture = picture[[0, 0, 0]] if len(picture) < 3 else picture[[-1, len(picture) // 2, 0]]
@@ -132,7 +146,7 @@ def _draw_letters(
 ) -> None:
     """Visible letters black, right predictions green, wrong ones red, masked ones a dot."""
     names = spec.alphabet or tuple(map(str, range(spec.vocabulary)))
-    words = max(len(name) for name in names if not name.startswith("<")) > 1
+    words = has_words(spec)
     columns = 2 if words else 26
     count = len(truth) if words else min(len(truth), 4 * columns)
     lines = -(-count // columns)

@@ -75,6 +75,20 @@ def fit_length(wave: Array, *, tail: bool = False) -> Array:
     return padded
 
 
+def count_frames(wave: Array) -> int:
+    """Frames of a clip's picture until nothing but the silence after its last sample follows.
+
+    Example:
+        >>> import numpy as np
+        >>> from metamae.data.formats.mel import SAMPLES, count_frames, fit_length
+        >>> count_frames(fit_length(np.ones(16000))), count_frames(np.ones(SAMPLES))
+        (26, 224)
+    """
+    sounding = np.flatnonzero(wave)
+    length = int(sounding[-1]) + 1 if len(sounding) else 0
+    return min(MELS, -(-(length + _FFT // 2) // _HOP))
+
+
 @lru_cache(maxsize=8)
 def mel_filters(rate: int) -> Array:
     """Triangular filters ``(224, 1025)`` on Slaney's mel scale, each of unit area in hertz."""

@@ -62,8 +62,13 @@ class Arrays:
                 return list(array.tolist())
             if is_file(name):
                 return read_listed(Path(name), ids)
+            if len(self.data) < 2:
+                raise DataError(
+                    f"expected a file (.npy, .csv) with {role} of {self.name}, one value a row, "
+                    f"got {name!r}, which is no such file"
+                )
             what = f"a file (.npy, .csv) or a key for {role} of {self.name}"
-            return [find_name(name, list(self.data) if len(self.data) > 1 else [], what)]
+            return [find_name(name, list(self.data), what)]
 
         return gather(asked, len(self), read, ids)
 

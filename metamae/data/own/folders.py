@@ -130,6 +130,7 @@ def list_folder(root: Path, kind: str, *, skip_bad: bool) -> Folder:
                 found["image" if suffix in PICTURES else "audio"].append(path)
             else:
                 others[suffix or name] += 1
+    asked = kind
     if kind == "auto":
         both = found["image"] and found["audio"]
         if both:
@@ -141,11 +142,15 @@ def list_folder(root: Path, kind: str, *, skip_bad: bool) -> Folder:
     if kind not in found:
         raise DataError(f"expected a file for kind {kind!r}, got the folder {root}")
     if not found[kind]:
-        expected = ", ".join(PICTURES if kind == "image" else SOUNDS)
+        what = {
+            "image": f"pictures ({', '.join(PICTURES)})",
+            "audio": f"sounds ({', '.join(SOUNDS)})",
+        }
+        expected = " or ".join(what.values()) if asked == "auto" else what[kind]
         listed = ", ".join(f"{count} of {suffix}" for suffix, count in others.most_common(4))
         raise DataError(
-            f"expected {'pictures' if kind == 'image' else 'sounds'} ({expected}) in {root}, "
-            f"found {listed or 'no files'}"
+            f"expected {expected} in {root}, found {listed or 'no files'}; name the folder that "
+            "holds the files"
         )
     return Folder(root, kind, tuple(sorted(found[kind])), skip_bad)
 

@@ -67,7 +67,13 @@ def load_array(path: Path, *, mapped: bool = False) -> Any:
     except Exception as fault:
         if is_systems(fault) or isinstance(fault, MemoryError):
             raise
-        raise DataError(f"expected arrays in {path}, got {describe_fault(fault)}") from fault
+        reason = describe_fault(fault)
+        with path.open("rb") as file:
+            head = file.read(6)
+        if not head.startswith((b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")):
+            # NumPy takes whatever it does not know for a pickle.
+            reason = "a file that NumPy did not write, or a damaged one"
+        raise DataError(f"expected arrays in {path}, got {reason}") from fault
 
 
 def describe_fault(fault: Exception) -> str:

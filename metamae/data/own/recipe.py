@@ -53,14 +53,17 @@ class Reading:
         if like is not None and like["source"] != folder.kind:
             raise _other(f"data of kind {like['source']!r}", folder)
         # Here, for `import metamae` is to be fast: these bring Pillow and SciPy's readers.
+        from metamae.data.formats.mel import MELS
         from metamae.data.own.pictures import fit_pictures, read_pictures
         from metamae.data.own.sound import SPECTROGRAM, check_spectrogram, read_sounds
 
         if folder.kind == "audio":
             if like is not None:
                 check_spectrogram(like.get("opened", {}))
-            self.array, whole, seen = read_sounds(folder)
-            self.opened = dict(SPECTROGRAM)
+            # Runs of earlier revisions have square pictures.
+            frames = None if like is None else int(like["opened"].get("frames", MELS))
+            self.array, whole, frames, seen = read_sounds(folder, frames)
+            self.opened = SPECTROGRAM | {"frames": frames}
         elif like is None:
             self.opened, looked, seen = fit_pictures(folder)
             self.array, whole = read_pictures(self.opened, looked)

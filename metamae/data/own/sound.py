@@ -12,33 +12,47 @@ from scipy.io import wavfile
 from metamae.data.dataset import Array
 from metamae.data.formats.audio import read_clip, refuse_cut_short
 from metamae.data.formats.limits import WHOLE
-from metamae.data.formats.mel import MELS, SAMPLES, fit_length, log_mel
+from metamae.data.formats.mel import MELS, SAMPLES, count_frames, fit_length, log_mel
 from metamae.data.own.folders import Folder
 from metamae.errors import DataError, is_systems, reason_of
 
 SPECTROGRAM = {"reader": "log_mel", "samples": SAMPLES, "mels": MELS}
 """What a recipe says of sound; another revision's would be refused."""
+STEP = 16
+"""Widths of pictures are its multiples, from twice that on."""
 
 
-def read_sounds(folder: Folder) -> tuple[Array, Folder, str]:
-    """Every clip as a picture, float16 ``(N, 1, 224, 224)``.
+def read_sounds(folder: Folder, frames: int | None = None) -> tuple[Array, Folder, int, str]:
+    """Every clip as a picture, float16 ``(N, 1, 224, frames)``.
+
+    Silence after the longest clip is cut off: tokens of it would be all that short clips have.
+
+    Args:
+        folder: The files.
+        frames: Width of the pictures, of a run; ``None`` chooses what the longest clip fills.
 
     Returns:
-        The pictures, the folder without files that were left out, and what was seen.
+        The pictures, the folder without files that were left out, the width, and what was seen.
 
     Raises:
         DataError: files that cannot be read.
         MissingLibraryError: FLAC without the library for it.
     """
     made, whole = folder.read_each(_read)
-    rates = sorted({rate for rate, _ in made})
+    rates = sorted({rate for rate, _, _ in made})
+    longest = max(count for _, count, _ in made)
+    width = frames or min(MELS, max(2 * STEP, -(-longest // STEP) * STEP))
     seen = f"{len(made)} clips at {', '.join(f'{rate} Hz' for rate in rates[:4])}"
     if len(rates) > 1:
         seen += " (differing rates are not resampled: bands follow each clip's own)"
-    return np.stack([picture for _, picture in made]), whole, seen
+    seen += f"; pictures of {MELS} bands and {width} frames"
+    cut = sum(count > width for _, count, _ in made)
+    if cut:
+        seen += f", as the run has them: {cut} longer clips are cut"
+    return np.stack([picture[:, :, :width] for _, _, picture in made]), whole, width, seen
 
 
-def _read(content: bytes, name: str) -> tuple[int, Array]:
+def _read(content: bytes, name: str) -> tuple[int, int, Array]:
     if len(content) > WHOLE:
         raise DataError(f"expected at most {WHOLE >> 20} MiB in {name}, got {len(content)} bytes")
     if name.lower().endswith(".wav"):
@@ -49,7 +63,7 @@ def _read(content: bytes, name: str) -> tuple[int, Array]:
     picture = log_mel(wave, rate)
     if not np.isfinite(picture).all():
         raise DataError(f"expected finite samples in {name}, got others")
-    return rate, picture.astype(np.float16)[np.newaxis]
+    return rate, count_frames(wave), picture.astype(np.float16)[np.newaxis]
 
 
 def read_wave(content: bytes, name: str) -> tuple[int, Array]:

@@ -135,3 +135,31 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     arguments, *expected = case
     refused(command("pretrain", *arguments), *expected)
     assert not list(Path().rglob("config.yaml"))
+
+
+def test_a_folder_that_a_data_set_is_named_like_is_pointed_out(command: Command) -> None:
+    make_pictures(Path("digits"))
+    done = command("pretrain", "digits", "--out", "run", "--set", "training.steps=1")
+    assert done.code == 0, done.err
+    assert "digits: the data set of that name; for the file or folder here, write ./digits" in (
+        done.out
+    )
+
+
+def test_a_comparison_without_a_label_is_refused(command: Command) -> None:
+    refused(
+        command("compare", "people.csv", "--out", "c"),
+        "expected a label to compare by for people.csv, got none; add --label NAME",
+    )
+    assert not Path("c").exists()
+
+
+def test_a_file_that_numpy_did_not_write_is_no_array_of_objects(command: Command) -> None:
+    Path("text.npy").write_text("1 2 3")
+    done = command("pretrain", "text.npy")
+    refused(done, "expected arrays in text.npy, got a file that NumPy did not write")
+
+
+def test_an_empty_folder_is_neither_pictures_nor_sounds(command: Command) -> None:
+    Path("void").mkdir()
+    refused(command("pretrain", "void"), "expected pictures (.png", "or sounds (.wav, .flac)")

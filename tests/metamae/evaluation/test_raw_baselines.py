@@ -27,7 +27,7 @@ from metamae.evaluation.raw import MOST_VALUES, raw_inputs
 from metamae.evaluation.scratch import learn_from_scratch
 from metamae.evaluation.tuned import Scaler
 from metamae.evaluation.windows import window_statistics
-from metamae.inputs import Tabular
+from metamae.inputs import Tabular, Tokens
 from tests.tiny import SIZES
 
 Array = np.ndarray[Any, Any]
@@ -136,6 +136,12 @@ def test_tables_have_no_features_by_hand() -> None:
     assert "field" not in applicable(data)
     with pytest.raises(DataError, match="'tabular' has none"):
         field_features(data)
+
+
+def test_categories_of_a_table_are_no_sequence() -> None:
+    columns = Tokens(name="c", length=2, vocabulary=3, alphabet=("a=x", "a=y", "b=x"))
+    assert describe_field((columns,)) == ""
+    assert describe_field((Tokens(name="c", length=9, vocabulary=2, alphabet=("a", "b")),)) != ""
 
 
 def test_span_changes_no_prediction() -> None:

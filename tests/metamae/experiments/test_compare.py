@@ -78,6 +78,7 @@ def test_it_leaves_rows_tables_figure_and_page(finished: Path) -> None:
     assert sentence.startswith(("Pretraining pays here: 5", "It does not pay here: use "))
     assert "5 labels a class with MetaMAE do what " in sentence
     assert "MetaMAE" in page
+    assert "Caution: 1 steps of pretraining are few" in sentence
     decisions = read_json(out / DECISION)
     assert [decision["labels"] for decision in decisions] == [5, "all"]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from metamae.methods.reconstruction import reconstruct
 from metamae.model.masking import Split
 from metamae.randomness import generator
 from metamae.report.curves import draw_curves
+from metamae.report.listings import height_of, list_values, list_words
 from metamae.report.reconstructions import draw_reconstructions
 from tests.tiny import SIZES
 
@@ -85,8 +87,38 @@ def test_every_set_can_be_drawn(name: str, tmp_path: Path) -> None:
     draw_reconstructions(method, data.test, tmp_path / "a.png", examples=1)
     height, width, _ = picture(tmp_path / "a.png").shape
     assert width == 13 * 110
-    assert height == pytest.approx((1.9 * len(data.inputs) + 0.6) * 110, abs=1)
+    inches = sum(height_of(spec) for spec in data.inputs) + 0.6
+    assert height == pytest.approx(inches * 110, abs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_columns_are_named_and_true_values_shown_beside_predictions() -> None:
+    """Visible ones are drawn as they are, masked ones as a ring and a dot; gaps are called so."""
+    axis = Figure().subplots()
+    truth, shown = np.array([1.0, np.nan, 3.0]), np.array([1.0, 0.5, 2.0])
+    hidden = np.array([False, False, True])
+    list_values(axis, ("age", "height", "a column with a long name"), truth, shown, hidden)
+    visible, rings, dots = (np.asarray(line.get_xdata()) for line in axis.get_lines()[:3])
+    np.testing.assert_equal(visible, [1, np.nan, np.nan])
+    np.testing.assert_equal(rings, [np.nan, np.nan, 3])
+    np.testing.assert_equal(dots, [np.nan, np.nan, 2])
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert names == ["age", "height", "a column with a l…"]
+    assert [text.get_text() for text in axis.texts] == ["missing"]
+    assert axis.get_xlim()[1] > 3
+
+
+def test_words_are_coloured_by_whether_they_are_right() -> None:
+    axis = Figure().subplots()
+    spec = Tokens(name="c", length=3, vocabulary=3, alphabet=("town=Rome", "town=Oslo", "tea=yes"))
+    hidden = np.array([True, True, False])
+    list_words(axis, spec, np.array([0, 1, 2]), np.array([0, 0, 2]), hidden)
+    drawn = [(text.get_text(), text.get_color()) for text in axis.texts]
+    assert drawn == [
+        ("town: Rome", "#1b9e77"),
+        ("town: Rome", "#d62728"),
+        ("tea: yes", "black"),
+    ]
 
 
 def panels(path: Path) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,32 @@ def test_markdown_holds_the_numbers(tmp_path: Path) -> None:
     text = (tmp_path / "compare.md").read_text()
     assert "| MetaMAE | 50.0 [" in text
     assert "| on the test rows that was | right |" in text
+
+
+def test_a_terminal_gets_means_that_fit_and_the_page_intervals() -> None:
+    told = comparison(curves(GOOD))
+    brief, full = told.brief[0], told.sections[0]
+    assert brief.lines[0] == ("raw + logistic", "40.0", "60.0", "80.0", "90.0")
+    assert full.lines[0][1].startswith("40.0 [")
+    assert brief.header == full.header
+    assert told.brief[1] == told.sections[1]
+
+
+def test_cautions_stand_beside_the_answer(tmp_path: Path) -> None:
+    told = replace(comparison(curves(GOOD)), cautions=["20 steps are few"])
+    assert told.answer == f"{told.sentence} Caution: 20 steps are few."
+    write_markdown(told, tmp_path / "compare.md", "compare.png")
+    assert told.answer in (tmp_path / "compare.md").read_text()
+
+
+def test_margins_end_where_the_metric_does() -> None:
+    known = curves(GOOD)
+    values = dict(known.values)
+    for name in TITLES:
+        values["validation", name] = {n: table(0.5, draws=2, spread=0.9) for n in NUMBERS}
+    values["validation", "metamae"] = {n: -table(0.5, draws=2, spread=0.9) for n in NUMBERS}
+    lines = dict(row[:2] for row in comparison(replace(known, values=values)).sections[1].lines)
+    assert lines["gain of pretraining, validation"].endswith("[-100.0, +100.0]")
 
 
 def test_an_infinite_margin_is_not_shown() -> None:

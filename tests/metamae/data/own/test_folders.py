@@ -138,15 +138,24 @@ def test_sounds_become_the_spectrograms_of_the_speech_sets(tmp_path: Path) -> No
     root = make_sounds(tmp_path / "tones")
     opened = open_data(root)
     (image,) = opened.dataset.inputs
-    assert (image.name, image.tokens) == ("spectrogram", 49)
+    assert (image.name, image.height, image.width) == ("spectrogram", 224, 32)
+    assert 16 <= image.tokens <= 64
     assert opened.dataset.need_task().classes == ("high", "low")
     name = opened.ids["pretrain"][0]
     rate, samples = wavfile.read(root / name)
     wave = np.pad(samples / 32768, (0, SAMPLES - len(samples)))
     row = np.asarray(opened.dataset.need("pretrain").arrays["spectrogram"][[0]])[0, 0]
-    assert np.array_equal(row, log_mel(wave, rate).astype(np.float16))
-    examples = read_like(root, Description.of(opened.dataset))
+    whole = log_mel(wave, rate).astype(np.float16)
+    assert np.array_equal(row, whole[:, :32])
+    assert len(np.unique(whole[:, 32:])) == 1, "what is cut off is silence"
+    description = Description.of(opened.dataset)
+    examples = read_like(root, description)
     assert len(examples.ids) == 6
+    tone = (8000 * np.sin(np.arange(60000))).astype(np.int16)
+    wavfile.write(root / "low" / "long.wav", 8000, tone)
+    other = read_like(root, description)
+    assert "32 frames, as the run has them: 1 longer clips are cut" in " ".join(other.remarks)
+    assert open_data(root).dataset.inputs[0].width == 96
 
 
 def test_wav_needs_no_library_and_flac_says_which(

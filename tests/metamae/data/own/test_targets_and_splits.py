@@ -166,7 +166,7 @@ def test_labels_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.save("short.npy", signals["y"][:5])
     with pytest.raises(DataError, match=r"expected 24 values in 'short.npy', one a row, got 5"):
         open_data("signals.npy", label="short.npy")
-    with pytest.raises(DataError, match=r"a file .* or a key for label"):
+    with pytest.raises(DataError, match=r"a file \(.*\) with label of signals.npy"):
         open_data("signals.npy", label="lables.npy")
 
 
