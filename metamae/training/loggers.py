@@ -162,10 +162,10 @@ def make_loggers(names: Sequence[str], run_dir: Path) -> list[Callback]:
     Example:
         >>> from pathlib import Path
         >>> from metamae.training.loggers import make_loggers
-        >>> make_loggers(["board"], Path("run"))
+        >>> make_loggers(["paper"], Path("run"))
         Traceback (most recent call last):
         ...
-        metamae.errors.ConfigError: expected loggers among tensorboard, wandb, mlflow, got 'board'; did you mean 'tensorboard'?
+        metamae.errors.ConfigError: expected loggers among tensorboard, wandb, mlflow, got 'paper'
     """
     for name in names:
         if name not in LOGGERS:
