@@ -26,6 +26,7 @@ def errand() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_two_pieces_run_and_leave_rows_and_a_log(
     errand: ModuleType,
     tmp_path: Path,

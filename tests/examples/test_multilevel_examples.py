@@ -34,6 +34,7 @@ def test_reweighting_finds_the_wrong_labels(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "out" / "weights.png")
 
 
+@pytest.mark.slow
 def test_metamae_moves_its_settings_towards_each_other(tmp_path: Path) -> None:
     """From starts far apart: the gap between the mask ratios narrows."""
     text = run_example(*("bilevel_metamae.py", "--steps", "60", "--out", "out"), folder=tmp_path)

@@ -291,8 +291,9 @@ def test_compare_answers_in_one_sentence(command: Command, tmp_path: Path) -> No
     assert "label 'kind': 2 classes" in done.out
     lines = [line for line in done.out.splitlines() if line.strip()]
     assert lines[-1] == "runs/compare-table/compare.html"
-    assert lines[-2].endswith(".")
-    assert "5 labels a class with MAE do what" in lines[-2]
+    sentence = next(line for line in lines if "5 labels a class with MAE do what" in line)
+    assert sentence.endswith(".")
+    assert "caution: 2 draws of labels say little" in done.out
     assert (tmp_path / lines[-1]).is_file()
     refused(
         command("compare", "table.npz", *options, *sizes, *only, "--draws", "4"),

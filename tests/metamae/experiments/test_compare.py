@@ -112,6 +112,7 @@ def test_a_piece_that_was_lost_comes_back_the_same(finished: Path) -> None:
     assert (out / ROWS).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_workers_change_no_number(finished: Path, tmp_path: Path) -> None:
     """In processes of their own, which open the data themselves."""
     make(tmp_path, candidates=("raw_logistic", "metamae"), workers=2).run(SILENT)

@@ -377,6 +377,7 @@ def test_damaged_times_are_a_clear_error(folder: Path, content: str) -> None:
         tiny(folder).run(SILENT)
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_rows(tmp_path: Path, finished: tuple[Path, list[Result]]) -> None:
     """Two processes of one thread each, as one after the other."""
     rows = rows_of(tiny(tmp_path, workers=2))

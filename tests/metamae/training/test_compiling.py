@@ -265,6 +265,7 @@ def test_generated_code_equals_eager() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_generated_dropout_is_the_eager_one_and_reproducible() -> None:
     """Also in blocks that share their code. The same bits from one seed, others from another."""
     overrides = ("encoder.depth=2", "encoder.dropout=0.5")
