@@ -165,3 +165,24 @@ def test_the_least_headroom_of_a_reader_is_named() -> None:
     least = min(rows, key=lambda row: row["headroom"])
     name = least["setting"].split("/")[-1] if "setting" in least else least["dataset"]
     assert f"readers of all {len(rows)} sets deliver from {least['headroom']} ({name})" in prose()
+
+
+def test_the_quality_of_decoding_fewer_tokens_is_that_of_the_rows() -> None:
+    base = {
+        (r["dataset"], r["method"], r["seed"], r["protocol"]): r["value"]
+        for r in results("cross")
+        if r["dataset"] == r["transfer"]
+    }
+    page = (ROOT / "docs" / "measurements.md").read_text()
+    for method, name in (("mae", "MAE"), ("metamae", "MetaMAE")):
+        for variant, share in (("cross-50", "0.5"), ("cross-25", "0.25")):
+            cells = []
+            for protocol in ("tuned", "knn", "few-5"):
+                chosen = [
+                    100 * (r["value"] - base[r["dataset"], method, r["seed"], protocol])
+                    for r in results("query_fraction")
+                    if (r["method"], r["variant"], r["protocol"]) == (method, variant, protocol)
+                ]
+                error = statistics.stdev(chosen) / len(chosen) ** 0.5
+                cells.append(f"{statistics.mean(chosen):+.1f} ± {error:.1f}")
+            assert f"| {name} | {share} | {len(chosen)} | {' | '.join(cells)} |" in page
