@@ -37,7 +37,11 @@ def test_images_become_functions_in_a_few_steps(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "inr" / "images.png")
 
 
-@pytest.mark.parametrize("policy", ["unrolled", "checkpointed", "finite_difference"])
+OTHERS = ("checkpointed", "finite_difference")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+
+
+@pytest.mark.parametrize("policy", ["unrolled", *SLOW])
 def test_maml_learns_to_fit_sines_under_any_policy(tmp_path: Path, policy: str) -> None:
     """Five steps lower the error of meta-learned parameters, and below the fine-tuned baseline's.
 

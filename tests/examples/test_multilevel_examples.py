@@ -44,6 +44,7 @@ def test_metamae_moves_its_settings_towards_each_other(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "out" / "settings.png")
 
 
+@pytest.mark.slow
 def test_the_learn_flag_leaves_values_and_a_picture(tmp_path: Path) -> None:
     """`--learn` on the main example, with a small model."""
     small = [

@@ -261,6 +261,7 @@ def test_a_worker_that_dies_costs_its_cell(tmp_path: Path) -> None:
     assert [row.key for row in made[1]] == one.keys
 
 
+@pytest.mark.slow
 def test_what_every_worker_does_is_shown(tmp_path: Path) -> None:
     """By name, while it runs; nothing is left when all have ended."""
     run = make(tmp_path, overrides=[*TINY, "training.steps=40"])

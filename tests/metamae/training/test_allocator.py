@@ -29,6 +29,7 @@ def page_faults(argument: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_second_pass_asks_the_system_for_little() -> None:
     """Two passes of 40 MB are 20,000 pages of 4 KiB, or fewer where pages are larger.
 

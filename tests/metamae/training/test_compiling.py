@@ -179,6 +179,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(data: Dataset, tmp_path: P
 
 
 @pytest.mark.usefixtures("traced")
+@pytest.mark.slow
 def test_a_long_run_is_compiled_without_being_told(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
