@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metalearn.attention import plain_attention
 from metalearn.checks import in_transform
+from metalearn.norms import at_least_float32
 
 BLOCK = 2**18
 """Elements of an attention map that are worked on at once: about what a core's cache holds.
@@ -75,11 +76,7 @@ def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _scores(scaled: Tensor, key: Tensor) -> Tensor:
-    return _wide(scaled @ key.transpose(-2, -1))
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype.itemsize < 4 else values
+    return at_least_float32(scaled @ key.transpose(-2, -1))
 
 
 def _softmax_backward(cotangent: Tensor, maps: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -140,7 +139,7 @@ class InnerLoop:
 
     def refuse_writes(self, step: int, given: Sequence[Tensor], versions: Sequence[int]) -> None:
         """Raise if a loss that may not do so wrote to what it was given."""
-        if versions != [x._version for x in given]:
+        if versions != written(given):
             raise LatentError(
                 "expected a support loss that writes to its argument in every call or in none, "
                 f"got one that first does before inner step {step + 1}; let it work on a copy, "
@@ -158,7 +157,7 @@ class InnerLoop:
         """
         if self.writes is False:
             own = [x if keep and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            return Points(own, own, [x._version for x in own])
+            return Points(own, own, written(own))
         given: list[Tensor] = []
         nodes: list[Any] = []
         copies: list[Tensor] = []
@@ -225,7 +224,7 @@ class InnerLoop:
             points = points._replace(start=next_node())
         losses = self.call(points.given)
         total = losses.sum()
-        if self.check_finite and not isfinite(total.item()):
+        if self.check_finite:
             refuse_non_finite(losses, step, total, first=self.first_task)
         if points.nodes is not None:
             self.note_writes(points)

@@ -74,12 +74,6 @@ class FixedStepSize(StepSize):
         """The constant, without a call for each leaf."""
         return [self.value] * leaves
 
-    def of_latent(
-        self, step: int, leaves: Sequence[Tensor], structure: Structure
-    ) -> Sequence[float]:
-        """The constant for every leaf."""
-        return [self.value] * len(leaves)
-
     def extra_repr(self) -> str:
         """Show the constant."""
         return f"{self.value}"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metamae.artefact.reading import example_sizes
 from metamae.data.description import Description
 from metamae.errors import ExportError, MetamaeError, reason_of
 from metamae.inputs import InputSpec, Tokens
@@ -57,8 +58,7 @@ def examples(description: Description, size: int) -> list[Tensor]:
 
 
 def _example(spec: InputSpec, description: Description, size: int, draw: torch.Generator) -> Tensor:
-    names = ("channels", "length", "height", "width", "columns")
-    sizes = [int(getattr(spec, name)) for name in names if hasattr(spec, name)]
+    sizes = example_sizes(spec)
     if not sizes:
         raise ExportError(
             f"expected inputs of the package's own kinds, got {type(spec).__name__}: call "

@@ -11,7 +11,7 @@ import torch
 from metamae.arguments import as_path, is_whole
 from metamae.artefact.folders import open_folder
 from metamae.artefact.module import EncoderModule
-from metamae.artefact.reading import read_examples
+from metamae.artefact.reading import example_sizes, read_examples
 from metamae.artefact.reconstruction import Reconstruction, reconstruct_examples
 from metamae.config.schema import Config
 from metamae.data.dataset import Array, Partition
@@ -20,7 +20,7 @@ from metamae.data.formats.libraries import need_module
 from metamae.data.own import Examples
 from metamae.errors import ConfigError
 from metamae.evaluation.features import extract_features
-from metamae.inputs import Inputs, InputSpec, Tokens, check_batch
+from metamae.inputs import Inputs, Tokens, check_batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Method
 from metamae.randomness import generator
@@ -82,7 +82,8 @@ class Encoder:
         return self.config.encoder.width
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{spec.name} {_shape(spec)}" for spec in self.inputs)
+        sizes = {spec.name: ", ".join(map(str, example_sizes(spec))) for spec in self.inputs}
+        shapes = ", ".join(f"{name} (N, {shown})" for name, shown in sizes.items())
         return (
             f"Encoder({self.config.method} on {self.description.name!r}, {self.record.step} "
             f"steps: {shapes} -> (N, {self.width}))"
@@ -257,12 +258,6 @@ def _hub() -> Any:
     from metamae.artefact import hub
 
     return hub
-
-
-def _shape(spec: InputSpec) -> str:
-    names = ("channels", "length", "height", "width", "columns")
-    sizes = [str(getattr(spec, name)) for name in names if hasattr(spec, name)]
-    return f"(N, {', '.join(sizes)})"
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -16,6 +16,7 @@ from metamae.data.own import Examples, read_like
 from metamae.data.own.arrays import SUFFIXES
 from metamae.data.own.sources import read_source
 from metamae.errors import DataError, InputError, reason_of
+from metamae.inputs import InputSpec
 
 
 def read_examples(
@@ -111,6 +112,19 @@ def _by_name(data: Any, description: Description) -> dict[str, Array]:
             f"{type(data).__name__}"
         )
     return {names[0]: as_array(names[0], data)}
+
+
+def example_sizes(spec: InputSpec) -> list[int]:
+    """Sizes of one example of the package's own kinds of input; none of any other kind.
+
+    Example:
+        >>> from metamae.artefact.reading import example_sizes
+        >>> from metamae.inputs import Signal
+        >>> example_sizes(Signal(name="watch", channels=6, length=128, token_length=4))
+        [6, 128]
+    """
+    names = ("channels", "length", "height", "width", "columns")
+    return [int(getattr(spec, name)) for name in names if hasattr(spec, name)]
 
 
 def as_array(name: str, data: Any) -> Array:

@@ -74,7 +74,7 @@ def run_compare(options: argparse.Namespace) -> int:
     dataset.need_task()
     with limited_threads(options.threads, device):
         reporter.say(f"{compare.out} on {device_name(device)}")
-    comparison = compare.run(reporter)
+    comparison = compare.run(reporter, dataset)
     for section in comparison.brief:
         section.print(make_console())
     reporter.say(f"\n{comparison.sentence}\n")

@@ -16,7 +16,7 @@ from metamae.data.dataset import PartitionName
 from metamae.data.own import Examples, is_path
 from metamae.errors import ConfigError
 from metamae.progress import Reporter
-from metamae.report.reconstructions import PICTURES, draw_reconstructions
+from metamae.report.reconstructions import PICTURES, check_picture, draw_reconstructions
 
 PARTS = ("pretrain", "train", "test")
 
@@ -104,10 +104,7 @@ def run_embed(options: argparse.Namespace) -> int:
 
 def run_reconstruct(options: argparse.Namespace) -> int:
     """Run ``metamae reconstruct``."""
-    if options.out.suffix not in PICTURES:
-        raise ConfigError(
-            f"expected a picture ending in {', '.join(PICTURES)}, got {options.out.name!r}"
-        )
+    check_picture(options.out)
     if options.examples < 1:
         raise ConfigError(f"expected at least 1 example, got {options.examples}")
     reporter = Reporter(make_console())

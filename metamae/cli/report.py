@@ -9,10 +9,10 @@ from typing import Any
 
 from metamae.cli.terminal import make_console
 from metamae.config.schema import check_method
-from metamae.errors import ConfigError
 from metamae.files import write_text
 from metamae.report.differences import draw_differences
 from metamae.report.figure import draw_report
+from metamae.report.reconstructions import check_picture
 from metamae.report.rows import (
     all_results,
     find_results,
@@ -49,8 +49,9 @@ def run_report(options: argparse.Namespace) -> int:
     """Run ``metamae report``."""
     for name in (options.method, options.against):
         check_method(name)
-    _check_picture(options.figure)
-    _check_picture(options.differences)
+    for path in (options.figure, options.differences):
+        if path is not None:
+            check_picture(path)
     runs = find_runs(options.paths) if options.html is not None else []
     if runs and not has_results(options.paths):
         write_run_page(options.html, runs, [], data_dir=options.data_dir)
@@ -75,9 +76,3 @@ def run_report(options: argparse.Namespace) -> int:
         names = {"method": options.method, "against": options.against}
         write_run_page(options.html, runs, rows, data_dir=options.data_dir, **names)
     return 0
-
-
-def _check_picture(path: Path | None) -> None:
-    kinds = (".png", ".svg", ".pdf")
-    if path is not None and path.suffix not in kinds:
-        raise ConfigError(f"expected a picture ending in {', '.join(kinds)}, got {path.name!r}")

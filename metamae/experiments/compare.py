@@ -15,7 +15,16 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
 from metamae.evaluation.drawing import ALL, MOST_LABELS, Drawing, Stage
-from metamae.experiments.compare_plan import PLAN, Load, Piece, Plan, drawing_of, gather, read_plan
+from metamae.experiments.compare_plan import (
+    PLAN,
+    Load,
+    Piece,
+    Plan,
+    drawing_of,
+    gather,
+    keep_open,
+    read_plan,
+)
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import write_json
 from metamae.locks import locked
@@ -85,8 +94,12 @@ class Compare:
                 known = ", ".join(CANDIDATES)
                 raise ConfigError(f"expected candidates among {known}, got {name!r}")
 
-    def run(self, reporter: Reporter) -> Comparison:
+    def run(self, reporter: Reporter, dataset: Dataset | None = None) -> Comparison:
         """Measure what is missing, decide, look at the test rows, and write it all down.
+
+        Args:
+            reporter: Shows progress.
+            dataset: What ``load`` gives, where that is open already.
 
         Returns:
             What was found; the files :data:`ROWS`, :data:`TABLE`, :data:`FIGURE` and :data:`PAGE`
@@ -99,10 +112,11 @@ class Compare:
             Exception: what made a piece fail; finished ones are kept.
         """
         with locked(self.out):
-            dataset = self.load()
+            dataset = self.load() if dataset is None else dataset
             drawing, names = drawing_of(dataset, self.draws), self._names(dataset)
             numbers = drawing.numbers
             plan = self._plan(dataset, names, reporter)
+            keep_open(dataset, plan.data)
             pieces = self._measure(plan, "validation", numbers, reporter)
             curves = self._curves(dataset, drawing, plan, pieces)
             few, every = decide(curves, curves.few), decide(curves, ALL)

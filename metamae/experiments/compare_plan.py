@@ -218,9 +218,14 @@ def _opened(load: Load, data: str) -> Dataset:
                 f"expected the data of {dataset.name!r} as they were when the comparison began, "
                 "got others; do not change them while it runs"
             )
-        _kept.clear()
-        _kept[data] = dataset
+        keep_open(dataset, data)
     return _kept[data]
+
+
+def keep_open(dataset: Dataset, data: str) -> None:
+    """Let the pieces of this process use a data set, of this fingerprint, that is open already."""
+    _kept.clear()
+    _kept[data] = dataset
 
 
 def drawing_of(dataset: Dataset, draws: int) -> Drawing:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metamae.errors import DataError
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Paired, pair_results, rank
+from metamae.report.intervals import student_margin
 from metamae.report.rows import DEFAULT, Result
 from metamae.report.wording import describe_place, label
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"win": "#1f6fb4", "tie": "#8a8a8a", "loss": "#c46a1f"}
-LEVEL = 0.95
 
 
 def draw_differences(
@@ -73,11 +73,7 @@ def interval(pair: Paired) -> float:
         >>> round(interval(Paired(**place, metric="accuracy", differences=(0.0, 0.1))), 3)
         0.635
     """
-    if pair.error is None:
-        return 0.0
-    from scipy.stats import t as student  # as above
-
-    return float(student.ppf((1 + LEVEL) / 2, len(pair.differences) - 1)) * pair.error
+    return 0.0 if pair.error is None else student_margin(pair.error, len(pair.differences))
 
 
 def _draw_panel(axis: Axes, pairs: Sequence[Paired], places: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from metalearn.randomness import fold
 from metamae.data.dataset import Array
 from metamae.evaluation.drawing import ALL, Stage, nearest, overlap
+from metamae.report.intervals import LEVEL, student_margin
 
 RESAMPLES = 1000
-LEVEL = 0.95
 FEW_A_CLASS, FEW_NUMBERS = 5, 50
 """Numbers of labels at which "few" is decided: a class, or of numbers in all."""
 
@@ -135,9 +135,7 @@ def paired_difference(first: Array, second: Array) -> Interval:
     for values in (first, second):
         if len(values) > 1:
             variance += float(values.mean(1).var(ddof=1)) / len(values)
-    from scipy.stats import t as student  # takes seconds: commands start without it
-
-    margin = float(student.ppf((1 + LEVEL) / 2, draws - 1)) * math.sqrt(variance)
+    margin = student_margin(math.sqrt(variance), draws)
     return Interval(value, value - margin, value + margin)
 
 

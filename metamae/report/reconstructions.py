@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamae.data.dataset import Partition
+from metamae.errors import ConfigError
 from metamae.files import replacing
 from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 from metamae.methods.mae import MAE
@@ -29,6 +30,12 @@ PICTURES = (".png", ".svg", ".pdf")
 LEGEND = "z: latent of what is visible.  z': after adaptation (MAE has none).  Gray: masked."
 LISTED = "  Ring: true value.  Green: right.  Red: wrong."
 """Below the picture, for those who see such a one for the first time."""
+
+
+def check_picture(path: Path) -> None:
+    """Raise ``ConfigError`` unless a picture can be written under this name."""
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"expected a picture ending in {', '.join(PICTURES)}, got {path.name!r}")
 
 
 def draw_reconstructions(

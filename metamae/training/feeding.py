@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -59,6 +59,7 @@ class Feed(Generic[Item]):
         self.prepare, self.steps = prepare, steps
         self.decision = ""
         self._ahead: Prefetcher[Item] | None = None
+        self._threads = ExitStack()
         # Of the watched steps: how long, of that waiting in `prepare`, and computing in it.
         self._watched: list[float] = []
         self._waited: list[float] = []
@@ -102,16 +103,10 @@ class Feed(Generic[Item]):
         where = "by a thread of its own, ahead" if ahead else "between the steps"
         self.decision = f"input is prepared {where} ({reason})"
         if ahead:
-            self._ahead = Prefetcher(self.prepare, self.steps)
+            self._ahead = self._threads.enter_context(Prefetcher(self.prepare, self.steps))
 
     def __enter__(self) -> Feed[Item]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._ahead is not None:
-            self._ahead.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._threads.close()
