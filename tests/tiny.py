@@ -1,7 +1,16 @@
-"""Sizes of a network small enough for tests, as overrides."""
+"""Sizes of a network small enough for tests, as overrides, and overrides as options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 SIZES = (
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),
     *("decoder.width=16", "decoder.depth=1", "decoder.heads=2"),
     *("contrast.hidden=16", "contrast.out=8"),
 )
+
+
+def as_options(overrides: Iterable[str]) -> list[str]:
+    """Overrides as options of a command: ``--set KEY=VALUE`` for each."""
+    return [part for override in overrides for part in ("--set", override)]

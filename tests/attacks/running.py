@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 Item = TypeVar("Item")
 TINY = (*SIZES, "training.batch_size=20", "training.log_every=2", "probe.epochs=3")
-SETTINGS = tuple(part for setting in TINY for part in ("--set", setting))
+SETTINGS = tuple(as_options(TINY))
 
 # Forked from one process that has imported everything: a start takes no seconds of its own.
 _context = multiprocessing.get_context("forkserver")

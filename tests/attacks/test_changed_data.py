@@ -28,8 +28,9 @@ from metamae.training.checkpoint import Checkpoint
 from tests.attacks.running import TINY, tell
 from tests.metamae.data.making import put
 from tests.metamae.data.preparing.test_prepared import higgs_line
+from tests.tiny import as_options
 
-SETTINGS = [part for setting in (*TINY, "training.steps=3") for part in ("--set", setting)]
+SETTINGS = as_options((*TINY, "training.steps=3"))
 PRETRAIN = ["pretrain", "higgs", "--preset", "paper", "--method", "mae", *SETTINGS]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from metamae.cli.main import make_parser
@@ -12,6 +10,7 @@ from metamae.evaluation import components, drawing, learners, scratch
 from metamae.evaluation.candidates import CANDIDATES
 from metamae.experiments.compare import DECISION, FIGURE, PAGE, ROWS, TABLE
 from tests import ROOT
+from tests.docs.running import run_program
 from tests.tiny import SIZES
 
 GUIDE = (ROOT / "docs" / "compare.md").read_text()
@@ -29,17 +28,7 @@ def test_the_program_runs(tmp_path: Path) -> None:
     few = f"steps=1, seeds=1, draws=2, workers=1, overrides={SIZES!r}"
     small = program.replace("steps=300", f'{few}, candidates=("raw_logistic", "mae")')
     assert small != program
-    (tmp_path / "program.py").write_text(small)
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "labels a class with MAE do what" in done.stdout
+    assert "labels a class with MAE do what" in run_program(small, tmp_path)
     written = {path.name for path in (tmp_path / "comparison").iterdir()}
     assert {PAGE, TABLE, FIGURE, ROWS, DECISION} <= written
     assert all(f"`{name}`" in GUIDE for name in (PAGE, TABLE, FIGURE, ROWS, DECISION))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from metamae.config import METHODS, known_methods, schema
 from metamae.experiments.plan import Source, Sweep
 from metamae.methods import building, register_method
 from tests import ROOT
+from tests.docs.running import run_program
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 PROGRAMS = dict(
@@ -30,18 +29,7 @@ PROGRAMS = dict(
 def test_a_program_runs_and_is_short(name: str, tmp_path: Path) -> None:
     program = PROGRAMS[name]
     assert sum(bool(line.strip()) for line in program.splitlines()) < 40
-    file = tmp_path / "program.py"
-    file.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
+    last = run_program(program, tmp_path).splitlines()[-1]
     if name == "modality":
         assert last == "torch.Size([2, 96])"
     else:

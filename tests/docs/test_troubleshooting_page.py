@@ -12,15 +12,11 @@ import torch
 
 from metamae.cli import main as cli
 from tests import ROOT
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 PAIRS = re.findall(r"```sh\n(metamae [^\n]+)\n```\n\n```text\n(error: [^\n]+)\n```", PAGE)
-SETTINGS = [
-    part
-    for setting in (*SIZES, "training.steps=1", "training.batch_size=4")
-    for part in ("--set", setting)
-]
+SETTINGS = as_options((*SIZES, "training.steps=1", "training.batch_size=4"))
 
 
 @pytest.fixture(scope="module")

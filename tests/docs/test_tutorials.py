@@ -13,7 +13,7 @@ import pytest
 from metamae.cli import main as cli
 from tests import ROOT
 from tests.metamae.data.own.making import make_people, make_pictures, make_sounds
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 PAGE = (ROOT / "docs" / "tutorials.md").read_text()
 SECTIONS = dict(
@@ -30,7 +30,7 @@ FEW = ["--only", "raw_logistic", "mae"]
 def run(line: str) -> int:
     program, command, *rest = shlex.split(line)
     assert program == "metamae"
-    sizes = [part for size in SIZES for part in ("--set", size)]
+    sizes = as_options(SIZES)
     small = SETTINGS.get(command, []) + (sizes if command in ("pretrain", "compare") else [])
     return cli.main([command, *rest, *small, *(FEW if command == "compare" else [])])
 

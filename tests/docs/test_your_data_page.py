@@ -14,7 +14,7 @@ from metamae.cli.main import make_parser
 from metamae.data.own import KINDS
 from tests import ROOT
 from tests.metamae.data.own.making import make_people, make_pictures, make_signals, make_sounds
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 PAGE = (ROOT / "docs" / "your-data.md").read_text()
 TABLE = re.findall(r"\| `(metamae pretrain [^`]+)` \|", PAGE)
@@ -25,11 +25,7 @@ LINES = [
     if line
 ]
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-SETTINGS = [
-    part
-    for setting in (*SIZES, "training.steps=1", "training.batch_size=4", "probe.epochs=1")
-    for part in ("--set", setting)
-]
+SETTINGS = as_options((*SIZES, "training.steps=1", "training.batch_size=4", "probe.epochs=1"))
 
 
 @pytest.fixture(autouse=True)

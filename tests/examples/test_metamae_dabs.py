@@ -24,7 +24,7 @@ from metamae.experiments import sweep
 from metamae.experiments.demo import RESULTS, Demo
 from metamae.report.wording import LABELS
 from tests import ROOT
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 SCRIPT = ROOT / "examples" / "metamae_dabs.py"
 TINY = [
@@ -35,7 +35,7 @@ TINY = [
     ),
 ]
 FLAGS = ["--dataset", "basic_motions", "--steps", "2", "--seeds", "1", "--workers", "1"]
-SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+SETTINGS = as_options(TINY)
 TABLE = "Linear probe on frozen features"
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch
 import yaml
 
 from metamae import load_dataset
-from metamae.cli import main as cli
 from metamae.cli.probe import PROBES
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.protocols import PROTOCOLS, evaluate
@@ -26,16 +23,16 @@ from metamae.report.rows import read_results
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.run_folder import CHECKPOINT
 from tests import ROOT
-from tests.tiny import SIZES
+from tests.metamae.cli.running import Command, in_process, refused
+from tests.tiny import SIZES, as_options
 
 TINY = [
     *SIZES,
     *("probe.epochs=3",),
     *("training.steps=2", "training.batch_size=20"),
 ]
-SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+SETTINGS = as_options(TINY)
 PRETRAIN = ["pretrain", "basic_motions", *SETTINGS]
-Command = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
@@ -44,24 +41,7 @@ def command(
 ) -> Command:
     """Run the command in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> SimpleNamespace:
-        try:
-            code = cli.main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
-
-
-def refused(done: SimpleNamespace, *expected: str) -> None:
-    assert done.code == 2, done.err
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    for text in expected:
-        assert text in done.err
+    return in_process(capsys)
 
 
 @pytest.fixture
@@ -284,7 +264,7 @@ def test_compare_answers_in_one_sentence(command: Command, tmp_path: Path) -> No
     y = np.arange(40) % 2
     np.savez(tmp_path / "table.npz", x=rng.normal(size=(40, 3)) + 2 * y[:, None], kind=y)
     options = ["--label", "kind", "--steps", "1", "--seeds", "1", "--draws", "2", "--workers", "1"]
-    sizes = [part for setting in SIZES for part in ("--set", setting)]
+    sizes = as_options(SIZES)
     only = ["--only", "raw_logistic", "mae"]
     done = command("compare", "table.npz", *options, *sizes, *only)
     assert done.code == 0, done.err
@@ -336,7 +316,7 @@ def test_a_page_of_a_run_on_own_data_escapes_its_names(command: Command, tmp_pat
         *(f"{a},{b},{c},{n}" for (a, b, c), n in zip(x, names, strict=True)),
     ]
     (tmp_path / "own.csv").write_text("\n".join(lines))
-    tiny = [part for setting in (*SIZES, "training.steps=1") for part in ("--set", setting)]
+    tiny = as_options((*SIZES, "training.steps=1"))
     done = command("pretrain", "own.csv", "--label", "label", *tiny, "--out", "<run>")
     assert done.code == 0, done.err
     assert command("report", "<run>", "--html", "page.html").code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,15 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from metamae.cli import main as cli
 from metamae.report.rows import read_results
 from metamae.training.run_folder import read_record
+from tests.metamae.cli.running import Command, in_process, refused
 from tests.metamae.data.own.making import make_people, make_pictures, make_signals, make_sounds
-from tests.tiny import SIZES
+from tests.tiny import SIZES, as_options
 
 TINY = [*SIZES, "probe.epochs=2", "training.steps=2", "training.batch_size=4"]
-SETTINGS = [part for setting in TINY for part in ("--set", setting)]
-Command = Callable[..., SimpleNamespace]
+SETTINGS = as_options(TINY)
 
 
 @pytest.fixture
@@ -34,21 +32,10 @@ def command(
     make_sounds(tmp_path / "tones")
 
     def run(*arguments: str) -> SimpleNamespace:
-        try:
-            code = cli.main([*arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out.replace("\n", " "), err=err)
+        done = in_process(capsys)(*arguments)
+        return SimpleNamespace(code=done.code, out=done.out.replace("\n", " "), err=done.err)
 
     return run
-
-
-def refused(done: SimpleNamespace, *expected: str) -> None:
-    assert done.code == 2, done.out
-    assert done.err.count("\n") == 1
-    for text in expected:
-        assert text in done.err
 
 
 OWN = {
@@ -85,7 +72,7 @@ def test_a_resumed_run_keeps_the_steps_that_were_timed(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metamae.training.auto.seconds_a_step", lambda *_: 0.005)
-    settings = [part for setting in SIZES for part in ("--set", setting)]
+    settings = as_options(SIZES)
     run = ["pretrain", "signals.npy", "--out", "run", *settings]
     done = command(*run, "--minutes", "0.0018")
     assert "preset auto: 21 steps" in done.out, done.err

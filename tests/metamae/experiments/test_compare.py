@@ -64,6 +64,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_data_are_opened_once_in_a_process(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def load() -> Dataset:
+        opened.append("again")
+        return open_arrays(str(make_table(tmp_path / "data")))
+
+    make(tmp_path, load=load).run(SILENT)
+    assert len(opened) == 1
+    make(tmp_path, load=load, out=tmp_path / "other").run(SILENT, load())
+    assert len(opened) == 2
+
+
 def test_it_leaves_rows_tables_figure_and_page(finished: Path) -> None:
     out = finished / "out"
     rows = read_json(out / ROWS)
