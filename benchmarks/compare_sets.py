@@ -190,8 +190,21 @@ def make_page(sets: list[dict[str, Any]]) -> str:
         "# Compare on data nobody tuned on\n\n"
         "`metamae compare` with fixed settings (`benchmarks/compare_sets.py`); recommendations are "
         "taken on validation cuts of the training rows, and judged on test rows that were looked "
-        f"at once. Of {len(words)} recommendations: {counts}.\n\n{table}\n\n{told}\n"
+        f"at once. Of {len(words)} recommendations: {counts}.\n\n{table}\n\n{told}\n\n"
+        f"{_where(sets)}\n"
     )
+
+
+def _where(sets: list[dict[str, Any]]) -> str:
+    """How these were measured, and what was not."""
+    missing = [name for name in SETS if name not in {one["data"] for one in sets}]
+    kinds = dict.fromkeys(
+        f"{one['steps']} steps of pretraining (the program's own are {STEPS}), "
+        + ", ".join(one["facts"][key] for key in ("seeds, draws", "machine", "versions"))
+        for one in sets
+    )
+    rest = f" Not run yet: {', '.join(missing)}." if missing else ""
+    return f"Measured with {'; and with '.join(kinds)}.{rest}"
 
 
 def main() -> None:
