@@ -19,6 +19,7 @@ from metamae.artefact import load
 from metamae.artefact.encoder import Encoder
 from metamae.data.dataset import Array, Partition
 from metamae.data.own import open_data, read_like
+from metamae.data.own.frames import is_frame
 from metamae.errors import ConfigError
 from metamae.training.auto import auto_config
 from metamae.training.devices import choose_device
@@ -141,7 +142,7 @@ class MetaMAEEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Data as they are read: a frame as it is, an array of finite numbers or gaps."""
-        if hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "to_pandas")):
+        if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         if isinstance(X, list | tuple) or (hasattr(X, "__array__") and not hasattr(X, "tocsr")):

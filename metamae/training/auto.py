@@ -70,10 +70,9 @@ def auto_config(
         raise ConfigError(f"expected a budget of minutes above 0, got {shown(minutes)}")
     if dataset.pretrain is None or len(dataset.pretrain) < 2:
         raise DataError(f"expected two rows or more of {dataset.name!r} to pretrain on, got fewer")
-    named = any(text.partition("=")[0].strip() == "training.steps" for text in overrides)
     if method == "random":
         steps = 0
-    if steps is None and not named:
+    if steps is None and not named_steps(overrides):
         tried = _resolve(dataset, method, seed, LEAST, overrides)
         budget = 60 * (MINUTES if minutes is None else minutes)
         steps = _in_steps(budget / seconds_a_step(tried, dataset, device))
@@ -85,10 +84,10 @@ def _resolve(
 ) -> Config:
     values = {"dataset": dataset.name, "preset": "auto", "method": method, "seed": seed}
     rows = len(dataset.need("train" if method == "supervised" else "pretrain"))
-    if not named_steps(overrides):
-        return _with(values, auto_values(dataset.inputs, rows, steps), overrides)
-    first = _with(values, auto_values(dataset.inputs, rows, steps), overrides)
-    return _with(values, auto_values(dataset.inputs, rows, first.training.steps), overrides)
+    config = _with(values, auto_values(dataset.inputs, rows, steps), overrides)
+    if config.training.steps != steps:  # the overrides say how many: other settings follow them
+        config = _with(values, auto_values(dataset.inputs, rows, config.training.steps), overrides)
+    return config
 
 
 def named_steps(overrides: Iterable[str]) -> bool:

@@ -149,12 +149,11 @@ def read_record(
         DataError: an earlier run on a full data set that is not there.
     """
     trained = trained or Checkpoint.load(run_dir / CHECKPOINT)
-    if (run_dir / DATA).exists():
-        values = _read_data(run_dir / DATA)
-    else:
-        values = _data_by_name(run_dir, trained.config, data_dir).to_dict()
+    path = run_dir / DATA
+    known = None if path.exists() else _data_by_name(run_dir, trained.config, data_dir).to_dict()
     versions = {name: text for name, text in trained.provenance.items() if name != "optimiser"}
     try:
+        values = read_json(path) if known is None else known
         return ModelRecord.from_dict(
             {
                 **{"model_type": "metamae", "format": FORMAT, "config": trained.config.to_dict()},
@@ -162,17 +161,7 @@ def read_record(
                 "versions": versions,
             }
         )
-    except CheckpointError as fault:
-        raise CheckpointError(
-            f"expected what a run remembers of its data in {run_dir / DATA}, got a damaged file "
-            f"({reason_of(fault)}); delete its folder and run again"
-        ) from fault
-
-
-def _read_data(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except ValueError as fault:
+    except (CheckpointError, ValueError) as fault:
         raise CheckpointError(
             f"expected what a run remembers of its data in {path}, got a damaged file "
             f"({reason_of(fault)}); delete its folder and run again"

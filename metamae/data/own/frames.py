@@ -70,6 +70,11 @@ class Frame:
         return Frame(self.data[kept], self.name, self.typed, self.remarks)
 
 
+def is_frame(value: Any) -> bool:
+    """Whether a value is a data frame of pandas, or of a library that makes one of it."""
+    return hasattr(value, "columns") and (hasattr(value, "iloc") or hasattr(value, "to_pandas"))
+
+
 def as_frame(data: Any, name: str) -> Frame:
     """A data frame of pandas, or one that turns into one (polars and others).
 

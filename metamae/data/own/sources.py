@@ -13,7 +13,7 @@ import numpy as np
 from metamae.data.own import arrays, frames
 from metamae.data.own.arrays import Arrays, as_arrays, read_arrays
 from metamae.data.own.folders import PICTURES, SOUNDS, Folder, list_folder
-from metamae.data.own.frames import Frame, as_frame, read_frame
+from metamae.data.own.frames import Frame, as_frame, is_frame, read_frame
 from metamae.data.pocket import POCKET
 from metamae.data.sources import SOURCES
 from metamae.errors import DataError, suggest
@@ -38,7 +38,7 @@ def read_source(source: Source, *, kind: str = "auto", skip_bad: bool = False) -
         return _read_path(Path(source), kind, skip_bad)
     if isinstance(source, np.ndarray):
         return as_arrays({"x": source}, "the array")
-    if hasattr(source, "columns") and (hasattr(source, "iloc") or hasattr(source, "to_pandas")):
+    if is_frame(source):
         return as_frame(source, "the data frame")
     if isinstance(source, Mapping):
         return as_arrays(source, "the arrays")
