@@ -10,6 +10,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
   :mod:`metalearn.blockwise` - the same without stored maps;
 * :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
+* :mod:`metalearn.uniformity` - pushes rows apart, without pairs;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
 """
@@ -43,6 +44,7 @@ from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
 from metalearn.recomputation import recomputed, recomputed_gelu
 from metalearn.result import Adaptation, Convergence, Trace
+from metalearn.steps.held import HeldStepSize
 from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
@@ -52,6 +54,7 @@ from metalearn.steps.rules import (
 )
 from metalearn.steps.sizes import FixedStepSize, LearnedStepSize, StepSize
 from metalearn.steps.torch_optimisers import TorchOptimiser
+from metalearn.uniformity import uniformity
 from metalearn.version import __version__
 
 __all__ = [
@@ -69,6 +72,7 @@ __all__ = [
     "FixedStepSize",
     "GradientDescent",
     "GradientPolicy",
+    "HeldStepSize",
     "Implicit",
     "LatentAdapter",
     "LatentError",
@@ -101,4 +105,5 @@ __all__ = [
     "recomputed",
     "recomputed_attention",
     "recomputed_gelu",
+    "uniformity",
 ]

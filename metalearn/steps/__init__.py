@@ -1,5 +1,6 @@
 """How far and in which direction an inner step goes."""
 
+from metalearn.steps.held import HeldStepSize
 from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
@@ -14,6 +15,7 @@ __all__ = [
     "ClipGradient",
     "FixedStepSize",
     "GradientDescent",
+    "HeldStepSize",
     "LearnedStepSize",
     "Momentum",
     "NormaliseGradient",

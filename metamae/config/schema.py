@@ -30,7 +30,10 @@ from metamae.config.sections import (
 )
 from metamae.errors import ConfigError, suggest
 
-METHODS = ("random", "emix", "shed", "capri", "mae_linear", "mae", "metamae", "supervised")
+METHODS = (
+    *("random", "emix", "shed", "capri", "mae_linear", "mae", "umae", "mae_contrast", "metamae"),
+    "supervised",
+)
 """Known methods, in the order of a report."""
 
 _registered: list[str] = []
@@ -136,6 +139,7 @@ class Config:
         settings = f"cuda_graphs={self.training.cuda_graphs}, compile={self.training.compile}"
         require(not (forced and self.learn.settings), expected, settings)
         self._refuse_coarse_differences()
+        self._refuse_changing_shapes(forced)
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -145,6 +149,18 @@ class Config:
             f"{training.schedule}, {training.warmup_steps}, {training.clip_norm} and "
             f"{training.accumulate}",
         )
+
+    def _refuse_changing_shapes(self, forced: bool) -> None:
+        """A ratio drawn anew changes every shape: a compiled step is of one."""
+        drawn = self.masking.ratio_range
+        expected = (
+            "masking.ratio_range empty where training.compile=on, training.cuda_graphs=on or "
+            "learn.settings names some"
+        )
+        require(not (drawn and (forced or self.learn.settings)), expected, drawn)
+        held = self.adaptation.reduction
+        expected = "adaptation.reduction=0 where learn.settings names some"
+        require(not (held and self.learn.settings), expected, held)
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""
@@ -176,6 +192,7 @@ class Config:
         if self.training.compile == "off":
             return False
         can = self.adaptation.differentiation in TRACED and not self.learn.settings
+        can = can and not self.masking.ratio_range
         return can and self.method in ("mae", "metamae") and self.training.steps >= COMPILE_FROM
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,10 @@ LEARNABLE = ("step_size", "contrast_weight", "nearby_ratio", "mask_ratio", "temp
 """Settings that ``learn.settings`` may name."""
 
 
+NORMALISED_FROM = 4
+"""Values that a token needs for a mean and a deviation of its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Transformer encoder; the defaults are the paper's (section 3.1).
@@ -22,6 +26,8 @@ class EncoderConfig:
         heads: Attention heads of a block.
         mlp_ratio: Width of a block's MLP, as a multiple of ``width``.
         dropout: Share of values that training drops, in attention and MLP.
+        content_scale: Leave a token's embedded content as ``published``, small beside its position
+            where a token holds few values; or bring it to the norm of ``positions``.
     """
 
     width: int = 256
@@ -29,6 +35,7 @@ class EncoderConfig:
     heads: int = 8
     mlp_ratio: float = 2.0
     dropout: float = 0.0
+    content_scale: Literal["published", "positions"] = "published"
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -50,6 +57,8 @@ class DecoderConfig:
             which is cheaper.
         query_fraction: Share of an example's masked tokens that the outer loss is taken on, drawn
             anew in every step; the cross decoder computes no others.
+        normalise_targets: Reconstruct each token standardised by its own mean and deviation, where
+            it holds :data:`NORMALISED_FROM` real values or more.
     """
 
     width: int = 128
@@ -58,6 +67,7 @@ class DecoderConfig:
     mlp_ratio: float = 2.0
     attention: Literal["self", "cross"] = "self"
     query_fraction: float = 1.0
+    normalise_targets: bool = False
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -83,10 +93,13 @@ class MaskingConfig:
     Attributes:
         mask_ratio: Share of an example's tokens that is masked.
         nearby_ratio: Chance that a masked token beside a visible one joins the support.
+        ratio_range: Two ratios between which that of every step is drawn, instead of
+            ``mask_ratio`` (R2MAE); empty for none.
     """
 
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
+    ratio_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -94,6 +107,10 @@ class MaskingConfig:
         require(0 < self.mask_ratio < 1, "masking.mask_ratio between 0 and 1", self.mask_ratio)
         nearby = 0 <= self.nearby_ratio <= 1
         require(nearby, "masking.nearby_ratio in [0, 1]", self.nearby_ratio)
+        ends = self.ratio_range
+        ordered = not ends or (len(ends) == 2 and 0 < ends[0] < ends[1] < 1)
+        expected = "masking.ratio_range of two rising ratios between 0 and 1, or empty"
+        require(ordered, expected, ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +127,9 @@ class AdaptationConfig:
         learned: ``none`` for a fixed step size, or the axes that get their own learned one.
         support_mean: Divide an example's support loss by its own number of support tokens
             (``task``), or by the mean number over the batch (``batch``), as published.
+        reduction: Share of the support loss that a refinement is to take off, whatever the data's
+            units: the step size starts at ``step_size`` and a slow controller holds it there.
+            0 keeps the step size.
     """
 
     step_size: float = 0.5
@@ -120,6 +140,7 @@ class AdaptationConfig:
     chunk_size: int = 0
     learned: Literal["none", "scalar", "channel", "step", "channel_step"] = "none"
     support_mean: Literal["task", "batch"] = "task"
+    reduction: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -131,6 +152,10 @@ class AdaptationConfig:
         require(self.chunk_size >= 0, "adaptation.chunk_size >= 0", self.chunk_size)
         whole = self.chunk_size == 0 or self.support_mean == "task"
         require(whole, "adaptation.chunk_size=0 with support_mean=batch", self.chunk_size)
+        require(0 <= self.reduction < 1, "adaptation.reduction in [0, 1)", self.reduction)
+        held = self.reduction == 0 or (self.step_size > 0 and self.learned == "none")
+        expected = "adaptation.step_size > 0 and learned=none where reduction is held"
+        require(held, expected, f"{self.step_size} and {self.learned}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,12 +243,14 @@ class BaselineConfig:
             default is DABS's, for no rate per data set was published.
         reconstruction: The linear MAE's loss of one real token: the L2 ``norm`` of its error, as
             published, or the mean ``squared`` error, as of the MAE with a deep decoder.
+        uniformity: Weight of U-MAE's uniformity term.
         emix: Settings of e-Mix.
         capri: Settings of Capri.
     """
 
     corruption: float = 0.15
     reconstruction: Literal["norm", "squared"] = "norm"
+    uniformity: float = 0.01
     emix: EMixConfig = field(default_factory=EMixConfig)
     capri: CapriConfig = field(default_factory=CapriConfig)
 
@@ -231,6 +258,7 @@ class BaselineConfig:
         """Check ranges."""
         check_fields(self, "baseline")
         require(0 < self.corruption < 1, "baseline.corruption in (0, 1)", self.corruption)
+        require(self.uniformity >= 0, "baseline.uniformity >= 0", self.uniformity)
 
 
 @dataclass(frozen=True, kw_only=True)

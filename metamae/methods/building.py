@@ -12,6 +12,7 @@ from metalearn import (
     FirstOrder,
     FixedStepSize,
     GradientPolicy,
+    HeldStepSize,
     LatentAdapter,
     LearnedStepSize,
     MeanPool,
@@ -34,8 +35,10 @@ from metamae.methods.baselines.shed import ShED
 from metamae.methods.baselines.supervised import Supervised
 from metamae.methods.learning import build_learning
 from metamae.methods.mae import MAE
+from metamae.methods.mae_contrast import ContrastiveMAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
+from metamae.methods.umae import UMAE
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.backbone import Backbone
 from metamae.model.masking import Masking
@@ -114,6 +117,7 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
         config.masking.mask_ratio,
         config.masking.nearby_ratio,
         config.decoder.query_fraction,
+        config.masking.ratio_range,
     )
     with seeded(config.seed):
         network = MaskedAutoencoder(
@@ -123,16 +127,27 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             masking,
             support_mean=config.adaptation.support_mean,
         )
-        if config.method != "metamae":
-            return MAE(network)
-        if config.learn.settings:
-            return _build_learning(config, network)
-        return MetaMAE(
-            network,
-            build_adapter(config.adaptation, config.encoder.width),
-            _build_contrast(config),
-            contrast_weight=config.contrast.weight,
-        )
+        match config.method:
+            case "umae":
+                return UMAE(network, weight=config.baseline.uniformity)
+            case "mae_contrast":
+                return ContrastiveMAE(
+                    network, _build_contrast(config), contrast_weight=config.contrast.weight
+                )
+            case "metamae":
+                return _build_metamae(config, network)
+        return MAE(network)
+
+
+def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:
+    if config.learn.settings:
+        return _build_learning(config, network)
+    return MetaMAE(
+        network,
+        build_adapter(config.adaptation, config.encoder.width),
+        _build_contrast(config),
+        contrast_weight=config.contrast.weight,
+    )
 
 
 def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
@@ -145,7 +160,7 @@ def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
 
 def _refuse_blind_decoder(config: Config) -> None:
     """Without a block, predictions of masked tokens do not depend on the latent at all."""
-    contrasted = config.method == "metamae" and config.contrast.weight > 0
+    contrasted = config.method in ("metamae", "mae_contrast") and config.contrast.weight > 0
     if config.decoder.depth == 0 and config.method != "random" and not contrasted:
         raise ConfigError(
             f"expected decoder.depth >= 1 for {config.method} without a contrast, got 0: masked "
@@ -157,7 +172,9 @@ def _refuse_blind_decoder(config: Config) -> None:
 def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
     """The latent adapter that a configuration describes, for latents ``width`` wide."""
     step_size: StepSize = FixedStepSize(config.step_size)
-    if config.learned != "none":
+    if config.reduction:
+        step_size = HeldStepSize(config.step_size, config.reduction)
+    elif config.learned != "none":
         step_size = LearnedStepSize(
             config.step_size,
             channels=width if "channel" in config.learned else None,

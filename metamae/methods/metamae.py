@@ -8,12 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn import LatentAdapter, MetaObjective, TaskContrastiveLoss
+from metalearn import HeldStepSize, LatentAdapter, MetaObjective, TaskContrastiveLoss
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
+
+OBSERVED = 10
+"""Steps between two looks at what a refinement takes off the support loss."""
 
 
 class MetaMAE(MAE):
@@ -61,9 +64,29 @@ class MetaMAE(MAE):
             terms["contrast"] = result.contrast.detach()
         return PretextLoss(result.loss, terms, result.adaptation.losses)
 
+    @property
+    def observes_every(self) -> int:
+        """Steps between two looks at what a refinement takes off, where that is held."""
+        return OBSERVED if isinstance(self.meta.adapter.step_size, HeldStepSize) else 0
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, split: Split) -> None:
+        """Move a step size that is held towards its reduction of the support loss."""
+        adapter, network = self.meta.adapter, self.network
+        if isinstance(adapter.step_size, HeldStepSize):
+            targets = network.tokenizer.targets(batch)
+            latent = network.encode(network.visible_tokens(batch, split))
+            adapter.step_size.observe(
+                adapter, latent, support_loss(network, adapter, targets, split)
+            )
+
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
-        """Mean support loss before and after refinement."""
-        return self.support_losses(self.network, batch, split)
+        """Mean support loss before and after refinement, and a step size that is held."""
+        numbers = self.support_losses(self.network, batch, split)
+        held = self.meta.adapter.step_size
+        if isinstance(held, HeldStepSize):
+            numbers["step_size"] = float(held(0, 0))
+        return numbers
 
     @torch.no_grad()
     def support_losses(

@@ -89,6 +89,14 @@ class Method(nn.Module, Generic[D]):
         """Features ``(B, D)`` of unmasked examples."""
         return self.network.features(batch)
 
+    @property
+    def observes_every(self) -> int:
+        """Steps between two calls of :meth:`observe`; 0 for none."""
+        return 0
+
+    def observe(self, batch: Batch, draw: D) -> None:
+        """Look at a step that was just taken, to hold a setting where it belongs."""
+
     def monitor(self, batch: Batch, draw: D) -> dict[str, float]:
         """Numbers worth a curve that training itself does not need."""
         return {}

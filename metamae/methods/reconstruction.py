@@ -9,23 +9,32 @@ from torch import Tensor
 
 from metamae.inputs import Tokens
 from metamae.methods.mae import MAE
+from metamae.model.autoencoder import token_statistics
 from metamae.model.masking import Split
+from metamae.model.tokenizer import select
 
 
 def reconstruct(
     method: MAE, latent: Tensor, targets: Mapping[str, Tensor], split: Split
 ) -> dict[str, Tensor]:
-    """All tokens of every input, predicted where masked and copied where visible, on the CPU."""
+    """All tokens of every input, predicted where masked and copied where visible, on the CPU.
+
+    What was learned to be predicted standardised gets the true token's mean and deviation back.
+    """
     network = method.network
-    counts = network.masking.query_counts
+    counts = network.masking.counts_of(split).query
     predictions = network.predict(latent, split)
     result, offset = {}, 0
-    for spec, index in zip(network.inputs, split.query_idx.split(counts, 1), strict=True):
+    parts = zip(network.inputs, network.normalised, split.query_idx.split(counts, 1), strict=True)
+    for spec, normalised, index in parts:
         _, query = predictions[spec.name]
         tokens = targets[spec.name].clone()
         if isinstance(spec, Tokens):
             tokens.scatter_(1, index - offset, query.argmax(-1))
         else:
+            if normalised:
+                mean, deviation = token_statistics(select(tokens, index - offset))
+                query = query * deviation + mean
             places = (index - offset).unsqueeze(-1).expand_as(query)
             tokens.scatter_(1, places, query.to(tokens.dtype))
         result[spec.name] = tokens.cpu()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamae.config.sections import DecoderConfig, EncoderConfig
-from metamae.inputs import Batch, Inputs, Tokens, scored
+from metamae.config.sections import NORMALISED_FROM, DecoderConfig, EncoderConfig
+from metamae.inputs import Batch, Image, Inputs, InputSpec, Signal, Tokens, scored
 from metamae.model.backbone import Backbone
 from metamae.model.decoder import build_decoder
 from metamae.model.masking import Masking, Split
@@ -58,6 +58,7 @@ class MaskedAutoencoder(Backbone):
         super().__init__(inputs, encoder)
         self.masking, self.support_mean = masking, support_mean
         self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
+        self.normalised = [decoder.normalise_targets and is_normalised(spec) for spec in inputs]
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
             xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
@@ -66,7 +67,8 @@ class MaskedAutoencoder(Backbone):
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
-        visible = split.support_idx.split(self.masking.support_counts, 1)  # per input (B, S_i)
+        counts = self.masking.counts_of(split).support
+        visible = split.support_idx.split(counts, 1)  # per input (B, S_i)
         embedded: Tensor = self.tokenizer(batch, visible)  # (B, S, D)
         return embedded
 
@@ -82,8 +84,10 @@ class MaskedAutoencoder(Backbone):
         symbols.
         """
         hidden = self.decoder(latent, split, slice(1, None))  # (B, S + Q, D'), no class token
-        counts = (*self.masking.support_counts, *self.masking.query_counts)
-        parts = hidden.split(counts, 1)  # every input's (B, S_i, D'), then every (B, Q_i, D')
+        counts = self.masking.counts_of(split)
+        parts = hidden.split(
+            (*counts.support, *counts.query), 1
+        )  # every input's (B, S_i, D'), then every (B, Q_i, D')
         number = range(len(self.inputs))
         return {
             self.inputs[n].name: (
@@ -107,10 +111,10 @@ class MaskedAutoencoder(Backbone):
         """
         places, weights, rows = self._nearby_slots(split)  # N_i slots for nearby tokens of input i
         hidden = self.decoder(latent, split, rows, second_order=second_order)  # (B, S + N, D')
-        support_counts = self.masking.support_counts
+        support_counts, query_counts, _ = self.masking.counts_of(split)
         parts = hidden.split((*support_counts, *(place.shape[1] for place in places)), 1)
         support_idx = split.support_idx.split(support_counts, 1)  # per input (B, S_i)
-        query_idx = split.query_idx.split(self.masking.query_counts, 1)  # per input (B, Q_i)
+        query_idx = split.query_idx.split(query_counts, 1)  # per input (B, Q_i)
         losses = []
         for n in range(len(self.inputs)):
             slots = query_idx[n].gather(1, places[n])  # (B, N_i)
@@ -129,10 +133,10 @@ class MaskedAutoencoder(Backbone):
         """Loss on the masked tokens, or on those that are scored, ``(B,)``; differentiable once."""
         first, index = 1 + split.support_idx.shape[1], split.query_idx
         rows: Tensor | slice = slice(first, None)
-        counts = self.masking.query_counts
+        _, counts, scored = self.masking.counts_of(split)
         if split.scored is not None:
             rows, index = split.scored + first, index.gather(1, split.scored)
-            counts = self.masking.scored_counts
+            counts = scored
         hidden = self.decoder(latent, split, rows)  # (B, 1 + S, D) -> (B, P, D'), P = Q if all
         parts, query_idx = hidden.split(counts, 1), index.split(counts, 1)  # per input (B, P_i, .)
         losses = [
@@ -157,11 +161,12 @@ class MaskedAutoencoder(Backbone):
         Returns, per input, places among its query tokens and which slots are filled, both
         ``(B, N_i)``; and the decoder rows of the support and of all slots, ``(B, S + sum N_i)``.
         """
-        slots = split.slots or self.masking.count_slots(split.nearby)
+        query_counts = self.masking.counts_of(split).query
+        slots = split.slots or self.masking.count_slots(split.nearby, query_counts)
         first = 1 + split.support_idx.shape[1]
         support = torch.arange(1, first, device=split.nearby.device)
         places, weights, rows = [], [], [support.expand(len(split.nearby), -1)]
-        shares = split.nearby.split(self.masking.query_counts, 1)
+        shares = split.nearby.split(query_counts, 1)
         for nearby, count in zip(shares, slots, strict=True):
             place = nearby.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
             places.append(place)
@@ -176,7 +181,38 @@ class MaskedAutoencoder(Backbone):
         """Losses ``(B, N)`` of the tokens of one input at joint indices ``index`` (B, N)."""
         spec, offset = self.inputs[number], sum(spec.tokens for spec in self.inputs[:number])
         target = select(targets[spec.name], index - offset)
+        if self.normalised[number]:
+            mean, deviation = token_statistics(target)
+            target = (target - mean) / deviation
         return token_loss(scored(spec, self._head(number, hidden), target), target)
+
+
+def is_normalised(spec: InputSpec) -> bool:
+    """Whether ``decoder.normalise_targets`` means an input: tokens of several numbers of a kind.
+
+    Example:
+        >>> from metamae.inputs import Signal, Tabular
+        >>> from metamae.model.autoencoder import is_normalised
+        >>> is_normalised(Signal(name="x", channels=2, length=8, token_length=2))
+        True
+        >>> is_normalised(Tabular(name="x", columns=8))
+        False
+    """
+    return isinstance(spec, Signal | Image) and spec.values >= NORMALISED_FROM
+
+
+def token_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each token's values, ``(..., 1)``; a constant token is left at 0.
+
+    Example:
+        >>> import torch
+        >>> from metamae.model.autoencoder import token_statistics
+        >>> mean, deviation = token_statistics(torch.tensor([[0.0, 2.0]]))
+        >>> mean.item(), round(deviation.item(), 3)
+        (1.0, 1.414)
+    """
+    variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
 
 
 def token_loss(prediction: Tensor, target: Tensor) -> Tensor:

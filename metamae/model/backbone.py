@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         """See the class."""
         super().__init__()
         self.inputs = inputs
-        self.tokenizer = Tokenizer(inputs, encoder.width)
+        self.tokenizer = Tokenizer(inputs, encoder.width, encoder.content_scale)
         self.encoder = TransformerEncoder(encoder)
 
     def bare(self) -> Backbone:

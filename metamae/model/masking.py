@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class Split:
             if it is to be looked up in ``nearby`` (which waits for the device).
         scored: Which masked tokens the outer loss is taken on, int64 ``(B, P)``: places in
             ``query_idx``, ascending. ``None`` for all of them.
+        visible: Visible tokens of every input, where they are not those of the masking rule because
+            the ratio was drawn; empty otherwise.
 
     Every example of a batch has the same ``S`` and ``Q``; with several inputs each input keeps its
     own fixed share of both, in the order of the inputs.
@@ -41,6 +44,7 @@ class Split:
     nearby: Tensor
     slots: tuple[int, ...] = ()
     scored: Tensor | None = None
+    visible: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
@@ -50,13 +54,14 @@ class Split:
             self.nearby.to(device, non_blocking=True),
             self.slots,
             None if self.scored is None else self.scored.to(device, non_blocking=True),
+            self.visible,
         )
 
     def __getitem__(self, examples: slice) -> Split:
         """The split of some of the examples, in the same slots."""
         support, query = self.support_idx[examples], self.query_idx[examples]
         scored = None if self.scored is None else self.scored[examples]
-        return Split(support, query, self.nearby[examples], self.slots, scored)
+        return Split(support, query, self.nearby[examples], self.slots, scored, self.visible)
 
     def in_slots(self, slots: tuple[int, ...]) -> Split | None:
         """The same split with more slots, which changes no loss; ``None`` if they are too few."""
@@ -122,6 +127,17 @@ def neighbour_table(inputs: Inputs) -> Tensor:
     return table
 
 
+class Counts(NamedTuple):
+    """Tokens per input of a split."""
+
+    support: tuple[int, ...]
+    """Visible."""
+    query: tuple[int, ...]
+    """Masked."""
+    scored: tuple[int, ...]
+    """Masked, and the outer loss is taken on them."""
+
+
 @dataclass(frozen=True)
 class Masking:
     """Draws support/query splits for examples with given inputs.
@@ -129,7 +145,8 @@ class Masking:
     Each input keeps ``visible_count(L_i, mask_ratio)`` of its own tokens, uniformly at random per
     example. Each masked token with a visible neighbour is drawn as nearby support independently
     with probability ``nearby_ratio``. Of the masked tokens of each input a share
-    ``query_fraction``, at least one, is drawn uniformly to be scored.
+    ``query_fraction``, at least one, is drawn uniformly to be scored. With a ``ratio_range`` the
+    ratio is drawn first, uniformly and once for the batch.
 
     Example:
         >>> import torch
@@ -145,11 +162,13 @@ class Masking:
     mask_ratio: float
     nearby_ratio: float = 0.1
     query_fraction: float = 1.0
+    ratio_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check both ratios against every input."""
+        """Check the ratios against every input."""
         for spec in self.inputs:
-            visible_count(spec.tokens, self.mask_ratio)
+            for ratio in self.ratio_range or (self.mask_ratio,):
+                visible_count(spec.tokens, ratio)
         number = isinstance(self.nearby_ratio, int | float)
         if not number or not 0.0 <= self.nearby_ratio <= 1.0:
             raise ConfigError(f"expected a nearby ratio in [0, 1], got {self.nearby_ratio}")
@@ -162,15 +181,21 @@ class Masking:
     @cached_property
     def query_counts(self) -> tuple[int, ...]:
         """Masked tokens per input."""
-        return tuple(
-            spec.tokens - count
-            for spec, count in zip(self.inputs, self.support_counts, strict=True)
-        )
+        return self._masked(self.support_counts)
 
-    @cached_property
-    def scored_counts(self) -> tuple[int, ...]:
-        """Masked tokens per input that the outer loss is taken on."""
-        return tuple(max(1, round(self.query_fraction * count)) for count in self.query_counts)
+    def counts_of(self, split: Split) -> Counts:
+        """Tokens per input of a split, whose ratio may have been drawn."""
+        visible = split.visible or self.support_counts
+        return self._counts(visible)
+
+    def _counts(self, visible: tuple[int, ...]) -> Counts:
+        masked = self._masked(visible)
+        scored = tuple(max(1, round(self.query_fraction * count)) for count in masked)
+        return Counts(visible, masked, scored)
+
+    def _masked(self, visible: tuple[int, ...]) -> tuple[int, ...]:
+        pairs = zip(self.inputs, visible, strict=True)
+        return tuple(spec.tokens - count for spec, count in pairs)
 
     @cached_property
     def _neighbours(self) -> Tensor:
@@ -178,8 +203,10 @@ class Masking:
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Split:
         """A random split of ``batch_size`` examples, on the CPU."""
+        visible = self._draw_visible(generator)
+        counts = self._counts(visible or self.support_counts)
         support, query, offset = [], [], 0
-        for spec, count in zip(self.inputs, self.support_counts, strict=True):
+        for spec, count in zip(self.inputs, counts.support, strict=True):
             order = torch.rand(batch_size, spec.tokens, generator=generator).argsort(dim=1) + offset
             support.append(order[:, :count].sort(dim=1).values)
             query.append(order[:, count:].sort(dim=1).values)
@@ -187,24 +214,33 @@ class Masking:
         support_idx, query_idx = torch.cat(support, 1), torch.cat(query, 1)
         drawn = torch.rand(query_idx.shape, generator=generator) < self.nearby_ratio
         nearby = drawn & self.touches_support(support_idx, query_idx)
-        slots = self.count_slots(nearby)
-        return Split(
-            support_idx, query_idx, nearby, slots, self._draw_scored(batch_size, generator)
-        )
+        slots = self.count_slots(nearby, counts.query)
+        scored = self._draw_scored(batch_size, counts, generator)
+        return Split(support_idx, query_idx, nearby, slots, scored, visible)
 
-    def _draw_scored(self, batch_size: int, generator: torch.Generator) -> Tensor | None:
+    def _draw_visible(self, generator: torch.Generator) -> tuple[int, ...]:
+        """Visible tokens per input at a ratio drawn for this batch; empty if none is drawn."""
+        if not self.ratio_range:
+            return ()
+        low, high = self.ratio_range
+        ratio = low + (high - low) * float(torch.rand((), generator=generator))
+        return tuple(visible_count(spec.tokens, ratio) for spec in self.inputs)
+
+    def _draw_scored(
+        self, batch_size: int, counts: Counts, generator: torch.Generator
+    ) -> Tensor | None:
         if self.query_fraction == 1:
             return None
         places, offset = [], 0
-        for total, count in zip(self.query_counts, self.scored_counts, strict=True):
+        for total, count in zip(counts.query, counts.scored, strict=True):
             order = torch.rand(batch_size, total, generator=generator).argsort(dim=1)
             places.append(order[:, :count].sort(dim=1).values + offset)
             offset += total
         return torch.cat(places, 1)
 
-    def count_slots(self, nearby: Tensor) -> tuple[int, ...]:
+    def count_slots(self, nearby: Tensor, query_counts: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Per input, the largest number of nearby tokens of any example, at least one."""
-        shares = nearby.split(self.query_counts, dim=1)
+        shares = nearby.split(query_counts or self.query_counts, dim=1)
         return tuple(max(1, int(share.sum(1).max())) for share in shares)
 
     def slot_bound(self, batch_size: int, misses: float = 1e-4) -> tuple[int, ...]:

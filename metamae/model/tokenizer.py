@@ -59,6 +59,8 @@ class Tokenizer(nn.Module):
     Args:
         inputs: Specifications of the inputs, in the order in which their tokens are joined.
         width: Embedding size ``D``.
+        content_scale: ``published``, or ``positions`` to multiply contents by
+            :func:`content_factor`.
 
     Shape:
         ``forward(batch)`` is ``(B, L, D)`` with ``L`` the sum of the inputs' tokens.
@@ -76,11 +78,13 @@ class Tokenizer(nn.Module):
         torch.Size([2, 32, 16])
     """
 
-    def __init__(self, inputs: Inputs, width: int) -> None:
+    def __init__(self, inputs: Inputs, width: int, content_scale: str = "published") -> None:
         """See the class."""
         super().__init__()
         check_inputs(inputs)
         self.inputs, self.width = inputs, width
+        scaled = content_scale == "positions"
+        self.factors = [content_factor(spec, width) if scaled else 1.0 for spec in inputs]
         self.embed = nn.ModuleList(_embedding(spec, width) for spec in inputs)
         for number, spec in enumerate(inputs):
             table = sincos_positions(spec.grid, width)
@@ -134,7 +138,8 @@ class Tokenizer(nn.Module):
         spec = self.inputs[number]
         raw = spec.patchify(batch[spec.name])
         content: Tensor = self.embed[number](raw if index is None else select(raw, index))
-        return content
+        factor = self.factors[number]
+        return content if factor == 1 else content * factor
 
     def _place(
         self, number: int, batch: Batch, content: Tensor, index: Tensor | None = None
@@ -163,6 +168,25 @@ def select(tokens: Tensor, rows: Tensor | slice) -> Tensor:
     first = torch.arange(size, device=rows.device).unsqueeze(1) * length
     chosen = tokens.reshape(size * length, -1).index_select(0, (rows + first).flatten())
     return chosen.view(size, rows.shape[1], -1)
+
+
+def content_factor(spec: InputSpec, width: int) -> float:
+    r"""What brings a token's content to the norm of its position.
+
+    Positions have the norm :math:`\sqrt{D / 2}`. Under Xavier's weights the content of ``v``
+    independent standardised values has a mean square norm of :math:`2 D v / (v + D)`, and a symbol
+    of a vocabulary of ``v`` one of :math:`2 D / (v + D)`: with one value a token, a sixth of it.
+
+    Example:
+        >>> from metamae.inputs import Tabular
+        >>> from metamae.model.tokenizer import content_factor
+        >>> round(content_factor(Tabular(name="row", columns=10), 128), 2)  # sqrt(64 * 129 / 256)
+        5.68
+    """
+    symbols = isinstance(spec, Tokens)
+    values = spec.vocabulary if isinstance(spec, Tokens) else spec.values
+    square = 2 * width * (1 if symbols else values) / (values + width)
+    return math.sqrt(width / 2 / square)
 
 
 def _embedding(spec: InputSpec, width: int) -> nn.Module:

@@ -160,6 +160,9 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.optimiser.step()
+        every = self.method.observes_every
+        if every and self.step % every == 0:
+            self.observe(*taken[0].inputs())
         return taken[0] if len(taken) == 1 else _mean(taken)
 
     def add_gradient(self, number: int) -> Step:
@@ -222,6 +225,13 @@ class Run:
             numbers = {name: float(term) for name, term in taken.terms.items()}
             terms = {"loss": taken.loss} | numbers | terms | self.monitor(*taken.inputs())
         self.history.add(self.step + 1, **terms)
+
+    def observe(self, batch: Batch, draw: Draw) -> None:
+        """Let the method look at a step that was just taken."""
+        self.method.eval()
+        with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
+            self.method.observe(batch, draw)
+        self.method.train()
 
     def monitor(self, batch: Batch, draw: Draw) -> dict[str, float]:
         """Further numbers of a step that is logged."""

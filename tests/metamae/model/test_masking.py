@@ -254,8 +254,8 @@ def test_a_share_of_the_masked_tokens_is_scored(fraction: float, counts: tuple[i
     """Of every input its own share, without repetition, each token equally often."""
     inputs = (Tabular(name="a", columns=12), Tabular(name="b", columns=6))
     whole, part = Masking(inputs, 0.7, 0.3), Masking(inputs, 0.7, 0.3, fraction)
-    assert (part.query_counts, part.scored_counts) == ((9, 5), counts)
     split = part.draw(4000, torch.Generator().manual_seed(0))
+    assert part.counts_of(split) == ((3, 1), (9, 5), counts)
     scored = split.scored
     assert scored is not None
     assert scored.shape == (4000, sum(counts))
