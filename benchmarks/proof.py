@@ -1,16 +1,18 @@
-"""The proof: does pretraining save labels on data kept for it, and which part of it does the work?
+"""The proof: does pretraining save labels, by how much, and which part of MetaMAE does the work?
 
-Four stages, each a list of cells (data set, variant, seed) that is fixed in this file. A cell
-pretrains an encoder and keeps one JSON file with an accuracy for every number of labels and every
-draw of them; a cell that is finished is not run again, and several processes may share a folder.
+Cells (data set, variant, seed) are fixed in this file, most telling first. A cell pretrains an
+encoder and keeps one JSON file: an accuracy for every number of labels and every draw of them.
+Finished cells, in the folder or among the committed rows, are not run again, and several processes
+may share a folder.
 
+    python benchmarks/proof.py fixed     # one setting, the preset auto, for all data and methods
+    python benchmarks/proof.py parts     # what is taken away from MetaMAE, or changed
     python benchmarks/proof.py tune      # equal trials for every method, judged on validation cuts
-    python benchmarks/proof.py main      # the best trial of every method, on test rows, once
-    python benchmarks/proof.py parts     # which part of MetaMAE does the work
-    python benchmarks/proof.py auto      # one setting for all data, beside the tuned ones
-    python benchmarks/proof.py collect   # benchmarks/results/proof.json, proof.md and the figure
+    python benchmarks/proof.py tuned     # the best trial of every method, on test rows, once
+    python benchmarks/proof.py collect   # rows into benchmarks/results/proof.json
 
-What was expected before it ran stands in ``PREDICTIONS``.
+``benchmarks/proof_page.py`` makes page and figure from the rows. What was expected before anything
+ran stands in ``PREDICTIONS``.
 """
 
 from __future__ import annotations
@@ -42,31 +44,64 @@ from metamae.training.provenance import device_name, revision
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "proof"
+RESULTS = ROOT / "benchmarks" / "results" / "proof.json"
 
-SETS = ("sensors", "digits", "tabular", "multispectral_spatial")
+SETS = ("tabular", "digits", "sensors", "multispectral_spatial")
 """Sets with room between raw inputs and what supervised learning reaches."""
-METHODS = ("mae", "umae", "metamae")
-"""What is tuned, by as many trials each."""
-BASELINES = ("raw_logistic", "raw_boosting", "raw_neighbours", "components", "field", "scratch")
-"""What takes no pretraining; a set without features by hand leaves that one out."""
-TUNE_STEPS, MAIN_STEPS, PART_STEPS = 600, 2000, 1000
+STEPS, TUNE_STEPS = 1500, 600
 TUNE_SEED, SEEDS, DRAWS = 100, 5, 20
 FEW = 5
 """Labels a class by which settings are chosen."""
 
-PREDICTIONS = """\
-Written before the first cell of the stage ran.
-tune: MAE's best rate is below 1e-3 on tables; the mask ratio matters less than the rate.
-main: with 5 labels a class, mean over sets, MetaMAE is above MAE by 1 to 3 points and above the
-untrained encoder by more; raw inputs with logistic regression stay ahead of MAE on digits and
-tabular; U-MAE closes half of MetaMAE's lead. With all labels MetaMAE leads MAE by about a point.
-parts: the contrast does more than the inner step; exact and first order differ by less than half
-a point; the paper's step size of 0.5 behaves as no step at all on standardised inputs.
-auto: within one point of tuned, mean over sets.
-"""
+PREDICTIONS = (
+    "With 5 labels a class, mean over sets, MetaMAE is above MAE by 1 to 3 points and above the "
+    "untrained encoder by more.",
+    "Raw inputs with logistic regression stay ahead of MAE on digits and tabular with 5 labels.",
+    "U-MAE closes half of MetaMAE's lead over MAE.",
+    "The contrast does more than the inner step; exact and first order differ by less than half a "
+    "point.",
+    "The paper's step size of 0.5 behaves as no step at all on standardised inputs.",
+    "MAE's best rate is below 1e-3 on tables, and its mask ratio matters less than its rate.",
+    "One setting for all data is within a point of tuned ones, mean over sets.",
+)
+"""Written before the first cell ran."""
+
+BASELINES = ("raw_logistic", "raw_neighbours", "components", "field", "raw_boosting", "scratch")
+"""What takes no pretraining; only signals and sequences have features by hand."""
+
+METHODS = ("mae", "umae", "metamae")
+"""What is tuned, by as many trials each."""
+
+_WEIGHT = "contrast.weight=0.5"
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "random": ("random", ()),
+    "mae": ("mae", ()),
+    "metamae": ("metamae", ()),
+    "umae": ("umae", ()),
+}
+"""Method and overrides of the preset ``auto``, on every set."""
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "inner step": ("metamae", ("contrast.weight=0",)),
+    "contrast of equal views": ("metamae", ("adaptation.step_size=0",)),
+    "contrast of two masks": ("mae_contrast", (_WEIGHT,)),
+    "first order": ("metamae", ("adaptation.differentiation=first_order",)),
+    "held at 20 %": ("metamae", ("adaptation.reduction=0.2",)),
+    "the paper's step size": ("metamae", ("adaptation.step_size=0.5",)),
+    "inner step, first order": (
+        "metamae",
+        ("contrast.weight=0", "adaptation.differentiation=first_order"),
+    ),
+    "held at 50 %": ("metamae", ("adaptation.reduction=0.5",)),
+    "held at 5 %": ("metamae", ("adaptation.reduction=0.05",)),
+    "contents as positions": ("metamae", ("encoder.content_scale=positions",)),
+    "drawn ratio": ("metamae", ("masking.ratio_range=[0.3,0.8]",)),
+    "MAE, drawn ratio": ("mae", ("masking.ratio_range=[0.3,0.8]",)),
+}
+"""What is taken away or changed, on :data:`PART_SETS`; MAE and MetaMAE stand beside it."""
+PART_SETS = ("tabular", "digits", "sensors")
 
 RATES = (5e-4, 1e-3, 2.5e-4, 1e-3, 5e-4)
-RATIOS: tuple[float | None, ...] = (None, 0.5, 0.75, 0.3, 0.6)  # None: as the preset auto
+RATIOS: tuple[float | None, ...] = (None, 0.5, 0.75, 0.3, 0.6)  # None: as the preset
 OWN: dict[str, tuple[tuple[str, ...], ...]] = {
     "mae": ((),) * 5,
     "umae": tuple((f"baseline.uniformity={w}",) for w in (0.01, 0.01, 0.1, 0.1, 1.0)),
@@ -76,24 +111,6 @@ OWN: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 """Five trials a method: rate, mask ratio, and its own settings."""
-
-PART_SETS = ("tabular", "digits", "sensors")
-FULL = ("adaptation.step_size=20", "contrast.weight=0.5")
-PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "MAE": ("mae", ()),
-    "uniformity (U-MAE)": ("umae", ()),
-    "contrast of equal views": ("metamae", ("adaptation.step_size=0", "contrast.weight=0.5")),
-    "contrast of two masks": ("mae_contrast", ("contrast.weight=0.5",)),
-    "inner step, first order": (
-        "metamae",
-        (FULL[0], "contrast.weight=0", "adaptation.differentiation=first_order"),
-    ),
-    "inner step, exact": ("metamae", (FULL[0], "contrast.weight=0")),
-    "full, first order": ("metamae", (*FULL, "adaptation.differentiation=first_order")),
-    "full, exact": ("metamae", FULL),
-    "full, the paper's step size": ("metamae", ("adaptation.step_size=0.5", FULL[1])),
-}
-"""Method and overrides of the preset ``auto`` by the part that they leave."""
 
 
 @dataclass(frozen=True)
@@ -115,37 +132,44 @@ class Job:
     variant: str
     seed: int
     config: Config | None
-    judged: Stage
+    judged: Stage = "test"
     numbers: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells its row from others."""
+        return (self.stage, self.dataset, self.variant, self.seed)
 
     @property
     def name(self) -> str:
         """Its place below the folder."""
-        safe = self.variant.replace(" ", "-").replace(",", "").replace("'", "")
+        safe = "".join(c if c.isalnum() else "-" for c in self.variant)
         return f"{self.stage}/{self.dataset}/{safe}/seed-{self.seed}"
 
     def run(self, out: Path) -> dict[str, Any]:
         """Pretrain and judge."""
         dataset, folder = load_dataset(self.dataset), out / self.name
         drawing = drawing_of(dataset)
-        start = time.perf_counter()
-        seconds = 0.0
+        start, seconds = time.perf_counter(), 0.0
+        curve: FrozenCurve | ScratchCurve
         if self.config is None:
             curve = self._plain(dataset, drawing)
         else:
             seconds = pretrain(self.config, dataset, folder, resume=True).cpu_seconds
-            features = run_features(folder, dataset)
-            curve = FrozenCurve(CANDIDATES["mae"], features, drawing)
-        numbers = self.numbers or drawing.numbers
-        values = dict(measure(curve, dataset, self.judged, numbers))
+            curve = FrozenCurve(CANDIDATES["mae"], run_features(folder, dataset), drawing)
+        values = dict(measure(curve, dataset, self.judged, self.numbers or drawing.numbers))
         return {
             "stage": self.stage,
             "dataset": self.dataset,
             "variant": self.variant,
             "seed": self.seed,
             "judged": self.judged,
-            "values": {"all" if n == ALL else str(n): v for n, v in values.items()},
-            "config": None if self.config is None else self.config.to_dict(),
+            "values": {
+                "all" if n == ALL else str(n): [round(v, 5) for v in found]
+                for n, found in values.items()
+            },
+            "method": "" if self.config is None else self.config.method,
+            "steps": 0 if self.config is None else self.config.training.steps,
             "pretrain_cpu_seconds": round(seconds, 1),
             "seconds": round(time.perf_counter() - start, 1),
             "data": fingerprint(dataset),
@@ -171,9 +195,34 @@ def configure(
     dataset: str, method: str, seed: int, steps: int, overrides: Iterable[str] = ()
 ) -> Config:
     """The preset ``auto`` with overrides."""
+    steps = 0 if method == "random" else steps
     return auto_config(
         load_dataset(dataset), method=method, seed=seed, steps=steps, overrides=overrides
     )
+
+
+def fixed_jobs(sets: Iterable[str], seeds: Iterable[int]) -> Iterator[Job]:
+    """Baselines without a seed first; then, seed by seed, every set; then the parts."""
+    sets, seeds = list(sets), list(seeds)
+    for dataset in sets:
+        possible = [c for c in BASELINES if c != "field" or dataset == "sensors"]
+        for name in possible:
+            yield Job("fixed", dataset, name, 0, None)
+    for seed in seeds:
+        for dataset in sets:
+            for name, (method, overrides) in VARIANTS.items():
+                config = configure(dataset, method, seed, STEPS, overrides)
+                yield Job("fixed", dataset, name, seed, config)
+
+
+def part_jobs(sets: Iterable[str], seeds: Iterable[int]) -> Iterator[Job]:
+    """What is taken away or changed, seed by seed."""
+    for seed in seeds:
+        for name, (method, overrides) in PARTS.items():
+            for dataset in sets:
+                if dataset in PART_SETS:
+                    config = configure(dataset, method, seed, STEPS, overrides)
+                    yield Job("fixed", dataset, name, seed, config, numbers=(FEW, ALL))
 
 
 def trial(method: str, number: int) -> tuple[str, ...]:
@@ -183,104 +232,93 @@ def trial(method: str, number: int) -> tuple[str, ...]:
     return (f"training.learning_rate={RATES[number]}", *mask, *OWN[method][number])
 
 
-def tune_jobs(sets: Iterable[str], methods: Iterable[str]) -> Iterator[Job]:
+def tune_jobs(sets: Iterable[str]) -> Iterator[Job]:
     """Every trial of every method, on validation cuts."""
     for dataset in sets:
         for number in range(len(RATES)):
-            for method in methods:
+            for method in METHODS:
                 config = configure(dataset, method, TUNE_SEED, TUNE_STEPS, trial(method, number))
                 variant = f"{method} {number}"
                 yield Job("tune", dataset, variant, TUNE_SEED, config, "validation", (FEW,))
 
 
-def best_trial(out: Path, dataset: str, method: str) -> int:
-    """The trial with the best mean accuracy on validation cuts."""
+def best_trial(rows: dict[Any, dict[str, Any]], dataset: str, method: str) -> int | None:
+    """The trial with the best mean accuracy on validation cuts, once all are finished."""
     means = []
     for number in range(len(RATES)):
-        row = read_json(out / "tune" / dataset / f"{method}-{number}" / f"seed-{TUNE_SEED}.json")
+        row = rows.get(("tune", dataset, f"{method} {number}", TUNE_SEED))
+        if row is None:
+            return None
         means.append(float(np.mean(row["values"][str(FEW)])))
     return int(np.argmax(means))
 
 
-def main_jobs(
-    sets: Iterable[str], methods: Iterable[str], out: Path, seeds: Iterable[int]
+def tuned_jobs(
+    sets: Iterable[str], seeds: Iterable[int], rows: dict[Any, dict[str, Any]]
 ) -> Iterator[Job]:
-    """Baselines, the untrained encoder, and every method by its best trial, on test rows."""
-    chosen = {(s, m): trial(m, best_trial(out, s, m)) for s in sets for m in methods}
+    """Every method by its best trial, on test rows."""
     for seed in seeds:
         for dataset in sets:
-            for method in methods:
-                config = configure(dataset, method, seed, MAIN_STEPS, chosen[dataset, method])
-                yield Job("main", dataset, method, seed, config, "test")
-            untrained = configure(dataset, "random", seed, 0)
-            yield Job("main", dataset, "random", seed, untrained, "test")
+            for method in METHODS:
+                best = best_trial(rows, dataset, method)
+                if best is not None:
+                    config = configure(dataset, method, seed, STEPS, trial(method, best))
+                    yield Job("tuned", dataset, method, seed, config)
 
 
-def baseline_jobs(sets: Iterable[str]) -> Iterator[Job]:
-    """What takes no pretraining."""
-    for dataset in sets:
-        for name in BASELINES:
-            if name != "field" or dataset == "sensors":
-                yield Job("main", dataset, name, 0, None, "test")
-
-
-def part_jobs(sets: Iterable[str], seeds: Iterable[int]) -> Iterator[Job]:
-    """The parts, all under the settings of ``auto``."""
-    for seed in seeds:
-        for dataset in sets:
-            for name, (method, overrides) in PARTS.items():
-                config = configure(dataset, method, seed, PART_STEPS, overrides)
-                yield Job("parts", dataset, name, seed, config, "test", (FEW, ALL))
-
-
-def auto_jobs(sets: Iterable[str], seeds: Iterable[int]) -> Iterator[Job]:
-    """One setting for all."""
-    for seed in seeds:
-        for dataset in sets:
-            config = configure(dataset, "metamae", seed, MAIN_STEPS)
-            yield Job("auto", dataset, "metamae", seed, config, "test", (FEW, ALL))
+def read_rows(out: Path) -> dict[Any, dict[str, Any]]:
+    """Finished cells by their keys: the committed ones, and those of the folder."""
+    found = read_json(RESULTS)["rows"] if RESULTS.exists() else []
+    for stage in ("fixed", "tune", "tuned"):
+        found += [read_json(path) for path in sorted((out / stage).glob("*/*/seed-*.json"))]
+    return {(r["stage"], r["dataset"], r["variant"], r["seed"]): r for r in found}
 
 
 def run_all(jobs: Iterable[Job], out: Path) -> None:
     """Run what is missing; a cell that another process is at is left to it."""
     for job in jobs:
-        path = out / f"{job.name}.json"
+        if job.key in read_rows(out):
+            continue
         try:
             with locked(out / "locks" / job.name):
-                if path.exists():
+                if (path := out / f"{job.name}.json").exists():
                     continue
                 row = job.run(out)
                 write_json(path, row)
         except LockedError:
             continue
-        few = row["values"].get(str(FEW), [np.nan])
-        print(
-            f"{job.name}: few-{FEW} {100 * np.mean(few):.1f} ({row['seconds']:.0f} s)", flush=True
-        )
+        few = 100 * np.mean(row["values"].get(str(FEW), [np.nan]))
+        print(f"{job.name}: few-{FEW} {few:.1f} ({row['seconds']:.0f} s)", flush=True)
+
+
+def collect(out: Path) -> None:
+    """Write all finished rows in one file."""
+    rows = sorted(read_rows(out).items())
+    write_json(RESULTS, {"predictions": PREDICTIONS, "rows": [row for _, row in rows]})
+    print(f"{len(rows)} rows in {RESULTS}")
 
 
 def main() -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("tune", "main", "baselines", "parts", "auto", "collect"))
-    parser.add_argument("--sets", nargs="+", default=None)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("stage", choices=("fixed", "parts", "tune", "tuned", "collect"))
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--out", type=Path, default=RUNS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sets = options.sets or (PART_SETS if options.stage == "parts" else SETS)
     match options.stage:
-        case "tune":
-            run_all(tune_jobs(sets, options.methods), options.out)
-        case "main":
-            run_all(main_jobs(sets, options.methods, options.out, options.seeds), options.out)
-        case "baselines":
-            run_all(baseline_jobs(sets), options.out)
+        case "fixed":
+            run_all(fixed_jobs(options.sets, options.seeds), options.out)
         case "parts":
-            run_all(part_jobs(sets, options.seeds), options.out)
-        case "auto":
-            run_all(auto_jobs(sets, options.seeds), options.out)
+            run_all(part_jobs(options.sets, options.seeds), options.out)
+        case "tune":
+            run_all(tune_jobs(options.sets), options.out)
+        case "tuned":
+            rows = read_rows(options.out)
+            run_all(tuned_jobs(options.sets, options.seeds, rows), options.out)
+        case "collect":
+            collect(options.out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.checks import refuse_tensors
+from metalearn.errors import NonFiniteLossError
 from metalearn.steps.sizes import StepSize
 
 
@@ -77,6 +78,10 @@ class HeldStepSize(StepSize):
             adapter: The :class:`~metalearn.LatentAdapter` whose step size this is.
             latent: What it refines.
             support_loss: Of a latent, ``(B,)``.
+
+        Raises:
+            NonFiniteLossError: losses that are not finite before any step. After it they count as
+                gone too far.
         """
         before, whole = self._losses(adapter, latent, support_loss, 1.0)
         _, half = self._losses(adapter, latent, support_loss, 0.5)
@@ -96,6 +101,11 @@ class HeldStepSize(StepSize):
         self.share = share
         try:
             losses = adapter(latent, support_loss, final_loss=True).losses.double()
+        except NonFiniteLossError:
+            before = support_loss(latent).double().sum()
+            if not before.isfinite():
+                raise
+            return before, before.new_tensor(math.inf)  # it went too far
         finally:
             self.share = 1.0
         return losses[0].sum(), losses[-1].sum()

@@ -85,9 +85,8 @@ class MaskedAutoencoder(Backbone):
         """
         hidden = self.decoder(latent, split, slice(1, None))  # (B, S + Q, D'), no class token
         counts = self.masking.counts_of(split)
-        parts = hidden.split(
-            (*counts.support, *counts.query), 1
-        )  # every input's (B, S_i, D'), then every (B, Q_i, D')
+        # Every input's (B, S_i, D'), then every input's (B, Q_i, D').
+        parts = hidden.split((*counts.support, *counts.query), 1)
         number = range(len(self.inputs))
         return {
             self.inputs[n].name: (

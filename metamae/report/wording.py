@@ -16,6 +16,8 @@ LABELS = {
     "capri": "Capri",
     "mae_linear": "MAE (linear)",
     "mae": "MAE (deep)",
+    "umae": "U-MAE",
+    "mae_contrast": "MAE + contrast of two masks",
     "metamae": "MetaMAE",
     "supervised": "supervised",
 }

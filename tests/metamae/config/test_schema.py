@@ -293,7 +293,8 @@ def test_a_configuration_cannot_be_changed_and_knows_its_methods() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
     baselines = ("emix", "shed", "capri", "mae_linear")
-    assert list(METHODS) == ["random", *baselines, "mae", "metamae", "supervised"]
+    ours = ("mae", "umae", "mae_contrast", "metamae")
+    assert list(METHODS) == ["random", *baselines, *ours, "supervised"]
     assert list(COMPARED) == ["random", "mae", "metamae"]
     with pytest.raises(ConfigError, match="expected all required keys"):
         Config.from_dict({"seed": 3})
