@@ -40,7 +40,7 @@ from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.protocols import evaluate
 from metamae.files import write_json, write_text
 from metamae.progress import Reporter
-from metamae.report.curves import COLOURS
+from metamae.report.style import SERIES
 from metamae.training.bilevel import PREFIX
 from metamae.training.pretraining import Pretrained, pretrain
 from metamae.training.provenance import device_name
@@ -266,7 +266,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             for first, row in enumerate(select(rows, dataset=name, arm="learned")):
                 points = np.array(row["series"][setting])
                 label = name if first == 0 else None
-                axis.plot(points[:, 0], points[:, 1], color=COLOURS[number], lw=1, label=label)
+                axis.plot(points[:, 0], points[:, 1], color=SERIES[number], lw=1, label=label)
         axis.set_title(f"learned {setting.replace('_', ' ')}")
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -292,7 +292,7 @@ def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
                 means.append(mean)
                 spreads.append(spread)
         axis.errorbar(
-            places, means, spreads, fmt="o", ms=5, capsize=2, color=COLOURS[number], label=protocol
+            places, means, spreads, fmt="o", ms=5, capsize=2, color=SERIES[number], label=protocol
         )
     axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize=8)
     axis.grid(alpha=0.3)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rows import RESULTS, Row
 
-from metamae.report.curves import COLOURS
+from metamae.report.style import SERIES
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "scaling.png"
 AXES = {
@@ -41,7 +41,7 @@ def draw(results: Path = RESULTS, path: Path = PICTURE) -> None:
     figure = Figure(figsize=(2.7 * len(axes) + 0.6, 6), layout="constrained")
     widths = [1.3 if axis == "policy" else 1 for axis in axes]  # it has names to hold
     panels = figure.subplots(2, len(axes), squeeze=False, width_ratios=widths)
-    for (name, report), colour in zip(reports.items(), COLOURS, strict=False):
+    for (name, report), colour in zip(reports.items(), SERIES, strict=False):
         device = f"{name.removeprefix('scaling-')}: {report['hardware']}"
         for axis, time, memory in zip(axes, *panels, strict=True):
             rows = [row for row in report["rows"] if row["axis"] == axis]

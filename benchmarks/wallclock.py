@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metamae.report.curves import COLOURS
+from metamae.report.style import SERIES, look_of
 from metamae.report.wording import LABELS
 
 Rows = Sequence[Mapping[str, Any]]
@@ -160,7 +160,8 @@ def draw(rows: Rows, clock: str, path: Path) -> None:
 
 
 def draw_panel(axis: Axes, rows: Rows, dataset: str, clock: str) -> None:
-    for method, colour in zip(METHODS, COLOURS, strict=False):
+    for method in METHODS:
+        colour = look_of(method)[0]
         curve = mean_curve(rows, dataset, method, clock)
         low, high = (
             [v + sign * s for v, s in zip(curve.values, curve.spreads, strict=True)]
@@ -171,11 +172,11 @@ def draw_panel(axis: Axes, rows: Rows, dataset: str, clock: str) -> None:
     summary = summarise(rows, dataset, clock)
     best, passes = summary["mae_best"], summary["metamae_passes_s"]
     level = f"{best} %" + ("" if summary["mae_best_steps"] else " untrained")
-    axis.axhline(best, color=COLOURS[0], lw=0.8, ls=":")
+    axis.axhline(best, color=look_of("mae")[0], lw=0.8, ls=":")
     if passes is None:
         outcome = f"does not pass MAE's best, {level}, within {summary['metamae_last_s']} s"
     else:
-        axis.axvline(passes, color=COLOURS[-1], lw=1.2, ls="--")
+        axis.axvline(passes, color=SERIES[-1], lw=1.2, ls="--")
         outcome = f"passes MAE's best, {level}, at {passes} s"
     axis.set_title(f"{dataset}\nMetaMAE {outcome}", fontsize=9)
     seeds = summary["seeds"]

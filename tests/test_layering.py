@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "inner",
         "policies",
         "adaptation encoding contrast",
-        "objective",
+        "objective uniformity",
         "multilevel",
     ),
     "metamae": (

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metamae.errors import DataError
-from metamae.report.wording import LABELS
+from metamae.report.rows import DEFAULT
+from metamae.report.style import SERIES, look_of
+from metamae.report.wording import label
 from metamae.training.bilevel import PREFIX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 
 
 def draw_curves(
@@ -36,18 +36,19 @@ def draw_curves(
 
     figure = Figure(figsize=(5.5 * panels, 3.8), layout="constrained")
     left, *middle, right = figure.subplots(1, panels)
-    for number, (method, runs) in enumerate(histories.items()):
+    for method, runs in histories.items():
+        colour, name = look_of(method)[0], label(method, DEFAULT)
         if all("query" in run for run in runs):
-            _draw_series(left, [run["query"] for run in runs], COLOURS[number], LABELS[method])
+            _draw_series(left, [run["query"] for run in runs], colour, name)
         else:
             relative = [_relative(run["loss"]) for run in runs]
-            _draw_series(middle[0], relative, COLOURS[number], LABELS[method])
+            _draw_series(middle[0], relative, colour, name)
         if all("support_before" in run for run in runs):
             before, after = (
                 [run[f"support_{side}"] for run in runs] for side in ("before", "after")
             )
-            _draw_series(right, before, COLOURS[0], "before the inner step")
-            _draw_series(right, after, COLOURS[1], "after it")
+            _draw_series(right, before, SERIES[0], "before the inner step")
+            _draw_series(right, after, SERIES[1], "after it")
             gains = [100 * (1 - a[-1][1] / b[-1][1]) for b, a in zip(before, after, strict=True)]
             right.set_title(f"support loss (last reduction {np.mean(gains):.2g} %)")
     left.set_title("loss on masked tokens")
@@ -112,11 +113,13 @@ def draw_settings(histories: Mapping[str, Sequence[History]], path: Path) -> Non
     figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, name in zip(grid, panels, strict=True):
-        for number, (label, group) in enumerate(histories.items()):
-            colour = COLOURS[number % len(COLOURS)]
+        for number, (name_of_group, group) in enumerate(histories.items()):
+            colour = SERIES[number % len(SERIES)]
             for seed, run in enumerate(run for run in group if name in run):
                 points = np.array(run[name])
-                axis.plot(*points.T, color=colour, lw=1.2, label=label if seed == 0 else None)
+                axis.plot(
+                    *points.T, color=colour, lw=1.2, label=name_of_group if seed == 0 else None
+                )
         short = name.removeprefix(PREFIX)
         axis.set_title("reference loss" if name == "reference" else short.replace("_", " "))
         axis.set_xlabel("step")

@@ -11,12 +11,11 @@ from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Paired, pair_results, rank
 from metamae.report.intervals import student_margin
 from metamae.report.rows import DEFAULT, Result
+from metamae.report.style import VERDICTS
 from metamae.report.wording import describe_place, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = {"win": "#1f6fb4", "tie": "#8a8a8a", "loss": "#c46a1f"}
 
 
 def draw_differences(
@@ -82,7 +81,7 @@ def _draw_panel(axis: Axes, pairs: Sequence[Paired], places: Sequence[str]) -> N
     limit = 1.25 * max(widest, 2.0)
     for pair in pairs:
         line = places.index(describe_place(pair.dataset, pair.transfer))
-        colour, mean, half = COLOURS[pair.verdict], 100 * pair.mean, 100 * interval(pair)
+        colour, mean, half = VERDICTS[pair.verdict], 100 * pair.mean, 100 * interval(pair)
         axis.plot([mean - half, mean + half], [line, line], color=colour, lw=2.5, alpha=0.5)
         axis.plot(mean, line, "o", color=colour, ms=9)
     # Means are what is looked at: an interval of three seeds may leave the panel.

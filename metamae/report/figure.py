@@ -10,11 +10,15 @@ from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Summary, rank, summarise_results
 from metamae.report.published import STAND_INS, look_up
 from metamae.report.rows import Result
+from metamae.report.style import look_of
 from metamae.report.wording import label
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Of the variants of a method, which share its colour."""
 
 Series = tuple[str, str, int]
 """Method, variant, and steps where one place has several numbers of them (0 elsewhere)."""
@@ -71,9 +75,6 @@ def _draw_place(
     several: bool,
 ) -> None:
     protocols = sorted({line.protocol for line in lines}, key=lambda name: rank(PROTOCOLS, name))
-    from matplotlib import colormaps
-
-    palette = colormaps["tab20"]
     scale = 1 if lines[0].metric == "spearman" else 100
     for number, one in enumerate(series):
         chosen = [line for line in lines if _series(line, several) == one]
@@ -81,12 +82,13 @@ def _draw_place(
             continue
         shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
         places = [protocols.index(line.protocol) + shift for line in chosen]
-        colour = palette((2 * number + number // 10) % 20)
+        colour = look_of(one[0])[0]
+        marker = MARKERS[sum(other[0] == one[0] for other in series[:number]) % len(MARKERS)]
         axis.errorbar(
             places,
             [scale * line.mean for line in chosen],
             [scale * (line.spread or line.draws) for line in chosen],
-            fmt="o",
+            fmt=marker,
             ms=4,
             capsize=2,
             color=colour,
@@ -106,7 +108,7 @@ def _draw_paper(
     protocols: Sequence[str],
     shift: float,
     scale: float,
-    colour: tuple[float, ...],
+    colour: str,
 ) -> None:
     """Beside the published probe, which is what the paper used."""
     numbers = look_up(*place, *series[:2]) if "published" in protocols else ()

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from metamae.evaluation.drawing import Stage
 from metamae.files import replacing
 from metamae.report.label_curves import Curves, interval
+from metamae.report.style import look_of
 from metamae.report.wording import describe_metric
-
-LOOKS: Mapping[str, tuple[str, str, str]] = {
-    "raw_logistic": ("#1f77b4", "o", "-"),
-    "raw_boosting": ("#7570b3", "s", "-"),
-    "raw_neighbours": ("#66a61e", "^", "-"),
-    "components": ("#17a2b8", "v", "-"),
-    "field": ("#a6761d", "D", "-"),
-    "random": ("#888888", "o", ":"),
-    "scratch": ("#444444", "x", ":"),
-    "mae": ("#d95f02", "P", "-"),
-    "metamae": ("#c2185b", "*", "-"),
-}
-"""Colour, marker and line of every candidate: told apart in print and without colours too."""
 
 
 def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> None:
@@ -42,7 +29,7 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
     places = [curves.place(number) for number in curves.numbers]
     scale = 1 if curves.metric == "spearman" else 100
     for name, title in curves.titles.items():
-        colour, marker, line = LOOKS.get(name, ("#000000", ".", "-"))
+        colour, marker, line = look_of(name)
         points = [interval(curves.values[stage, name][number]) for number in curves.numbers]
         low, high = ([scale * point[side] for point in points] for side in (1, 2))
         axis.fill_between(places, low, high, color=colour, alpha=0.13, lw=0)

@@ -17,8 +17,8 @@ from metamae.inputs import Image, InputSpec, Signal, Tabular, Tokens
 from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
-from metamae.report.curves import COLOURS
 from metamae.report.listings import has_words, height_of, is_listed, list_values, list_words
+from metamae.report.style import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def _draw_lines(
     marker = "o" if isinstance(spec, Tabular) else None
     for number, values in enumerate(series):
         drawn = np.where(mask, np.nan, values) if tokens is None else values
-        axis.plot(drawn, color=COLOURS[number % len(COLOURS)], lw=1, marker=marker, ms=4)
+        axis.plot(drawn, color=SERIES[number % len(SERIES)], lw=1, marker=marker, ms=4)
     there = limits[np.isfinite(limits)]  # cells may be missing
     low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 0.0)
     margin = 0.1 * (high - low) + 1e-3

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from metamae import DataError
 from metamae.report.comparison import Paired, average_over_sets, pair_results, summarise_results
-from metamae.report.differences import COLOURS, draw_differences, interval
+from metamae.report.differences import draw_differences, interval
 from metamae.report.figure import draw_report
 from metamae.report.rows import Result, find_results, read_results, write_results
+from metamae.report.style import VERDICTS
 from metamae.report.tables import Section, make_report
 
 
@@ -235,7 +236,7 @@ def test_the_figure_of_differences(tmp_path: Path) -> None:
     draw_differences(TWO, tmp_path / "new" / "differences.png")
     image = imread(tmp_path / "new" / "differences.png")[..., :3]
     (pair,) = pair_results(TWO)
-    blue = (abs(image - to_rgb(COLOURS[pair.verdict])).max(-1) < 0.01).sum()
+    blue = (abs(image - to_rgb(VERDICTS[pair.verdict])).max(-1) < 0.01).sum()
     assert blue > 30  # a dot
     with pytest.raises(DataError, match="results of shed and of mae on the same data"):
         draw_differences(TWO, tmp_path / "none.png", method="shed")
