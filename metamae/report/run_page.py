@@ -10,8 +10,10 @@ from pathlib import Path
 from metamae.data import POCKET, SOURCES, load_dataset
 from metamae.data.dataset import Dataset
 from metamae.errors import DataError
+from metamae.evaluation.feature_cache import run_features
 from metamae.methods.mae import MAE
 from metamae.report.curves import draw_curves
+from metamae.report.embedding_map import draw_map
 from metamae.report.figure import draw_report
 from metamae.report.html import Block, Chapter, Grid, Paragraph, Picture, Preformatted, write_page
 from metamae.report.label_page import chapter_of
@@ -22,6 +24,10 @@ from metamae.report.wording import LABELS
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.run_folder import CHECKPOINT, load_method
 
+PICTURED = ("metamae", "mae", "mae_contrast", "umae")
+"""Methods whose reconstructions are drawn, the first that is there."""
+LEAST_POINTS = 3
+"""Test rows that a map needs."""
 MOST_PICTURES = 6
 """Data sets of which curves and reconstructions are drawn."""
 
@@ -123,6 +129,7 @@ def _of_data(runs: Sequence[RunFolder], folder: Path, data_dir: Path | None) -> 
         blocks = [
             *_curves(name, group, folder / f"curves-{number}.png"),
             *_reconstructions(name, group, folder / f"pictures-{number}.png", data_dir),
+            *_map(group, folder / f"map-{number}.png", data_dir),
         ]
         chapters.append(Chapter(f"{name}: training", blocks))
     if len(groups) > MOST_PICTURES:
@@ -146,7 +153,7 @@ def _curves(name: str, runs: Sequence[RunFolder], file: Path) -> list[Block]:
 def _reconstructions(
     name: str, runs: Sequence[RunFolder], file: Path, data_dir: Path | None
 ) -> list[Block]:
-    shown = next((run for m in ("metamae", "mae") for run in runs if run.method == m), None)
+    shown = next((run for m in PICTURED for run in runs if run.method == m), None)
     if shown is None:
         return []
     dataset = _at_hand(shown, data_dir)
@@ -164,6 +171,21 @@ def _reconstructions(
     label = LABELS[shown.method]
     caption = f"{label}, seed {shown.trained.config.seed}, examples of test rows where there are."
     return [Picture(path=file, alt=f"What {label} makes of masked examples", caption=caption)]
+
+
+def _map(runs: Sequence[RunFolder], file: Path, data_dir: Path | None) -> list[Block]:
+    """Test rows on the plane of their features, of the run that is pictured."""
+    shown = next((run for m in PICTURED for run in runs if run.method == m), runs[0])
+    dataset = _at_hand(shown, data_dir)
+    if dataset is None or dataset.task is None or len(dataset.test or ()) < LEAST_POINTS:
+        return []
+    draw_map(run_features(shown.path, dataset), file)
+    label = LABELS.get(shown.method, shown.method)
+    caption = (
+        f"Features of test rows under {label}, seed {shown.trained.config.seed}, along their two "
+        "principal components (and by UMAP, where umap-learn is installed)."
+    )
+    return [Picture(path=file, alt=f"A map of the features of {label}", caption=caption)]
 
 
 def _at_hand(run: RunFolder, data_dir: Path | None) -> Dataset | None:
