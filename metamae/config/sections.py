@@ -58,7 +58,7 @@ class DecoderConfig:
         query_fraction: Share of an example's masked tokens that the outer loss is taken on, drawn
             anew in every step; the cross decoder computes no others.
         normalise_targets: Reconstruct each token standardised by its own mean and deviation, where
-            it holds :data:`NORMALISED_FROM` real values or more.
+            it holds four real values or more, of a signal or an image.
     """
 
     width: int = 128

@@ -62,7 +62,7 @@ def draw_map(features: Features, path: Path, *, seed: int = 0) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if any(labels):
         legend = figure.legend(
-            handles, labels, loc="outside right upper", fontsize=13, frameon=False
+            handles, labels, loc="outside right upper", fontsize=13, markerscale=2.5, frameon=False
         )
         for handle in legend.legend_handles:
             handle.set_alpha(1.0)  # type: ignore[union-attr]
