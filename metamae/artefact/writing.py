@@ -36,13 +36,13 @@ def check_table(path: Path) -> None:
 def write_embeddings(
     path: Path, embeddings: Array, ids: Sequence[str], labels: Sequence[str] | None = None
 ) -> None:
-    """Write embeddings (N, D) in their order, atomically.
+    """Write embeddings (N, D), or of tokens (N, L, D), in their order, atomically.
 
     Args:
         path: ``.npy`` holds the array alone; ``.csv`` and ``.parquet`` have a row for each example:
             ``id``, ``label`` where there are some, ``f0``, ``f1`` and so on.
-        embeddings: float32 ``(N, D)``; a CSV file gives every number in as many digits as give it
-            back exactly.
+        embeddings: float32 ``(N, D)``; ``(N, L, D)`` for ``.npy``. A CSV file gives every number
+            in as many digits as give it back exactly.
         ids: Names of the rows.
         labels: Their labels.
 
@@ -60,7 +60,8 @@ def write_embeddings(
     """
     check_table(path)
     counts = {"ids": len(ids)} | ({} if labels is None else {"labels": len(labels)})
-    if embeddings.ndim != 2 or any(count != len(embeddings) for count in counts.values()):
+    axes = (2, 3) if path.suffix == ".npy" else (2,)
+    if embeddings.ndim not in axes or any(count != len(embeddings) for count in counts.values()):
         raise InputError(
             f"expected embeddings (N, D) with N names, got {embeddings.shape} and {counts}"
         )

@@ -35,6 +35,9 @@ def add_encoder_commands(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="z.npy, z.csv or z.parquet"
     )
     embed.add_argument("--label", metavar="NAME", help="column, key or file, kept as column label")
+    embed.add_argument(
+        "--tokens", action="store_true", help="of every token, not their mean: (N, L, D), .npy only"
+    )
     embed.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once")
     embed.set_defaults(run=run_embed, interrupted="stopped; nothing was written")
     reconstruct = commands.add_parser(
@@ -88,15 +91,22 @@ def _add_run_and_data(parser: argparse.ArgumentParser) -> None:
 def run_embed(options: argparse.Namespace) -> int:
     """Run ``metamae embed``."""
     check_table(options.out)
+    if options.tokens and options.out.suffix != ".npy":
+        raise ConfigError(
+            f"expected a file ending in .npy for --tokens, which has three axes, got "
+            f"{options.out.name!r}"
+        )
     reporter = Reporter(make_console())
     encoder = load(options.run_dir, options.device)
     read = read_data(encoder, options, reporter)
-    embeddings = encoder.embed(read.partition, batch_size=options.batch_size)
+    compute = encoder.embed_tokens if options.tokens else encoder.embed
+    embeddings = compute(read.partition, batch_size=options.batch_size)
     labels = name_labels(encoder, read) if options.label else None
     write_embeddings(options.out, embeddings, read.ids, labels)
     kept = "" if options.out.suffix != ".npy" else "; a .csv or .parquet file keeps the ids too"
+    sizes = " x ".join(map(str, embeddings.shape[1:]))
     reporter.say(
-        f"{len(embeddings)} rows of {encoder.width} numbers in {options.out}, in the order of the "
+        f"{len(embeddings)} rows of {sizes} numbers in {options.out}, in the order of the "
         f"data{kept}"
     )
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metamae.data.dataset import Array, Task
+from metamae.data.dataset import Array, Dataset, Task
 from metamae.errors import DataError
 
 
@@ -32,6 +32,25 @@ def spearman(truth: Array, predicted: Array) -> float:
 
 
 METRICS = {"accuracy": accuracy, "weighted_f1": weighted_f1, "spearman": spearman}
+
+
+def commonest_share(dataset: Dataset) -> float | None:
+    """Accuracy on test rows of always answering the commonest class of the training rows.
+
+    ``None`` for another metric than accuracy.
+
+    Example:
+        >>> from metamae import load_dataset
+        >>> from metamae.evaluation.metrics import commonest_share
+        >>> round(commonest_share(load_dataset("tabular")), 3)
+        0.665
+    """
+    if dataset.need_task().metric != "accuracy":
+        return None
+    train, test = (dataset.need(part).labels for part in ("train", "test"))
+    assert train is not None
+    assert test is not None
+    return float(np.mean(np.asarray(test) == np.bincount(np.asarray(train)).argmax()))
 
 
 def score(task: Task, truth: Array, predicted: Array) -> float:

@@ -15,6 +15,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
 from metamae.evaluation.drawing import ALL, MOST_LABELS, Drawing, Stage
+from metamae.evaluation.metrics import commonest_share
 from metamae.experiments.compare_plan import (
     PLAN,
     Load,
@@ -242,6 +243,7 @@ class Compare:
             metric=dataset.need_task().metric,
             test_rows=len(dataset.need("test")),
             values=gather(pieces, drawing.numbers),
+            commonest=commonest_share(dataset),
         )
 
     def _facts(self, dataset: Dataset, plan: Plan) -> dict[str, str]:

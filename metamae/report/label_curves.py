@@ -43,6 +43,8 @@ class Curves:
         metric: Name of the metric.
         test_rows: Number of test rows.
         values: Stage and candidate to number of labels to values ``(seeds, draws)``.
+        commonest: Accuracy on test rows of answering the training rows' commonest class; ``None``
+            where that says nothing.
     """
 
     titles: Mapping[str, str]
@@ -53,6 +55,7 @@ class Curves:
     metric: str
     test_rows: int
     values: Mapping[tuple[Stage, str], Mapping[int, Array]]
+    commonest: float | None = None
 
     @property
     def few(self) -> int:

@@ -45,6 +45,9 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
             lw=wide,
             label=title,
         )
+    if stage == "test" and curves.commonest is not None:
+        level = scale * curves.commonest
+        axis.axhline(level, color="#999999", lw=1.2, ls=(0, (2, 3)), label="commonest class")
     axis.set_xscale("log")
     from matplotlib.ticker import FixedLocator, NullLocator
 

@@ -97,6 +97,8 @@ class Comparison:
         where = "test rows" if stage == "test" else "validation cuts"
         unit = "labels a class" if curves.by_class else "labels"
         heads = [f"all ({curves.all_labels:.0f})" if n == ALL else str(n) for n in curves.numbers]
+        if stage == "test" and curves.commonest is not None:
+            note += f" The commonest class alone: {number(curves.commonest, curves.metric)}."
         return Section(
             title=f"{describe_metric(curves.metric)} on {where}, by {unit}",
             header=("candidate", *heads),

@@ -79,6 +79,21 @@ def test_embeddings_of_a_set_by_name(
     assert [path.name for path in out.parent.iterdir()] == ["z.npy"]
 
 
+def test_embeddings_of_tokens_have_three_axes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["embed", str(run), "basic_motions", "--tokens", "--out"]
+    assert main([*arguments, str(tmp_path / "t.npy")]) == 0
+    tokens = np.load(tmp_path / "t.npy")
+    assert tokens.shape == (40, 25, 16)
+    assert "40 rows of 25 x 16 numbers in" in capsys.readouterr().out
+    whole = load(run).embed(MOTIONS.need("test"))
+    np.testing.assert_allclose(tokens.mean(1), whole, atol=1e-5)
+    assert main([*arguments, str(tmp_path / "t.csv")]) == 2
+    assert "expected a file ending in .npy for --tokens" in capsys.readouterr().err
+    assert not (tmp_path / "t.csv").exists()
+
+
 def test_a_picture_of_reconstructions(run: Path, tmp_path: Path) -> None:
     from matplotlib.image import imread
 

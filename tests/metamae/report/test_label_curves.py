@@ -206,6 +206,20 @@ def test_the_page_holds_everything_and_escapes_what_is_data(tmp_path: Path) -> N
     assert 'class="mark"' in page
 
 
+def test_the_commonest_class_is_drawn_and_told(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    known = Curves(**(vars(curves(GOOD)) | {"commonest": 0.2345}))
+    write_markdown(comparison(known), tmp_path / "compare.md", "compare.png")
+    assert "The commonest class alone: 23.4" in (tmp_path / "compare.md").read_text()
+    images = []
+    for one in (known, curves(GOOD)):
+        draw_label_curves(one, tmp_path / "compare.png")
+        images.append(imread(tmp_path / "compare.png"))
+    assert images[0].shape == images[1].shape
+    assert not np.array_equal(images[0], images[1])
+
+
 def test_markdown_holds_the_numbers(tmp_path: Path) -> None:
     write_markdown(comparison(curves(GOOD)), tmp_path / "compare.md", "compare.png")
     text = (tmp_path / "compare.md").read_text()
