@@ -24,7 +24,8 @@ import torch
 from metamae.cli.terminal import make_console
 from metamae.data.dataset import Dataset
 from metamae.data.own import open_data
-from metamae.experiments.compare import PAGE, Compare, rows_of
+from metamae.experiments.compare import Compare
+from metamae.experiments.compare_record import PAGE, rows_of
 from metamae.files import write_json, write_text
 from metamae.progress import Reporter
 from metamae.report.label_page import Comparison

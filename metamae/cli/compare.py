@@ -12,7 +12,8 @@ from metamae.cli.terminal import make_console
 from metamae.data.own import is_path
 from metamae.errors import DataError
 from metamae.evaluation.candidates import CANDIDATES
-from metamae.experiments.compare import PAGE, Compare
+from metamae.experiments.compare import Compare
+from metamae.experiments.compare_record import PAGE
 from metamae.experiments.workers import limited_threads
 from metamae.progress import Reporter
 from metamae.training.devices import choose_device

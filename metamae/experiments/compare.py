@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
-from metamae.evaluation.drawing import ALL, MOST_LABELS, Drawing, Stage
+from metamae.evaluation.drawing import ALL, Drawing, Stage
 from metamae.evaluation.metrics import commonest_share
 from metamae.experiments.compare_plan import (
     PLAN,
@@ -26,22 +25,21 @@ from metamae.experiments.compare_plan import (
     keep_open,
     read_plan,
 )
+from metamae.experiments.compare_record import (
+    DECISION,
+    cautions_of,
+    facts_of,
+    plain_decision,
+    remarks_of,
+    write_comparison,
+)
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import write_json
 from metamae.locks import locked
 from metamae.progress import Nested, Reporter
-from metamae.report.label_curves import Curves, Decision, decide
-from metamae.report.label_figure import draw_label_curves
-from metamae.report.label_page import Comparison, write_html, write_markdown
+from metamae.report.label_curves import Curves, decide
+from metamae.report.label_page import Comparison
 from metamae.training.auto import MINUTES, auto_config
-from metamae.training.provenance import device_name, revision
-from metamae.version import __version__
-
-ROWS, DECISION = "rows.json", "decision.json"
-FIGURE, TABLE, PAGE = "compare.png", "compare.md", "compare.html"
-
-FEW_STEPS, FEW_DRAWS = 200, 10
-"""Fewer are said beside the answer."""
 
 COSTLY = ("metamae", "mae", "scratch", "raw_boosting")
 """What is started first, so that all end together."""
@@ -121,7 +119,7 @@ class Compare:
             pieces = self._measure(plan, "validation", numbers, reporter)
             curves = self._curves(dataset, drawing, plan, pieces)
             few, every = decide(curves, curves.few), decide(curves, ALL)
-            write_json(self.out / DECISION, [_plain(decision) for decision in (few, every)])
+            write_json(self.out / DECISION, [plain_decision(decision) for decision in (few, every)])
             pieces += self._measure(plan, "test", numbers, reporter)
             curves = replace(curves, values=gather(pieces, numbers))
             comparison = Comparison(
@@ -130,11 +128,11 @@ class Compare:
                 few=few,
                 every=every,
                 what={name: describe(CANDIDATES[name], dataset) for name in names},
-                facts=self._facts(dataset, plan),
-                remarks=_remarks(dataset, drawing),
-                cautions=_cautions(plan),
+                facts=facts_of(dataset, plan, self.device, self.threads),
+                remarks=remarks_of(dataset, drawing),
+                cautions=cautions_of(plan),
             )
-            self._write(comparison, plan)
+            write_comparison(comparison, plan, self.out)
         return comparison
 
     def _names(self, dataset: Dataset) -> tuple[str, ...]:
@@ -245,88 +243,3 @@ class Compare:
             values=gather(pieces, drawing.numbers),
             commonest=commonest_share(dataset),
         )
-
-    def _facts(self, dataset: Dataset, plan: Plan) -> dict[str, str]:
-        trained = {m: c.training for m, c in plan.configs.items() if m != "random"}
-        rows = [f"{part} {len(dataset.need(part))}" for part in ("pretrain", "train", "test")]
-        return {
-            "data": f"{dataset.name}, fingerprint {plan.data}",
-            "rows": ", ".join(rows),
-            "inputs": "; ".join(spec.describe_token() for spec in dataset.inputs),
-            "pretraining": "; ".join(
-                f"{method} {training.steps} steps of {training.batch_size}"
-                for method, training in trained.items()
-            ),
-            "seeds, draws": f"{plan.seeds} seeds, {plan.draws} draws of labels",
-            "machine": f"{device_name(self.device)}, {self.threads} threads a run",
-            "versions": f"metamae {__version__} ({revision()}), torch {torch.__version__}",
-        }
-
-    def _write(self, comparison: Comparison, plan: Plan) -> None:
-        write_json(self.out / ROWS, rows_of(comparison))
-        draw_label_curves(comparison.curves, self.out / FIGURE)
-        write_markdown(comparison, self.out / TABLE, FIGURE)
-        config = plan.configs[next(method for method in plan.configs if method != "random")]
-        write_html(comparison, self.out / PAGE, self.out / FIGURE, config.to_yaml())
-
-
-def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
-    """Everything measured as plain rows: one a stage, candidate, number of labels and seed."""
-    curves = comparison.curves
-    return [
-        {
-            "data": comparison.name,
-            "stage": stage,
-            "candidate": name,
-            "labels": "all" if number == ALL else number,
-            "seed": seed,
-            "metric": curves.metric,
-            "values": values.tolist(),
-        }
-        for (stage, name), by_number in curves.values.items()
-        for number, table in by_number.items()
-        for seed, values in enumerate(table)
-    ]
-
-
-def _plain(decision: Decision) -> Mapping[str, Any]:
-    return {
-        "labels": "all" if decision.number == ALL else decision.number,
-        "recommended": decision.recommended,
-        "plain": decision.plain,
-        "pretrained": decision.pretrained,
-        "pays": decision.pays,
-        "difference": decision.difference.value,
-    }
-
-
-def _cautions(plan: Plan) -> list[str]:
-    """What makes pretraining look useless or lucky."""
-    cautions = []
-    steps = max(config.training.steps for config in plan.configs.values())
-    if steps < FEW_STEPS:
-        cautions.append(
-            f"{steps} steps of pretraining are few, and it has hardly begun; give more --minutes "
-            "or --steps before you believe this"
-        )
-    if plan.draws < FEW_DRAWS:
-        cautions.append(
-            f"{plan.draws} draws of labels say little, whatever their intervals; give --draws "
-            f"{FEW_DRAWS} or more"
-        )
-    return cautions
-
-
-def _remarks(dataset: Dataset, drawing: Drawing) -> list[str]:
-    remarks = []
-    if drawing.by_class:
-        names, counts = dataset.need_task().classes, drawing.counts()
-        rare = min(range(len(counts)), key=lambda n: counts[n])
-        remarks.append(
-            f"The rarest class of the training rows, {names[rare]!r}, has {counts[rare]} of them: "
-            "numbers of labels end where it has none left beside a validation cut, or where half "
-            "of the rows are labelled."
-        )
-    if len(drawing.labels) > MOST_LABELS:
-        remarks.append(f"All labels are {MOST_LABELS} of {len(drawing.labels)}, drawn once.")
-    return remarks

@@ -8,7 +8,7 @@ from pathlib import Path
 from metamae.cli.main import make_parser
 from metamae.evaluation import components, drawing, learners, scratch
 from metamae.evaluation.candidates import CANDIDATES
-from metamae.experiments.compare import DECISION, FIGURE, PAGE, ROWS, TABLE
+from metamae.experiments.compare_record import DECISION, FIGURE, PAGE, ROWS, TABLE
 from tests import ROOT
 from tests.docs.running import run_program
 from tests.tiny import SIZES

@@ -17,8 +17,9 @@ from metamae.data.own import open_data
 from metamae.errors import LockedError
 from metamae.experiments import compare as module
 from metamae.experiments import compare_plan
-from metamae.experiments.compare import DECISION, FIGURE, PAGE, ROWS, TABLE, Compare
+from metamae.experiments.compare import Compare
 from metamae.experiments.compare_plan import PLAN, Piece
+from metamae.experiments.compare_record import DECISION, FIGURE, PAGE, ROWS, TABLE
 from metamae.files import read_json, write_json
 from metamae.locks import locked
 from metamae.progress import Reporter
