@@ -87,6 +87,7 @@ def test_pretraining(
     tell("pretrain killed", counts, capsys)
 
 
+@pytest.mark.slow
 def test_probing(
     tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
