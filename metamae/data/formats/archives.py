@@ -6,12 +6,14 @@ A reader asks for members by name or pattern and never learns what they were pac
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,8 @@ from metamae.data.formats.zips import check_directory
 from metamae.errors import DataError, MetamaeError, is_systems, reason_of
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PACKINGS = (".zip", *_TAR, ".gz")
+"""Ends of names of packed files."""
 
 
 class Bundle(ABC):
@@ -60,7 +64,7 @@ class Bundle(ABC):
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading."""
 
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
+    def walk(self, pattern: str) -> Generator[tuple[str, IO[bytes]], None, None]:
         """Matching members and their content, in the order that is cheap to read: by name."""
         for name in self.match(pattern):
             with self.open(name) as file:
@@ -71,6 +75,10 @@ class Bundle(ABC):
     def finish(self) -> None:
         """Read what was not read, where a checksum of what was is still to come."""
         self.whole = True
+
+    def first_names(self, most: int) -> list[str]:
+        """Some names, cheaply: all of them where there is a list, else the first that come."""
+        return self.names()
 
     def match(self, pattern: str) -> list[str]:
         """Names that match a pattern, sorted."""
@@ -119,6 +127,16 @@ class Folder(Bundle):
         """All files below the folder, but hidden ones."""
         paths = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
         return sorted(str(p.as_posix()) for p in paths if not p.name.startswith("."))
+
+    def first_names(self, most: int) -> list[str]:
+        """As the system lists them."""
+        files = (
+            Path(folder, name).relative_to(self.path).as_posix()
+            for folder, _, names in os.walk(self.path)
+            for name in names
+            if not name.startswith(".")
+        )
+        return list(islice(files, most))
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file below the folder."""
@@ -172,7 +190,13 @@ class Tar(Bundle):
             self.whole = True
         return self._names
 
-    def _headers(self) -> Iterator[tarfile.TarInfo]:
+    def first_names(self, most: int) -> list[str]:
+        """From the front."""
+        with closing(self._headers()) as headers:
+            files = (_clean(info.name) for info in headers if info.isfile())
+            return list(islice((name for name in files if not _is_fork(name)), most))
+
+    def _headers(self) -> Generator[tarfile.TarInfo, None, None]:
         with self.base() as file:
             if not self.packed:
                 with seek_tar(file) as archive:
@@ -193,7 +217,7 @@ class Tar(Bundle):
         stack.close()
         raise DataError(f"expected a member {name} in {self.path}, found none")
 
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
+    def walk(self, pattern: str) -> Generator[tuple[str, IO[bytes]], None, None]:
         """In the archive's own order."""
         with unpacking(self.base(), str(self.path)) as file:
             for archive, info in walk_tar(file, str(self.path)):

@@ -229,6 +229,7 @@ class _ShrinkingUnpickler(_Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+    memo: dict[int, Any]
 
     def __init__(self, file: IO[bytes], *, table: bool, shrink: Shrink) -> None:
         super().__init__(file, table=table)
@@ -263,12 +264,12 @@ class _ShrinkingUnpickler(_Unpickler):
             self.memo[place] = thing
 
 
-for _code, _method in (
+for _code, _remember in (
     (pickle.MEMOIZE, _ShrinkingUnpickler.remember),
     (pickle.BINPUT, _ShrinkingUnpickler.remember_short),
     (pickle.LONG_BINPUT, _ShrinkingUnpickler.remember_long),
 ):
-    _ShrinkingUnpickler.dispatch[_code[0]] = _method
+    _ShrinkingUnpickler.dispatch[_code[0]] = _remember
 
 
 def unpickle(

@@ -10,7 +10,7 @@ import numpy as np
 
 from metamae.data.dataset import Affine, Array, Partition, Rows, Task
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source, Stored, packed_or_not
+from metamae.data.preparing.source import Content, Layout, Source, Stored, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.wafers import CHANNELS, SIZE, failure_name, picture, wafer_entries
@@ -56,7 +56,7 @@ def _prepare(raw: Raw, writer: Writer) -> None:
     unlabelled = writer.array("unlabelled_images", (1, SIZE, SIZE), np.uint8)
     images = writer.array("images", (1, SIZE, SIZE), np.uint8)
     labels = writer.array("labels", (), np.uint8)
-    for name, wafer, failure in wafer_entries(raw, writer.folder):
+    for name, wafer, failure in wafer_entries(raw):
         with writer.reading(name):
             kind, pixels = failure_name(failure), picture(wafer)
             if kind is None:
@@ -66,9 +66,11 @@ def _prepare(raw: Raw, writer: Writer) -> None:
                 labels.append(CLASSES.index(kind))
             else:
                 raise DataError(f"expected a failure among {', '.join(CLASSES)}, got {kind!r}")
-    pretraining = ninety_ten(shuffled(unlabelled.rows))[0]
-    writer.partition("pretrain", {"image": "unlabelled_images"}, index=pretraining)
-    writer.probe({"image": "images"}, "labels", *ninety_ten(shuffled(images.rows)))
+    if raw.wants("pretrain"):
+        pretraining = ninety_ten(shuffled(unlabelled.rows))[0]
+        writer.partition("pretrain", {"image": "unlabelled_images"}, index=pretraining)
+    if raw.wants("probe"):
+        writer.probe({"image": "images"}, "labels", *ninety_ten(shuffled(images.rows)))
 
 
 def _partitions(prepared: Stored, inputs: Inputs) -> dict[str, Partition]:
@@ -88,10 +90,18 @@ SOURCES = (
         token_size=(4, 4),
         layouts=(
             *packed_or_not("matlab", {"matlab": "MIR-WM811K.zip"}, unpacked="MIR-WM811K"),
-            Layout("published as one table", {"all": "LSWMD.pkl"}),
+            Layout("published as one table", {"all": ("LSWMD.pkl", "wm811k-wafer-map.zip")}),
             Layout.within("dabs", "semiconductors", _TABLES),
             Layout.within("metamae", "wafer_map", _TABLES),
         ),
+        contents={
+            "matlab": Content(r"WM811K\.mat"),
+            "all": Content(r"LSWMD\.pkl"),
+            "labeled": Content(r"labeled\.pkl"),
+            "unlabeled": Content(r"unlabeled\.pkl"),
+        },
+        totals={"unlabelled_images": 638_507, "images": 172_950},
+        enough_for={"pretrain": ("unlabeled",), "probe": ("labeled",)},
         prepare=_prepare,
         task=Task(kind="classification", metric="weighted_f1", classes=CLASSES, complete=False),
         pretrained_on="wafermap",

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from metamae.data.dataset import Array
-from metamae.data.formats.archives import Folder
 from metamae.data.formats.libraries import need_module
 from metamae.data.formats.pickles import plain_array, read_frame
 from metamae.data.preparing.raw import Raw
@@ -29,10 +24,10 @@ _NESTED = 8
 """Lists around a map or a failure."""
 
 
-def wafer_entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
+def wafer_entries(raw: Raw) -> Iterator[tuple[str, Any, Any]]:
     """Name, map and failure of every wafer, from whichever files there are."""
     if "matlab" in raw.paths:
-        yield from _matlab_entries(raw, scratch)
+        yield from _matlab_entries(raw)
         return
     for role, path in raw.paths.items():
         with raw.open(role, "*.pkl") as file:
@@ -48,11 +43,13 @@ def wafer_entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
             yield f"wafer {number} of {path.name}", wafer, failure
 
 
-def _matlab_entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
+def _matlab_entries(raw: Raw) -> Iterator[tuple[str, Any, Any]]:
     """Entries of a MATLAB 7.3 file, which is HDF5: cells of references, one read at a time."""
     h5py = need_module("h5py")
     path = raw.paths["matlab"]
-    with _unpacked(raw, scratch) as matlab, h5py.File(matlab, "r") as file:
+    bundle = raw.bundle("matlab")
+    # HDF5 is read by seeking, which a compressed archive cannot do.
+    with h5py.File(raw.extract(bundle, bundle.one("*.mat")), "r") as file:
         try:
             maps, failures = file["data"][MAPS], file["data"][FAILURES]
         except KeyError as fault:
@@ -65,21 +62,6 @@ def _matlab_entries(raw: Raw, scratch: Path) -> Iterator[tuple[str, Any, Any]]:
                 wafer, failure = (_matlab_value(file, reference) for reference in pair)
                 yield f"wafer {number} of {path.name}", wafer, failure
                 stage.advance()
-
-
-@contextmanager
-def _unpacked(raw: Raw, scratch: Path) -> Iterator[Path]:
-    """The .mat file on disk: HDF5 is read by seeking, which a compressed archive cannot do."""
-    bundle = raw.bundle("matlab")
-    name = bundle.one("*.mat")
-    if isinstance(bundle, Folder):
-        yield bundle.path / name
-        return
-    with TemporaryDirectory(dir=scratch) as folder:
-        path = Path(folder) / "unpacked.mat"
-        with raw.open("matlab", "*.mat") as packed, path.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-        yield path
 
 
 def _matlab_value(file: Any, reference: Any) -> Any:

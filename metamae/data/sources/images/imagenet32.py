@@ -13,11 +13,13 @@ from metamae.data.formats.pickles import read_batch
 from metamae.data.formats.pictures import SIDE, decode_picture
 from metamae.data.formats.tars import tar_contents
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Content, Layout, Source
 from metamae.data.preparing.views import View, store
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
 from metamae.inputs import Image, Inputs
+
+_SOME = 10_000
 
 
 def image_inputs(patch: Sequence[int]) -> Inputs:
@@ -71,7 +73,8 @@ def _prepare(raw: Raw, writer: Writer) -> None:
 
 
 def _tree(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tuple[int, int]]:
-    view = View.tails(r"[^/]+/[^/]+\.(jpe?g|png)", bundle)
+    inside = any("CLS-LOC/train/" in name for name in bundle.first_names(_SOME))
+    view = View.tails(("train/" if inside else "") + r"[^/]+/[^/]+\.(jpe?g|png)", bundle)
     return store(writer, array, view, list(view.members), small_picture)
 
 
@@ -90,6 +93,8 @@ def _classes(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tupl
     return rows
 
 
+_KAGGLE = "imagenet-object-localization-challenge.zip"
+
 SOURCES = (
     Source(
         name="imagenet32",
@@ -102,10 +107,18 @@ SOURCES = (
             Layout("published", {"images": "ILSVRC2012_img_train.tar"}),
             Layout("batches", {"images": "Imagenet32_train.zip"}),
             Layout("batches", {"images": "Imagenet32_train"}),
+            Layout(
+                "unpacked",
+                {"images": ("ILSVRC/Data/CLS-LOC/train", "ILSVRC2012_img_train", _KAGGLE)},
+            ),
             Layout("dabs", {"images": "natural_images/imagenet/train"}),
             Layout("unpacked", {"images": "imagenet/train"}),
             Layout("metamae", {"images": "train"}),
         ),
+        contents={
+            "images": Content(r"n\d+\.tar|n\d{8}/[^/]+\.(?i:jpe?g|png)|train_data_batch_\d+")
+        },
+        totals={"image": 1_281_167},
         prepare=_prepare,
         task=None,
         pretrained_on="imagenet32",

@@ -13,7 +13,7 @@ from metamae.data.dataset import Affine, Array, Task
 from metamae.data.formats.pictures import decode_picture
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
+from metamae.data.preparing.source import Content, Layout, Names, Option, Source, packed_or_not
 from metamae.data.preparing.views import View, lines, store_halves, tables
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.images import lists as lists
@@ -31,6 +31,13 @@ CIFAR10 = (
 )
 """Classes of CIFAR-10, in the order of its ``batches.meta``."""
 
+
+_SIGN = r"\d{1,5}/(\d{5}_)?\d{5}_\d{5}\.(ppm|png)"
+"""Class, track and frame; a copy has the class in the file's name too."""
+_OTHER_SIGNS = (
+    "is another set, of 26,640 images: that of an earlier competition, which torchvision takes; "
+    "this one is GTSRB_Final_Training_Images.zip"
+)
 
 _MOST_CLASSES = 10_000
 _MOST_BYTES = 1 << 20  # of imagelabels.mat, which has 502
@@ -82,9 +89,19 @@ def _prepare_dtd(raw: Raw, writer: Writer) -> None:
 
 def _prepare_traffic_sign(raw: Raw, writer: Writer) -> None:
     """German Traffic Signs: the training images alone, no crop to the signs."""
-    view = View.tails(r"\d{5}/\d{5}_\d{5}\.ppm", raw.bundle("images"))
+    bundle = raw.bundle("images")
+    view = View.tails(_SIGN, bundle, called=_sign_name)
+    if any("GTSRB/Training/" in f"{bundle.path}/{where}" for _, where in view.members.values()):
+        raise DataError(f"expected the final training set in {bundle.path}; it {_OTHER_SIGNS}")
     by_track = raw.options["split"] == "tracks"
     _save(writer, lists.traffic_sign(view.members, by_track=by_track), view)
+
+
+def _sign_name(tail: str) -> str:
+    """What a file is called in the published archive."""
+    sign, _, file = tail.partition("/")
+    track, frame = file.rpartition(".")[0].split("_")[-2:]
+    return f"{int(sign):05d}/{track}_{frame}.ppm"
 
 
 def _prepare_aircraft(raw: Raw, writer: Writer) -> None:
@@ -115,7 +132,7 @@ def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
 
 
 def _layouts(
-    archives: Mapping[str, str], unpacked: str, dabs: str, metamae: str
+    archives: Mapping[str, Names], unpacked: Names, dabs: str, metamae: str
 ) -> tuple[Layout, ...]:
     return packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
 
@@ -139,6 +156,8 @@ SOURCES = (
             "natural_images/cifar10",
             "cifar-10-batches-py",
         ),
+        contents={"images": Content(r"data_batch_[1-5]|test_batch", 6)},
+        totals={"train": 50_000, "test": 10_000},
         prepare=_prepare_cifar10,
         task=Task.of_classes(CIFAR10),
         split="the official 50,000 and 10,000 images.",
@@ -152,6 +171,8 @@ SOURCES = (
             "natural_images/cu_birds/CUB_200_2011",
             "CUB_200_2011",
         ),
+        contents={"images": Content(r"\d{3}\.[^/]+/[^/]+\.jpg", 11_788)},
+        totals={"train": 5_994, "test": 5_794},
         prepare=_prepare_cub,
         task=Task.of_classes(),
         split="the official one, by train_test_split.txt.",
@@ -165,6 +186,11 @@ SOURCES = (
             "natural_images/flowers",
             "flowers102",
         ),
+        contents={
+            "images": Content(r"image_\d{5}\.jpg", 8_189),
+            "labels": Content(r"imagelabels\.mat"),
+        },
+        totals={"image": 8_189},
         prepare=_prepare_vgg_flowers,
         task=Task.of_classes(),
         split="80/20 per class with one RandomState(42), classes in order of first appearance; the "
@@ -176,6 +202,8 @@ SOURCES = (
         layouts=_layouts(
             {"images": "dtd-r1.0.1.tar.gz"}, "dtd", "natural_images/dtd/dtd", "imagenet/dtd"
         ),
+        contents={"images": Content(r"dtd/(images/[^/]+|labels)/[^/]+\.(jpg|txt)")},
+        totals={"train": 3_760, "test": 1_880},
         prepare=_prepare_dtd,
         task=Task.of_classes(),
         split="train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
@@ -184,11 +212,17 @@ SOURCES = (
         name="traffic_sign",
         origin="GTSRB_Final_Training_Images.zip of the German Traffic Sign Recognition Benchmark",
         layouts=_layouts(
-            {"images": "GTSRB_Final_Training_Images.zip"},
-            "GTSRB/Final_Training",
+            {"images": ("GTSRB_Final_Training_Images.zip", "gtsrb-german-traffic-sign.zip")},
+            ("GTSRB/Final_Training", "Train"),
             "natural_images/traffic_sign/GTSRB",
             "imagenet/traffic_sign/GTSRB",
         ),
+        contents={"images": Content(_SIGN, 39_209)},
+        totals={"image": 39_209},
+        lookalikes={
+            "GTSRB/Training": _OTHER_SIGNS,
+            "GTSRB-Training_fixed.zip": _OTHER_SIGNS,
+        },
         prepare=_prepare_traffic_sign,
         task=Task.of_classes(),
         split="training images only, 80/20 per class with one RandomState(42) over sorted names; "
@@ -211,6 +245,8 @@ SOURCES = (
             "natural_images/aircraft/fgvc-aircraft-2013b",
             "imagenet/fgvc-aircraft-2013b",
         ),
+        contents={"images": Content(r"data/images/\d{7}\.jpg|images_box\.txt")},
+        totals={"train": 6_667, "test": 3_333},
         prepare=_prepare_aircraft,
         task=Task.of_classes(),
         split="trainval against test; cropped to the published boxes. As many classes as the lists "
