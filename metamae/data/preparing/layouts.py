@@ -13,6 +13,8 @@ from metamae.errors import DataError
 
 _PEEKED = 500
 """Files of an archive without a list that are looked at."""
+_WALKED = 1_000_000
+"""Files of a folder that are looked at."""
 _LISTED = 2000
 _ALIKE = 0.75
 _NOT_RAW = "prepared"
@@ -49,9 +51,9 @@ class Content:
         Raises:
             DataError: an archive that cannot be read.
         """
-        return any(
-            self.fits(f"{path.name}/{name}") for name in open_bundle(path).first_names(_PEEKED)
-        )
+        most = _PEEKED if path.is_file() else _WALKED
+        names = open_bundle(path).first_names(most)
+        return any(self.fits(f"{path.name}/{name}") for name in names)
 
     def count_in(self, path: Path) -> int | None:
         """How many such files there are; ``None`` where that needs reading all of it."""
@@ -69,10 +71,13 @@ class Layout:
             DABS downloader leaves) or ``metamae`` (the folders of the MetaMAE experiments).
         paths: Role to its names. All roles have to be there, below the data folder or below a
             folder in it that is called like the data set.
+        checked: Whether names are not enough, because other things have them too: the content has
+            to be right.
     """
 
     name: str
     paths: Mapping[str, Names]
+    checked: bool = False
 
     def names(self, role: str) -> tuple[str, ...]:
         """The names of a role, the preferred first."""
@@ -85,14 +90,17 @@ class Layout:
         others_text = f" (or {', '.join(others)})" if others else ""
         return f"{data_dir / first}{others_text}"
 
-    def find(self, data_dir: Path, source: str) -> dict[str, Path]:
-        """Role to existing path by the names as they are; roles that are missing are left out."""
-        there = {}
-        for role in self.paths:
-            paths = (base / name for base in _bases(data_dir, source) for name in self.names(role))
-            path = next((path for path in paths if path.exists()), None)
-            if path is not None:
-                there[role] = path
+    def find(self, data_dir: Path, source: str, contents: Mapping[str, Content]) -> dict[str, Path]:
+        """Role to existing path by the names as they are; roles that are missing are left out.
+
+        Folders may be called like anything: what is in them has to be right too.
+        """
+        there: dict[str, Path] = {}
+        for role in () if self.checked else self.paths:
+            for path in (b / name for b in _bases(data_dir, source) for name in self.names(role)):
+                if path.is_file() or (path.is_dir() and _is_right(path, role, contents)):
+                    there[role] = path
+                    break
         return there
 
     def find_other_forms(
@@ -103,7 +111,7 @@ class Layout:
         bases = [*_bases(data_dir, source), *_deeper(data_dir, source)]
         for role in self.paths:
             for path in (base / form for base in bases for form in forms(self.names(role))):
-                if path.exists() and (role not in contents or contents[role].found_in(path)):
+                if path.exists() and _is_right(path, role, contents):
                     there[role] = path
                     break
         return there
@@ -112,6 +120,10 @@ class Layout:
     def within(cls, name: str, folder: str, files: Mapping[str, str]) -> Layout:
         """Files that lie together in a folder."""
         return cls(name, {role: f"{folder}/{file}" for role, file in files.items()})
+
+
+def _is_right(path: Path, role: str, contents: Mapping[str, Content]) -> bool:
+    return role not in contents or contents[role].found_in(path)
 
 
 def packed_or_not(

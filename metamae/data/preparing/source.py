@@ -154,7 +154,9 @@ class Source:
 
     def search(self, data_dir: Path) -> list[tuple[Layout, dict[str, Path]]]:
         """Every layout with what is there of it: first by the names as they are."""
-        exact = [(layout, layout.find(data_dir, self.name)) for layout in self.layouts]
+        exact = [
+            (layout, layout.find(data_dir, self.name, self.contents)) for layout in self.layouts
+        ]
         if any(len(paths) == len(layout.paths) for layout, paths in exact):
             return exact
         return [

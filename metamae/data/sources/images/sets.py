@@ -17,11 +17,14 @@ from metamae.data.preparing.source import Content, Layout, Names, Option, Source
 from metamae.data.preparing.views import View, lines, store_halves, tables
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.images import lists as lists
-from metamae.data.sources.images.imagenet32 import (
-    image_array,
-    image_inputs,
-    read_member,
-    small_picture,
+from metamae.data.sources.images.arrays import image_array, image_inputs, small_picture
+from metamae.data.sources.images.imagenet32 import read_member
+from metamae.data.sources.images.parquet import (
+    ROLE,
+    SHARDS,
+    hub_layout,
+    prepare_flowers,
+    prepare_official,
 )
 from metamae.errors import DataError, reason_of
 
@@ -51,6 +54,20 @@ def _save(
 ) -> None:
     """Decode all listed pictures of a set; as they are, unless another decoder is passed."""
     store_halves(writer, image_array(writer), view, halves, decode)
+
+
+def _or_parquet(
+    usual: Callable[[Raw, Writer], None], parquet: Callable[[Raw, Writer], None]
+) -> Callable[[Raw, Writer], None]:
+    """The reader of the published files, or that of Parquet files where there are such."""
+    return lambda raw, writer: (parquet if ROLE in raw.paths else usual)(raw, writer)
+
+
+def _no_boxes(raw: Raw, writer: Writer) -> None:
+    raise DataError(
+        f"expected boxes of the aircraft, {raw.paths[ROLE]} has none, and the pictures are cropped "
+        "to them; get fgvc-aircraft-2013b.tar.gz"
+    )
 
 
 def _prepare_cub(raw: Raw, writer: Writer) -> None:
@@ -132,9 +149,10 @@ def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
 
 
 def _layouts(
-    archives: Mapping[str, Names], unpacked: Names, dabs: str, metamae: str
+    archives: Mapping[str, Names], unpacked: Names, dabs: str, metamae: str, *hub: Layout
 ) -> tuple[Layout, ...]:
-    return packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
+    usual = packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
+    return (*usual, *hub)
 
 
 _source = partial(
@@ -155,10 +173,11 @@ SOURCES = (
             "cifar-10-batches-py",
             "natural_images/cifar10",
             "cifar-10-batches-py",
+            hub_layout("cifar10", "uoft-cs/cifar10"),
         ),
-        contents={"images": Content(r"data_batch_[1-5]|test_batch", 6)},
+        contents={ROLE: SHARDS, "images": Content(r"data_batch_[1-5]|test_batch", 6)},
         totals={"train": 50_000, "test": 10_000},
-        prepare=_prepare_cifar10,
+        prepare=_or_parquet(_prepare_cifar10, partial(prepare_official, classes=CIFAR10)),
         task=Task.of_classes(CIFAR10),
         split="the official 50,000 and 10,000 images.",
     ),
@@ -185,13 +204,15 @@ SOURCES = (
             "flowers-102",
             "natural_images/flowers",
             "flowers102",
+            hub_layout("vgg_flowers", "nelorth/oxford-flowers", "dpdl-benchmark/oxford_flowers102"),
         ),
         contents={
+            ROLE: SHARDS,
             "images": Content(r"image_\d{5}\.jpg", 8_189),
             "labels": Content(r"imagelabels\.mat"),
         },
         totals={"image": 8_189},
-        prepare=_prepare_vgg_flowers,
+        prepare=_or_parquet(_prepare_vgg_flowers, prepare_flowers),
         task=Task.of_classes(),
         split="80/20 per class with one RandomState(42), classes in order of first appearance; the "
         "official split is not used.",
@@ -200,11 +221,15 @@ SOURCES = (
         name="dtd",
         origin="dtd-r1.0.1.tar.gz from the Visual Geometry Group, Oxford",
         layouts=_layouts(
-            {"images": "dtd-r1.0.1.tar.gz"}, "dtd", "natural_images/dtd/dtd", "imagenet/dtd"
+            {"images": "dtd-r1.0.1.tar.gz"},
+            "dtd",
+            "natural_images/dtd/dtd",
+            "imagenet/dtd",
+            hub_layout("dtd", "tanganke/dtd"),
         ),
-        contents={"images": Content(r"dtd/(images/[^/]+|labels)/[^/]+\.(jpg|txt)")},
+        contents={ROLE: SHARDS, "images": Content(r"dtd/(images/[^/]+|labels)/[^/]+\.(jpg|txt)")},
         totals={"train": 3_760, "test": 1_880},
-        prepare=_prepare_dtd,
+        prepare=_or_parquet(_prepare_dtd, prepare_official),
         task=Task.of_classes(),
         split="train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
     ),
@@ -244,10 +269,11 @@ SOURCES = (
             "fgvc-aircraft-2013b",
             "natural_images/aircraft/fgvc-aircraft-2013b",
             "imagenet/fgvc-aircraft-2013b",
+            hub_layout("aircraft", "HuggingFaceM4/FGVC-Aircraft"),
         ),
-        contents={"images": Content(r"data/images/\d{7}\.jpg|images_box\.txt")},
+        contents={ROLE: SHARDS, "images": Content(r"data/images/\d{7}\.jpg|images_box\.txt")},
         totals={"train": 6_667, "test": 3_333},
-        prepare=_prepare_aircraft,
+        prepare=_or_parquet(_prepare_aircraft, _no_boxes),
         task=Task.of_classes(),
         split="trainval against test; cropped to the published boxes. As many classes as the lists "
         "name, 100; published heads have 102, two of them unused.",
