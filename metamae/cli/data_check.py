@@ -34,6 +34,8 @@ def check_set(source: Source, options: argparse.Namespace, reporter: Reporter) -
     if lacking:
         say(f"missing libraries: {', '.join(lacking)}; run: pip install 'metamae[data]'")
     command = f"metamae data prepare {source.name} --data-dir {data_dir}"
+    command += f" --only {options.only}" if options.only else ""
+    command += " --partial" if options.partial else ""
     if folder_of(source, data_dir).is_dir():
         return _check_prepared(Prepared.open(source, data_dir), options.verify, command, reporter)
     ready = there is not None and not lacking and _check_content(source, there, options, reporter)
@@ -57,22 +59,33 @@ Found = tuple[Layout, dict[str, Path]]
 def _check_layouts(
     source: Source, data_dir: Path, only: str | None, reporter: Reporter
 ) -> Found | None:
-    """Every layout and its files; the first that is complete."""
-    complete: Found | None = None
-    for layout, there in source.search(data_dir):
+    """The first layout that is complete; where none is, all of them are told."""
+    found = source.search(data_dir)
+    for layout, there in found:
         roles = source.roles(layout, only)
-        whole = all(role in there for role in roles)
-        if whole and complete is None:
+        if all(role in there for role in roles):
             complete = layout, {role: there[role] for role in roles}
-        reporter.say(f"layout {layout.name}: {'complete' if whole else 'incomplete'}")
-        for role in layout.paths:
-            wanted = layout.wanted(role, data_dir)
-            state = f"found   {there[role]}" if role in there else f"missing {wanted}"
-            reporter.say(f"  {role}: {state}")
-    instead = "" if complete else source.instead(data_dir)
-    if instead:
+            _describe_layout("complete", *complete, roles, data_dir, reporter)
+            return complete
+    for layout, there in found:
+        _describe_layout("incomplete", layout, there, [*layout.paths], data_dir, reporter)
+    if instead := source.instead(data_dir):
         reporter.say(instead)
-    return complete
+    return None
+
+
+def _describe_layout(
+    state: str,
+    layout: Layout,
+    there: dict[str, Path],
+    roles: Sequence[str],
+    data_dir: Path,
+    reporter: Reporter,
+) -> None:
+    reporter.say(f"layout {layout.name}: {state}")
+    for role in roles:
+        missing = f"missing {layout.wanted(role, data_dir)}"
+        reporter.say(f"  {role}: {f'found   {there[role]}' if role in there else missing}")
 
 
 def _check_content(
