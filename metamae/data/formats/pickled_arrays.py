@@ -128,5 +128,9 @@ def made_once(thing: Any) -> bool:
     A pickle numbers such things too, and never asks for them again.
     """
     if type(thing) is tuple:
-        return any(type(part) in (Dtype, Marker) for part in thing)
+        return any(type(part) in (Dtype, Marker) or _is_long(part) for part in thing)
+    return _is_long(thing)
+
+
+def _is_long(thing: Any) -> bool:
     return type(thing) in (bytes, bytearray, str) and len(thing) > _LONG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,14 +13,12 @@ import numpy as np
 
 from metamae.data.dataset import Array, PartitionName, Task
 from metamae.data.formats.letters import Letters
-from metamae.data.formats.libraries import need_module
-from metamae.data.formats.lmdbs import lmdb_records
-from metamae.data.formats.tables import json_records, table_records
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Content, Layout, Source, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
-from metamae.errors import DataError, MissingLibraryError
+from metamae.data.sources.tape import members
+from metamae.errors import DataError
 from metamae.inputs import Inputs, Tokens
 
 LENGTH = 128
@@ -30,8 +28,6 @@ RESIDUES = Letters("XARNDCQEGHILKMFPSTWYVUOBZJ")
 CLANS, FOLDS, PAD_CLASS = 623, 1195, 3
 TRANSFER_ROWS = 200_000
 """Last rows of Pfam's shuffled validation file, kept for the probe."""
-
-_PEEKED = 100
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf", re.IGNORECASE)
 
@@ -71,57 +67,12 @@ def _field(record: Mapping[str, Any], field: str) -> Any:
     return record[field]
 
 
-Records = Iterable[Mapping[str, Any]]
-
-
-def _members(
-    raw: Raw, files: Mapping[str, str], field: str
-) -> Generator[tuple[str, str, Records], None, None]:
-    """Key, name and records of each file: of one of TAPE's two archives, or tables by role."""
-    if "archive" not in raw.paths:
-        for key in files:
-            with raw.open(key) as file:
-                name = raw.paths[key].name
-                yield key, name, table_records(file, name, ("primary", field))
-        return
-    bundle = raw.bundle("archive")
-    names = bundle.first_names(_PEEKED)
-    if not any(name.endswith(".json") for name in names) and any(".lmdb/" in n for n in names):
-        try:
-            need_module("lmdb")
-        except MissingLibraryError as fault:
-            raise MissingLibraryError(
-                f"{fault}; or get the same as JSON: data_raw_pytorch/{bundle.path.name} of TAPE"
-            ) from fault
-        for key, stem in files.items():
-            name = f"{stem}.lmdb/data.mdb"
-            yield key, name, lmdb_records(raw.extract(bundle, bundle.one(name)), name)
-        return
-    yield from _json_members(raw, files)
-
-
-def _json_members(
-    raw: Raw, files: Mapping[str, str]
-) -> Generator[tuple[str, str, Records], None, None]:
-    """In one pass over the archive."""
-    left = {f"{stem}.json": key for key, stem in files.items()}
-    for name, file in raw.walk("archive", "*.json"):
-        base = name.rsplit("/", 1)[-1]
-        if base in left:  # on to the end of the archive, where its checksum is
-            yield left.pop(base), name, json_records(file, name)
-    if left:
-        raise DataError(
-            f"expected {', '.join(left)} in {raw.paths['archive']}, found none; "
-            "check that the archive is the published one"
-        )
-
-
 def _prepare_pfam(raw: Raw, writer: Writer) -> None:
     files = {"pretrain": "pfam_train", "transfer": "pfam_valid"}
     sequences = {key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8) for key in files}
     clans: set[int] = set()
     transfer = array("q")
-    for key, name, records in _members(raw, files, "clan"):
+    for key, name, records in members(raw, files, "clan"):
         for number, record in enumerate(records, start=1):
             with writer.reading(f"record {number} of {name}"):
                 row, clan = encode_protein(_field(record, "primary")), int(_field(record, "clan"))
@@ -165,7 +116,7 @@ class _Reader:
             )
             for part in files
         }
-        for part, name, records in _members(raw, files, self.field):
+        for part, name, records in members(raw, files, self.field):
             sequences, labels = arrays[part]
             for number, record in enumerate(records, start=1):
                 with writer.reading(f"record {number} of {name}"):

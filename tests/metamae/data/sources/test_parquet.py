@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from metamae import DataError
-from metamae.data.sources.images.sets import CIFAR10
+from metamae.data.sources.images.readers import CIFAR10
 from tests.metamae.data import making, packing
 from tests.metamae.data.making import made, reds
 from tests.metamae.data.packing import pack, picture
