@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from metamae.data.formats.archives import Bundle, Folder, intact, open_bundle
+from metamae.data.formats.archives import Bundle, Folder, Tar, intact, open_bundle
 from metamae.data.preparing.layouts import nested_name
 from metamae.errors import DataError
 from metamae.progress import Reporter, Stage
@@ -56,9 +56,15 @@ class Raw:
         self.scratch.mkdir(exist_ok=True)
         path = self.scratch / f"{len(list(self.scratch.iterdir()))}" / name.rpartition("/")[2]
         path.parent.mkdir()
-        with path.open("wb") as file, intact(bundle.path), closing(bundle.walk(name)) as members:
-            for _, member in members:  # on to the end of the archive, where its checksum is
-                shutil.copyfileobj(member, file, _MIB)
+        with path.open("wb") as file, intact(bundle.path):
+            if not isinstance(bundle, Tar):
+                with bundle.open(name) as member:
+                    shutil.copyfileobj(member, file, _MIB)
+                return path
+            with closing(bundle.walk("*")) as members:
+                for found, member in members:  # to the end, where the archive's checksum is
+                    if found == name:
+                        shutil.copyfileobj(member, file, _MIB)
         return path
 
     def unnested(self, names: Mapping[str, tuple[str, ...]]) -> Raw:
