@@ -9,7 +9,8 @@ Importing it must not need optional libraries: readers import them when they run
 ``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a preset
 ``presets/paper/NAME.yaml`` too. Its test,
 ``tests/metamae/data/sources/test_NAME.py``, makes tiny raw files in every layout
-(``tests/metamae/data/packing.py``) and reads them back; ``benchmarks/made_sets.py`` asks for such files of every set.
+(``tests/metamae/data/packing.py``) and reads them back;
+``benchmarks/made_sets.py`` asks for such files of every set.
 """
 
 from __future__ import annotations
