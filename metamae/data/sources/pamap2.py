@@ -233,7 +233,6 @@ SOURCES = (
             metamae="sensor/pamap2",
         ),
         contents={"recordings": Content(r"Protocol/subject10\d\.dat", len(SUBJECTS))},
-        totals={"recordings": 1_942_872},
         prepare=_prepare,
         task=Task.of_classes(ACTIVITIES.values(), complete=False),
         pretrained_on="pamap2",
