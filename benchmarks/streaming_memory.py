@@ -74,7 +74,7 @@ def measure(name: str, data_dir: Path) -> dict[str, float]:
     from metamae.data.sources import get_source
 
     source, before, start = get_source(name), peak_mib(), time.perf_counter()
-    done = prepare(source, data_dir)
+    done = prepare(source, data_dir, partial=True)
     seconds, peak = time.perf_counter() - start, peak_mib()
     data = done.dataset()
     data.need("pretrain").batch(range(256))

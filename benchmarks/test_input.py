@@ -94,7 +94,7 @@ def made(name: str, folder: Path) -> tuple[Dataset, float]:
     if lacking:
         pytest.skip(f"the reader of {name} needs {', '.join(lacking)}: pip install 'metamae[data]'")
     made_sets.make(name, folder)
-    run = partial(prepare, source, folder, again=True)
+    run = partial(prepare, source, folder, again=True, partial=True)
     times = interleave({"": run}, torch.device("cpu"), rounds=3, warmup=1).wall[""]
     prepared = Prepared.open(source, folder)
     return prepared.dataset(), significant(1000 * samples(prepared) / statistics.median(times))

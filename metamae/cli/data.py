@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from metamae.cli.data_check import check_folder, check_set, describe
 from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared, folder_of
-from metamae.data.preparing.source import Source, options_text
+from metamae.data.preparing.source import Source
 from metamae.data.sources import SOURCES, get_source
 from metamae.errors import ConfigError, DataError, MetamaeError
 from metamae.progress import Reporter
@@ -28,12 +28,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="the full data sets, and which are prepared")
     listing.add_argument("--data-dir", type=Path, metavar="D", help="folder of the full data")
     check = commands.add_parser("check", help="what is there, what is missing, where to put it")
-    check.add_argument("name", metavar="NAME")
-    check.add_argument("--data-dir", type=Path, required=True, metavar="D")
+    check.add_argument(
+        "name",
+        metavar="NAME|FOLDER",
+        help="a set; or a folder of downloads: which sets its files could be",
+    )
+    check.add_argument("--data-dir", type=Path, metavar="D", help="needed with NAME")
+    _add_scope(check)
     check.add_argument("--verify", action="store_true", help="compare checksums as well")
     make = commands.add_parser("prepare", help="read raw files into memory-mapped arrays, once")
     make.add_argument("name", metavar="NAME|all")
     make.add_argument("--data-dir", type=Path, required=True, metavar="D")
+    _add_scope(make)
     make.add_argument(
         "--on-error",
         choices=("fail", "skip"),
@@ -49,6 +55,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="an option of the data set (repeatable); `metamae data check NAME` lists them",
     )
     return parser
+
+
+def _add_scope(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only",
+        choices=("pretrain", "probe"),
+        help="take what is for pretraining, or for the probe, where the files for it are enough",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="go on with fewer examples than were published; the manifest keeps what is missing",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -71,7 +90,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return 0
     reporter = Reporter(console)
     if options.data_command == "check":
-        return _check(get_source(options.name), options.data_dir, options.verify, reporter)
+        if options.data_dir is None:
+            return check_folder(options.name, reporter)
+        return check_set(get_source(options.name), options, reporter)
     chosen = _options(options.option)
     if options.name == "all":
         if chosen:
@@ -103,59 +124,6 @@ def _state(source: Source, data_dir: Path) -> str:
     return "yes"
 
 
-def _check(source: Source, data_dir: Path, verify: bool, reporter: Reporter) -> int:
-    """Say what is there; 0 when the set is prepared and whole, or can be prepared now."""
-    say = reporter.say
-    say(f"{source.name}: {source.modality}; get {source.origin}")
-    complete = _check_layouts(source, data_dir, reporter)
-    for name, option in source.options.items():
-        choices = ", ".join(option.choices)
-        say(f"option {name}: {option.meaning}; one of {choices} (first is the default)")
-    roots = [name.partition(".")[0] for name in source.modules]
-    lacking = [name for name in roots if importlib.util.find_spec(name) is None]
-    if lacking:
-        say(f"missing libraries: {', '.join(lacking)}; run: pip install 'metamae[data]'")
-    folder = folder_of(source, data_dir)
-    command = f"metamae data prepare {source.name} --data-dir {data_dir}"
-    if not folder.is_dir():
-        say(
-            f"not prepared yet; {'run' if complete else 'when the files are there, run'}: {command}"
-        )
-        return 0 if complete and not lacking else 1
-    prepared = Prepared.open(source, data_dir)
-    _describe(prepared, reporter)
-    damaged = prepared.verify(reporter) if verify else []
-    if damaged:
-        say(f"damaged arrays: {', '.join(damaged)}; run: {command} --again")
-        return 1
-    say("checksums agree" if verify else "sizes agree; --verify compares checksums too")
-    return 0
-
-
-def _check_layouts(source: Source, data_dir: Path, reporter: Reporter) -> bool:
-    complete = False
-    for layout in source.layouts:
-        there = layout.find(data_dir, source.name)
-        whole = len(there) == len(layout.paths)
-        complete |= whole
-        reporter.say(f"layout {layout.name}: {'complete' if whole else 'incomplete'}")
-        for role, path in layout.paths.items():
-            state = f"found   {there[role]}" if role in there else f"missing {data_dir / path}"
-            reporter.say(f"  {role}: {state}")
-    return complete
-
-
-def _describe(prepared: Prepared, reporter: Reporter) -> None:
-    data, manifest = prepared.dataset(), prepared.manifest
-    parts = {part: getattr(data, part) for part in ("pretrain", "train", "test")}
-    rows = ", ".join(f"{part} {len(p)}" for part, p in parts.items() if p is not None)
-    reporter.say(f"prepared in {prepared.folder} by metamae {manifest['metamae']}: {rows}")
-    if prepared.options:
-        reporter.say(f"options: {options_text(prepared.options)}")
-    for entry in manifest["skipped"]:
-        reporter.say(f"skipped {entry['file']}: {entry['reason']}")
-
-
 def _prepare(
     source: Source, options: argparse.Namespace, chosen: dict[str, str], reporter: Reporter
 ) -> None:
@@ -165,9 +133,11 @@ def _prepare(
         options=chosen,
         on_error=options.on_error,
         again=options.again,
+        only=options.only,
+        partial=options.partial,
         reporter=reporter,
     )
-    _describe(done, reporter)
+    describe(done, reporter)
     skipped = len(done.manifest["skipped"])
     if skipped:
         reporter.say(f"{skipped} unreadable files were left out of {source.name}, named above")

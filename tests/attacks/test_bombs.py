@@ -194,7 +194,7 @@ from metamae.errors import MetamaeError
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 start = time.monotonic()
 try:
-    prepare(get_source(sys.argv[1]), Path(sys.argv[2]))
+    prepare(get_source(sys.argv[1]), Path(sys.argv[2]), partial=True)
     print("prepared")
 except MetamaeError as fault:
     assert chr(10) not in str(fault)

@@ -50,13 +50,13 @@ def raw(data_dir: Path, shift: int) -> None:
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     raw(tmp_path / "data", 0)
-    assert command("data", "prepare", "higgs", "--data-dir", "data")[0] == 0
+    assert command("data", "prepare", "higgs", "--partial", "--data-dir", "data")[0] == 0
     return tmp_path / "data"
 
 
 def change(data_dir: Path) -> None:
     raw(data_dir, 1)
-    assert command("data", "prepare", "higgs", "--data-dir", "data", "--again")[0] == 0
+    assert command("data", "prepare", "higgs", "--partial", "--data-dir", "data", "--again")[0] == 0
 
 
 def test_a_run_does_not_go_on_with_other_data(data_dir: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_run_does_not_go_on_with_other_data(data_dir: Path, tmp_path: Path) ->
         assert "expected the data 'higgs' that run was trained on (fingerprint " in said
         assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     raw(data_dir, 0)
-    assert command("data", "prepare", "higgs", "--data-dir", "data", "--again")[0] == 0
+    assert command("data", "prepare", "higgs", "--partial", "--data-dir", "data", "--again")[0] == 0
     code, said = command(*longer)
     assert code == 0, said
     assert Checkpoint.load(tmp_path / "run" / "checkpoint.pt").step == 4

@@ -139,11 +139,11 @@ from pathlib import Path
 from metamae.data.preparing.prepare import prepare
 from metamae.data.sources import get_source
 source, folder = get_source("genomics"), Path(sys.argv[1])
-prepare(source, folder)
+prepare(source, folder, partial=True)
 for limit in [0, 64, 128, 500, 2000, 5000]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        prepare(source, folder, again=True, on_error="skip")
+        prepare(source, folder, again=True, on_error="skip", partial=True)
         print("FAULT written within", limit)
     except OSError as fault:
         print("refused" if "prepared" in str(fault) else "FAULT " + repr(fault))

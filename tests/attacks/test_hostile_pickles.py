@@ -149,7 +149,7 @@ import base64, io, json, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from metamae.errors import MetamaeError
 from metamae.data.formats.pickles import read_batch, read_frame
-from metamae.data.sources.wafermap import failure_name, picture
+from metamae.data.sources.wafers import failure_name, picture
 
 def act(kind, content):
     if kind == "batch":

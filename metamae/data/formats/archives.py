@@ -5,17 +5,16 @@ A reader asks for members by name or pattern and never learns what they were pac
 
 from __future__ import annotations
 
-import io
 import tarfile
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from metamae.data.formats.limits import drain
+from metamae.data.formats.bundles import Bundle as Bundle
+from metamae.data.formats.bundles import Folder as Folder
+from metamae.data.formats.bundles import matches as matches
 from metamae.data.formats.tars import (
     is_packed,
     members,
@@ -28,101 +27,11 @@ from metamae.data.formats.zips import check_directory
 from metamae.errors import DataError, MetamaeError, is_systems, reason_of
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PACKINGS = (".zip", *_TAR, ".gz")
+"""Ends of names of packed files."""
 
-
-class Bundle(ABC):
-    """A set of named files.
-
-    Names are relative, with ``/`` between their parts. Patterns are shell patterns matched against
-    the whole name and against every tail of it, so ``Protocol/*.dat`` finds the files whatever
-    folders the archive puts in front.
-    """
-
-    checked = True
-    """Whether members have checksums."""
-
-    whole = False
-    """Whether all of it was read."""
-
-    def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
-        """See :func:`open_bundle`."""
-        self.path, self.on_read = path, on_read
-
-    def base(self) -> io.BufferedReader:
-        """The file itself, its reading watched."""
-        return io.BufferedReader(_Watched(self.path, self.on_read), 1 << 18)
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All names, sorted."""
-
-    @abstractmethod
-    def open(self, name: str) -> IO[bytes]:
-        """Open one member for reading."""
-
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """Matching members and their content, in the order that is cheap to read: by name."""
-        for name in self.match(pattern):
-            with self.open(name) as file:
-                yield name, file
-                if not file.closed and self.checked:
-                    drain(file)  # the checksum lies at its end
-
-    def finish(self) -> None:
-        """Read what was not read, where a checksum of what was is still to come."""
-        self.whole = True
-
-    def match(self, pattern: str) -> list[str]:
-        """Names that match a pattern, sorted."""
-        return [name for name in self.names() if matches(name, pattern)]
-
-    def one(self, pattern: str) -> str:
-        """The single name that matches.
-
-        Raises:
-            DataError: none or several match.
-        """
-        names = self.match(pattern)
-        if len(names) != 1:
-            what = f"{len(names)} ({', '.join(names[:3])})" if names else "none"
-            raise DataError(
-                f"expected one file {pattern} in {self.path}, found {what}; "
-                "check that the archive is complete and is the published one"
-            )
-        return names[0]
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a name, or any tail of it after a ``/``, matches a shell pattern.
-
-    Example:
-        >>> from metamae.data.formats.archives import matches
-        >>> matches("PAMAP2_Dataset/Protocol/subject101.dat", "Protocol/subject*.dat")
-        True
-        >>> matches("MyProtocol/subject101.dat", "Protocol/subject*.dat")
-        False
-    """
-    parts = name.split("/")
-    wanted = pattern.count("/") + 1
-    tail = parts[-wanted:]
-    return len(tail) == wanted and all(
-        fnmatchcase(part, glob) for part, glob in zip(tail, pattern.split("/"), strict=True)
-    )
-
-
-class Folder(Bundle):
-    """An unpacked folder."""
-
-    checked = False
-
-    def names(self) -> list[str]:
-        """All files below the folder, but hidden ones."""
-        paths = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(str(p.as_posix()) for p in paths if not p.name.startswith("."))
-
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file below the folder."""
-        return (self.path / name).open("rb")
+_GLANCE = 1 << 28
+"""Bytes of an archive without a list that are passed for its first names."""
 
 
 class Zip(Bundle):
@@ -172,7 +81,19 @@ class Tar(Bundle):
             self.whole = True
         return self._names
 
-    def _headers(self) -> Iterator[tarfile.TarInfo]:
+    def first_names(self, most: int) -> list[str]:
+        """From the front, and no further than a glance: to skip a file is to read it."""
+        names, passed = [], 0
+        with closing(self._headers()) as headers:
+            for info in headers:
+                if info.isfile() and not _is_fork(info.name):
+                    names.append(_clean(info.name))
+                passed += info.size
+                if len(names) == most or passed > _GLANCE:
+                    break
+        return names
+
+    def _headers(self) -> Generator[tarfile.TarInfo, None, None]:
         with self.base() as file:
             if not self.packed:
                 with seek_tar(file) as archive:
@@ -193,7 +114,7 @@ class Tar(Bundle):
         stack.close()
         raise DataError(f"expected a member {name} in {self.path}, found none")
 
-    def walk(self, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
+    def walk(self, pattern: str) -> Generator[tuple[str, IO[bytes]], None, None]:
         """In the archive's own order."""
         with unpacking(self.base(), str(self.path)) as file:
             for archive, info in walk_tar(file, str(self.path)):
@@ -218,20 +139,6 @@ class Single(Bundle):
     def open(self, name: str) -> IO[bytes]:
         """Open the file."""
         return unpacking(self.base(), str(self.path)) if self.path.suffix == ".gz" else self.base()
-
-
-class _Watched(io.FileIO):
-    """A file that tells how far it was read."""
-
-    def __init__(self, path: Path, on_read: Callable[[int], None] | None) -> None:
-        super().__init__(path, "rb")
-        self.on_read = on_read
-
-    def readinto(self, buffer: Any) -> int | None:
-        count = super().readinto(buffer)
-        if self.on_read is not None:
-            self.on_read(self.tell())
-        return count
 
 
 def open_bundle(path: Path, on_read: Callable[[int], None] | None = None) -> Bundle:

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from metamae.data.dataset import Array
+from metamae.data.formats.pickled_arrays import Shrink
 from metamae.data.formats.unpickling import Inert, unpickle
 from metamae.errors import DataError, reason_of, shown
 
@@ -26,12 +27,14 @@ _WRAPPERS = frozenset(
 """What of pandas holds the values themselves; a Categorical, for instance, holds their codes."""
 
 
-def read_frame(file: IO[bytes], name: str) -> dict[str, Array]:
-    """Columns of a pickled table, by name. The whole table is read into memory.
+def read_frame(file: IO[bytes], name: str, *, shrink: Shrink | None = None) -> dict[str, Array]:
+    """Columns of a pickled table, by name. The whole table is read into memory, but what shrinks.
 
     Args:
         file: The pickle.
         name: Named in errors.
+        shrink: Given every array of numbers as soon as it is read, those in cells and those of
+            whole columns; what it returns is kept instead.
 
     Raises:
         DataError: damage, something else than a table, or a pickle that asks for more than arrays.
@@ -45,7 +48,7 @@ def read_frame(file: IO[bytes], name: str) -> dict[str, Array]:
         metamae.errors.DataError: expected a pickled table in x.pkl: it asks for builtins.print, \
 which no table needs
     """
-    frame = unpickle(file, "a pickled table", name, table=True)
+    frame = unpickle(file, "a pickled table", name, table=True, shrink=shrink)
     try:
         return _columns(_manager(frame))
     except DataError as fault:

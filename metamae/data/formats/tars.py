@@ -62,7 +62,11 @@ def unpacking(file: io.BufferedReader, name: str) -> io.BufferedReader:
     Raises:
         DataError: when it unpacks to far more than it is, see ``limits``.
     """
-    start = file.peek(6)[:6]
+    try:
+        start = file.peek(6)[:6]
+    except BaseException:
+        file.close()
+        raise
     if start.startswith(_GZIP):
         return io.BufferedReader(_Counted(gzip.GzipFile(fileobj=file), file, name), _CHUNK)
     for magic, make in ((_BZIP2, bz2.BZ2Decompressor), (_XZ, lzma.LZMADecompressor)):

@@ -9,30 +9,27 @@ neither, and takes what lies behind the data for pointers.
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import re
 import struct
 from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from metamae.data.dataset import Array
+from metamae.data.formats.pickled_arrays import (
+    NDARRAY,
+    OBJECT,
+    Dtype,
+    Shrink,
+    array_of_buffer,
+    blank_array,
+    fill,
+    made_once,
+    number,
+)
 from metamae.errors import DataError, is_systems, reason_of, shown
 
-_MOST_AXES = 8
 _PLAIN_KEYS = frozenset((str, bytes, int, float, bool, type(None)))
 """Types of keys. Hashing a tuple of tuples of tuples ... ends the process."""
-
-_DTYPE = re.compile(r"[<>|=]?(?:[biufcSUOMm]\d{0,6}|\?)")
-_UNITS = frozenset(("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"))
-
-
-class _Marker:
-    """Stands for the class of arrays, which is never called."""
-
-
-_NDARRAY, _OBJECT = _Marker(), _Marker()
 
 
 class Inert:
@@ -51,100 +48,12 @@ class Inert:
         pass
 
 
-class _Dtype:
-    """A type of array elements, made of a short text and a few checked numbers."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        text = code.decode("latin1") if isinstance(code, bytes) else code
-        if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-            raise pickle.UnpicklingError(f"it has an array of type {shown(code)}")
-        self.dtype = np.dtype(object) if "O" in text else np.dtype(text)
-
-    def build(self, state: Any) -> None:
-        """Take byte order and unit of time from a state; structured types are refused."""
-        order, *structure = state[1:5]
-        if any(part is not None for part in structure):
-            raise pickle.UnpicklingError("it has an array of a structured type")
-        order = order.decode("latin1") if isinstance(order, bytes) else order
-        if self.dtype.kind in "mM":
-            unit, count, *_ = state[8][1]
-            unit = unit.decode("latin1") if isinstance(unit, bytes) else unit
-            if unit not in _UNITS or count != 1:
-                raise pickle.UnpicklingError(f"it has times in {shown(count)} {shown(unit)}")
-            self.dtype = np.dtype(f"{self.dtype.char}8[{unit}]")
-        if order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
-        elif order not in ("|", "="):
-            raise pickle.UnpicklingError(f"it has an array of byte order {shown(order)}")
-
-
-def _checked_shape(shape: Any, dtype: np.dtype[Any], size: int) -> tuple[int, ...]:
-    """A shape whose number of elements is that of the data."""
-    sizes = shape if type(shape) is tuple else (shape,)
-    if len(sizes) > _MOST_AXES or not all(type(n) is int and n >= 0 for n in sizes):
-        raise pickle.UnpicklingError(f"it has an array of shape {shown(shape)}")
-    if math.prod(sizes) * (1 if dtype.hasobject else dtype.itemsize) != size:
-        raise pickle.UnpicklingError(
-            f"it has an array {dtype} of shape {shown(shape)} with {size} "
-            f"{'elements' if dtype.hasobject else 'bytes'}"
-        )
-    return sizes
-
-
-def _blank_array(kind: Any, *_: Any) -> Array:
-    """What waits for its state, see :func:`_fill`."""
-    if kind is not _NDARRAY:
-        raise pickle.UnpicklingError("it has an array of a class that is not NumPy's")
-    return np.zeros(0, np.int8)
-
-
-def _fill(array: Array, state: Any) -> None:
-    """Give a blank array its contents. NumPy would believe any state; it gets a checked one."""
-    if array.shape != (0,) or array.dtype != np.int8:
-        raise pickle.UnpicklingError("it fills an array twice")
-    shape, kind, columns_first, raw = state[-4:]
-    dtype = _dtype_of(kind)
-    if dtype.hasobject:
-        if type(raw) is not list:
-            raise pickle.UnpicklingError(f"it has an array of objects in {type(raw).__name__}")
-    elif type(raw) is str:
-        raw = raw.encode("latin1")  # bytes of Python 2
-    elif type(raw) is not bytes:
-        raise pickle.UnpicklingError(f"it has an array of numbers in {type(raw).__name__}")
-    sizes = _checked_shape(shape, dtype, len(raw))
-    array.__setstate__((1, sizes, dtype, bool(columns_first), raw))  # type: ignore[arg-type]
-
-
-def _dtype_of(kind: Any) -> np.dtype[Any]:
-    if type(kind) is not _Dtype:
-        raise pickle.UnpicklingError(f"it has an array of type {type(kind).__name__}")
-    return kind.dtype
-
-
-def _array_of_buffer(buffer: Any, kind: Any, shape: Any, order: Any = "C") -> Array:
-    """An array as the fifth protocol writes it."""
-    dtype = _dtype_of(kind)
-    if type(buffer) not in (bytes, bytearray) or dtype.hasobject or order not in ("C", "F"):
-        raise pickle.UnpicklingError(f"it has an array {dtype} in {type(buffer).__name__}")
-    sizes = _checked_shape(shape, dtype, len(buffer))
-    return np.frombuffer(buffer, dtype).reshape(sizes, order=order)
-
-
-def _number(kind: Any, raw: Any) -> Any:
-    """A number that NumPy pickled alone."""
-    dtype = _dtype_of(kind)
-    content = raw.encode("latin1") if type(raw) is str else raw
-    if type(content) is not bytes or dtype.hasobject or len(content) != dtype.itemsize:
-        raise pickle.UnpicklingError(f"it has a number {dtype} in {type(raw).__name__}")
-    return np.frombuffer(content, dtype)[0]
-
-
 _NUMPY: dict[str, Any] = {
-    "_reconstruct": _blank_array,
-    "_frombuffer": _array_of_buffer,
-    "scalar": _number,
-    "ndarray": _NDARRAY,
-    "dtype": _Dtype,
+    "_reconstruct": blank_array,
+    "_frombuffer": array_of_buffer,
+    "scalar": number,
+    "ndarray": NDARRAY,
+    "dtype": Dtype,
 }
 
 
@@ -153,7 +62,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
-_BUILTINS = {"slice": slice, "object": _OBJECT}
+_BUILTINS = {"slice": slice, "object": OBJECT}
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -174,6 +83,8 @@ class _Unpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    shrink: Shrink | None = None
 
     def __init__(self, file: IO[bytes], *, table: bool) -> None:
         super().__init__(file, encoding="latin1")
@@ -229,8 +140,8 @@ class _Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         thing = self.stack[-1]
         if type(thing) is np.ndarray:
-            _fill(thing, state)
-        elif type(thing) is _Dtype:
+            fill(thing, state, self.shrink)
+        elif type(thing) is Dtype:
             thing.build(state)
         elif isinstance(thing, Inert):
             thing.state = state
@@ -310,7 +221,60 @@ for _code, _method in (
     _Unpickler.dispatch[_code[0]] = _method
 
 
-def unpickle(file: IO[bytes], what: str, name: str, *, table: bool) -> Any:
+class _ShrinkingUnpickler(_Unpickler):
+    """Makes arrays smaller as it reads them, and does not remember what they were made of.
+
+    A pickle numbers nearly all it holds, in case that is asked for again, and bytes of arrays
+    never are. Remembering them would keep the whole file in memory.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+    memo: dict[int, Any]
+
+    def __init__(self, file: IO[bytes], *, table: bool, shrink: Shrink) -> None:
+        super().__init__(file, table=table)
+        self.shrink, self.numbered = shrink, 0
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self.small_array if found is array_of_buffer else found
+
+    def small_array(self, *arguments: Any) -> Any:
+        """An array of the fifth protocol."""
+        assert self.shrink is not None
+        return self.shrink(array_of_buffer(*arguments))
+
+    def remember(self) -> None:
+        """Number the top of the stack."""
+        self.remember_at(self.numbered)
+
+    def remember_short(self) -> None:
+        """The same with a number of one byte."""
+        self.remember_at(self.read(1)[0])
+
+    def remember_long(self) -> None:
+        """The same with a number of four bytes."""
+        self.remember_at(struct.unpack("<I", self.read(4))[0])
+
+    def remember_at(self, place: int) -> None:
+        """Number the top of the stack, and keep it unless it is part of one array."""
+        thing = self.stack[-1]
+        self.numbered += 1
+        if not made_once(thing):
+            self.memo[place] = thing
+
+
+for _code, _remember in (
+    (pickle.MEMOIZE, _ShrinkingUnpickler.remember),
+    (pickle.BINPUT, _ShrinkingUnpickler.remember_short),
+    (pickle.LONG_BINPUT, _ShrinkingUnpickler.remember_long),
+):
+    _ShrinkingUnpickler.dispatch[_code[0]] = _remember
+
+
+def unpickle(
+    file: IO[bytes], what: str, name: str, *, table: bool, shrink: Shrink | None = None
+) -> Any:
     """What a pickle holds; it has to be the whole file.
 
     Args:
@@ -318,6 +282,7 @@ def unpickle(file: IO[bytes], what: str, name: str, *, table: bool) -> Any:
         what: What it is expected to be, for errors.
         name: What the file is called in an error.
         table: Whether objects of pandas become records; otherwise they are refused.
+        shrink: Given every array of numbers as soon as it is read; what it returns is kept instead.
 
     Raises:
         DataError: damage, or more than plain values and arrays.
@@ -325,7 +290,12 @@ def unpickle(file: IO[bytes], what: str, name: str, *, table: bool) -> Any:
     try:
         if not isinstance(file, io.BufferedReader | io.BytesIO):  # it is read byte by byte
             file = io.BufferedReader(file)  # type: ignore[type-var]
-        value = _Unpickler(file, table=table).load()
+        reader = (
+            _Unpickler(file, table=table)
+            if shrink is None
+            else _ShrinkingUnpickler(file, table=table, shrink=shrink)
+        )
+        value = reader.load()
         if file.read(1):
             raise pickle.UnpicklingError("it goes on after its end")
     except MemoryError as fault:

@@ -5,7 +5,7 @@ To add one, see :mod:`metamae.data.sources`.
 
 from metamae.data.preparing.prepared import Prepared
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, Stored
+from metamae.data.preparing.source import Content, Layout, Option, Source, Stored
 from metamae.data.preparing.writer import Writer
 
-__all__ = ["Layout", "Option", "Prepared", "Raw", "Source", "Stored", "Writer"]
+__all__ = ["Content", "Layout", "Option", "Prepared", "Raw", "Source", "Stored", "Writer"]

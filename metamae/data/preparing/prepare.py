@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from metamae.data.formats.archives import intact
 from metamae.data.preparing.prepared import FORMAT, MANIFEST, Prepared, folder_of, sha256
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.source import Source, options_text
+from metamae.data.preparing.whole import missing_files, missing_rows, refuse_partial
 from metamae.data.preparing.writer import Writer
 from metamae.errors import ConfigError
 from metamae.files import write_json
 from metamae.locks import locked_file
 from metamae.progress import Reporter, Stage
 from metamae.version import __version__
+
+_UNPACKED = "unpacked"
 
 
 def prepare(
@@ -29,6 +33,8 @@ def prepare(
     options: Mapping[str, str] | None = None,
     on_error: str = "fail",
     again: bool = False,
+    only: str | None = None,
+    partial: bool = False,
     reporter: Reporter | None = None,
 ) -> Prepared:
     """Read the raw files of a set and leave its prepared form, unless it is there already.
@@ -40,10 +46,14 @@ def prepare(
         on_error: ``fail`` stops at the first unreadable file; ``skip`` leaves such files out, and
             names them in the manifest.
         again: Prepare anew even if it is there.
+        only: ``pretrain`` or ``probe``, where the files for one of them are enough.
+        partial: Whether fewer examples than were published will do; the manifest keeps what is
+            missing.
         reporter: Shows progress; silent by default.
 
     Raises:
-        DataError: missing or damaged raw files; the message says which.
+        DataError: missing or damaged raw files, or fewer examples than published; the message
+            says which.
         ConfigError: unknown options, or a set that was prepared with others.
         MissingLibraryError: an optional library is needed.
         LockedError: another process prepares the same set.
@@ -52,41 +62,36 @@ def prepare(
     resolved = source.resolve(options or {})
     folder = folder_of(source, data_dir)
     if folder.is_dir() and not again:
-        return _keep(Prepared.open(source, data_dir), resolved)
-    layout, paths = source.locate(data_dir)
+        return _keep(Prepared.open(source, data_dir), resolved, only)
+    layout, paths = source.locate(data_dir, only)
+    if not partial:
+        refuse_partial(source, missing_files(source, paths))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(folder.parent / f".lock-{source.name}", folder):
         if folder.is_dir() and not again:  # by another process, just now
-            return _keep(Prepared.open(source, data_dir), resolved)
-        raw = Raw(layout=layout.name, paths=paths, options=resolved, reporter=reporter)
-        _prepare(source, raw, folder, on_error, reporter)
+            return _keep(Prepared.open(source, data_dir), resolved, only)
+        with _replacing(folder) as temporary:
+            raw = Raw(
+                layout=layout.name,
+                paths=paths,
+                options=resolved,
+                reporter=reporter,
+                only=None if len(paths) == len(layout.paths) else only,
+                scratch=temporary / _UNPACKED,
+            )
+            with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
+                read(source, raw, writer)
+                _finish(source, raw, writer, partial)
         return Prepared.open(source, data_dir)
 
 
-def _prepare(source: Source, raw: Raw, folder: Path, on_error: str, reporter: Reporter) -> None:
-    """Make the folder, beside the one that is there, and put it in its place."""
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside another that takes its place at the end, and is gone where that fails."""
     _clear_leftovers(folder)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{source.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        with Writer(temporary, on_error=on_error, reporter=reporter) as writer:
-            with intact(", ".join(str(path) for path in raw.paths.values())):
-                source.prepare(raw, writer)
-                raw.finish()
-            facts = writer.close()
-        manifest = {
-            "format": FORMAT,
-            "name": source.name,
-            "metamae": __version__,
-            "layout": raw.layout,
-            "options": dict(raw.options),
-            "on_error": on_error,
-            "sources": _describe_sources(raw.paths, reporter),
-            "skipped": writer.skipped,
-            "partitions": writer.partitions,
-            "arrays": _describe_arrays(writer, reporter),
-            "facts": facts,
-        }
-        write_json(temporary / MANIFEST, manifest)
+        yield temporary
         os.chmod(temporary, 0o755)
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -95,7 +100,50 @@ def _prepare(source: Source, raw: Raw, folder: Path, on_error: str, reporter: Re
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _keep(prepared: Prepared, options: Mapping[str, str]) -> Prepared:
+def read(source: Source, raw: Raw, writer: Writer) -> None:
+    """Run the reader of a source over its raw files, to their ends.
+
+    Raises:
+        DataError: what is damaged.
+    """
+    with intact(", ".join(str(path) for path in raw.paths.values())):
+        opened = raw.unnested({role: source.names(role) for role in raw.paths})
+        source.prepare(opened, writer)
+        opened.finish()
+
+
+def _finish(source: Source, raw: Raw, writer: Writer, partial: bool) -> None:
+    """Close the arrays and write the manifest."""
+    facts, reporter = writer.close(), writer.reporter
+    missing = missing_rows(source, writer)
+    if not partial:
+        refuse_partial(source, missing)
+    shutil.rmtree(raw.scratch, ignore_errors=True)
+    manifest = {
+        "format": FORMAT,
+        "name": source.name,
+        "metamae": __version__,
+        "layout": raw.layout,
+        "options": dict(raw.options),
+        "only": raw.only,
+        "partial": {name: list(counts) for name, counts in missing.items()},
+        "on_error": writer.on_error,
+        "sources": _describe_sources(raw.paths, reporter),
+        "skipped": writer.skipped,
+        "partitions": writer.partitions,
+        "arrays": _describe_arrays(writer, reporter),
+        "facts": facts,
+    }
+    write_json(writer.folder / MANIFEST, manifest)
+
+
+def _keep(prepared: Prepared, options: Mapping[str, str], only: str | None) -> Prepared:
+    made_for = prepared.manifest.get("only")
+    if made_for not in (None, only):
+        raise ConfigError(
+            f"expected {prepared.source.name!r} to be prepared for {only or 'all'}, it was made "
+            f"with --only {made_for}; add --again to make it anew"
+        )
     if prepared.options == options:
         return prepared
     raise ConfigError(

@@ -195,6 +195,8 @@ class Prepared:
                 f"do not fit ({type(fault).__name__}: {reason_of(fault)}); prepare it again"
             ) from fault
         task = source.task
+        if "train" not in parts:  # prepared for pretraining alone
+            task = None
         if task is not None and "classes" in self.facts:
             task = replace(task, classes=tuple(self.facts["classes"]))
         return Dataset(

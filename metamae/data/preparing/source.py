@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metamae.data.dataset import Affine, Array, Partition, Task, choose_token_size
+from metamae.data.preparing.layouts import Content as Content
+from metamae.data.preparing.layouts import Layout as Layout
+from metamae.data.preparing.layouts import Names as Names
+from metamae.data.preparing.layouts import packed_or_not as packed_or_not
+from metamae.data.preparing.layouts import similar_files
 from metamae.data.preparing.raw import Raw
 from metamae.data.preparing.writer import Writer
 from metamae.errors import ConfigError, DataError, suggest
@@ -42,42 +47,6 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One accepted way in which the raw files may lie below the data folder.
-
-    Attributes:
-        name: ``published`` (archives as they are handed out), ``unpacked``, ``dabs`` (what the
-            DABS downloader leaves) or ``metamae`` (the folders of the MetaMAE experiments).
-        paths: Role to path. All of them have to be there, below the data folder or below a folder
-            in it that is called like the data set.
-    """
-
-    name: str
-    paths: Mapping[str, str]
-
-    def find(self, data_dir: Path, source: str) -> dict[str, Path]:
-        """Role to existing path; roles whose path is missing are left out."""
-        there = {}
-        for role, path in self.paths.items():
-            for base in (data_dir / source, data_dir):
-                if (base / path).exists():
-                    there[role] = base / path
-                    break
-        return there
-
-    @classmethod
-    def within(cls, name: str, folder: str, files: Mapping[str, str]) -> Layout:
-        """Files that lie together in a folder."""
-        return cls(name, {role: f"{folder}/{file}" for role, file in files.items()})
-
-
-def packed_or_not(role: str, published: Mapping[str, str], **folders: str) -> tuple[Layout, ...]:
-    """The published archives, or a folder that has all that is in them, by name of the layout."""
-    unpacked = (Layout(name, {role: folder}) for name, folder in folders.items())
-    return (Layout("published", published), *unpacked)
-
-
-@dataclass(frozen=True)
 class Option:
     """A choice made when a set is prepared; the first choice is the default."""
 
@@ -101,6 +70,10 @@ class Source:
         inputs: Input specifications; takes the token size.
         token_size: Default token size; empty where a token is one symbol or column.
         layouts: Accepted layouts, the preferred first.
+        contents: Role to what its raw file holds.
+        totals: Partition or array to its published number of rows.
+        enough_for: ``pretrain`` or ``probe`` to the roles that are enough for it alone.
+        lookalikes: Names of other sets that are taken for this one, and why they are not it.
         prepare: Reads raw files and writes arrays.
         task: What a probe predicts; ``None`` for pretraining only. Classes that only the files
             know are noted by the reader (:meth:`Writer.note`) under ``classes``.
@@ -118,6 +91,10 @@ class Source:
     inputs: Callable[[Sequence[int]], Inputs]
     token_size: tuple[int, ...] = ()
     layouts: tuple[Layout, ...]
+    contents: Mapping[str, Content] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
+    enough_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lookalikes: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Raw, Writer], None]
     task: Task | None
     pretrained_on: str
@@ -151,20 +128,83 @@ class Source:
         """Input specifications for a token size; the set's own when empty."""
         return self.inputs(choose_token_size(self.name, token_size, self.token_size))
 
-    def locate(self, data_dir: Path) -> tuple[Layout, dict[str, Path]]:
+    def all_roles(self) -> list[str]:
+        """Roles of all layouts."""
+        return [*dict.fromkeys(role for layout in self.layouts for role in layout.paths)]
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """All names of a role, of every layout that has it."""
+        return tuple(
+            name for layout in self.layouts if role in layout.paths for name in layout.names(role)
+        )
+
+    def roles(self, layout: Layout, only: str | None) -> list[str]:
+        """Roles that have to be there for all, or for one of ``pretrain`` and ``probe``.
+
+        Raises:
+            ConfigError: a set that comes in one piece.
+        """
+        if only is None:
+            return [*layout.paths]
+        if only not in self.enough_for:
+            raise ConfigError(
+                f"expected all of {self.name!r}, got --only {only}: it comes in one piece"
+            )
+        return [role for role in layout.paths if role in self.enough_for[only]] or [*layout.paths]
+
+    def search(self, data_dir: Path) -> list[tuple[Layout, dict[str, Path]]]:
+        """Every layout with what is there of it: first by the names as they are."""
+        exact = [
+            (layout, layout.find(data_dir, self.name, self.contents)) for layout in self.layouts
+        ]
+        if any(len(paths) == len(layout.paths) for layout, paths in exact):
+            return exact
+        return [
+            (layout, layout.find_other_forms(data_dir, self.name, self.contents) | paths)
+            for layout, paths in exact
+        ]
+
+    def locate(self, data_dir: Path, only: str | None = None) -> tuple[Layout, dict[str, Path]]:
         """The first layout that is complete, with its paths.
+
+        Args:
+            data_dir: Folder with the raw files.
+            only: ``pretrain`` or ``probe``, where the files for one of them are enough.
 
         Raises:
             DataError: none is; the message says what to put where.
+            ConfigError: a set that comes in one piece, and ``only``.
         """
-        candidates = [(layout, layout.find(data_dir, self.name)) for layout in self.layouts]
+        candidates = self.search(data_dir)
         for layout, paths in candidates:
-            if len(paths) == len(layout.paths):
-                return layout, paths
+            roles = self.roles(layout, only)
+            if all(role in paths for role in roles):
+                return layout, {role: paths[role] for role in roles}
         nearest, there = max(candidates, key=lambda pair: len(pair[1]))
-        missing = [str(data_dir / p) for role, p in nearest.paths.items() if role not in there]
+        absent = [role for role in self.roles(nearest, only) if role not in there]
+        missing = [nearest.wanted(role, data_dir) for role in absent]
+        instead = self.instead(data_dir)
         raise DataError(
-            f"expected the raw files of {self.name!r}, missing {', '.join(missing)}; "
-            f"get {self.origin} and put the files there, or see: "
-            f"metamae data check {self.name} --data-dir {data_dir}"
+            f"expected the raw files of {self.name!r}, missing {', '.join(missing)}"
+            f"{f' ({instead})' if instead else ''}; get {self.origin} and put the files there, or "
+            f"see: metamae data check {self.name} --data-dir {data_dir}"
         )
+
+    def instead(self, data_dir: Path) -> str:
+        """What was found in place of what is missing; empty where nothing was."""
+        there = max((paths for _, paths in self.search(data_dir)), key=len)
+        told = [
+            f"{name} {why}"
+            for name, why in self.lookalikes.items()
+            if Layout("", {"": name}).find_other_forms(data_dir, self.name, {})
+        ]
+        absent = [role for role in self.all_roles() if role not in there]
+        names = [name for role in absent for name in self.names(role)]
+        known = {path.relative_to(data_dir).as_posix() for path in there.values()}
+        like = [name for name in similar_files(data_dir, self.name, names) if name not in known]
+        if like:
+            told.append(f"found {', '.join(like[:5])}")
+        enough = [part for part, roles in self.enough_for.items() if all(r in there for r in roles)]
+        if enough:
+            told.append(f"what is there is enough for --only {' or '.join(enough)}")
+        return "; ".join(told)

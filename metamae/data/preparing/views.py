@@ -28,12 +28,15 @@ class View:
     members: Mapping[str, tuple[Bundle, str]]
 
     @classmethod
-    def tails(cls, pattern: str, *bundles: Bundle) -> View:
+    def tails(
+        cls, pattern: str, *bundles: Bundle, called: Callable[[str], str] | None = None
+    ) -> View:
         """Files whose path ends like a pattern, called by that end.
 
         Args:
             pattern: Regular expression of the last parts of a path, in any case of letters.
             bundles: Folders or archives.
+            called: Makes the short name of that end.
 
         Raises:
             DataError: no such file in a bundle, or two with one end.
@@ -47,6 +50,7 @@ class View:
                 tail = "/".join(name.split("/")[-parts:])
                 if not fits.fullmatch(tail):
                     continue
+                tail = called(tail) if called is not None else tail
                 if tail in members:
                     raise DataError(
                         f"expected one file {tail}, got {members[tail][1]} in "

@@ -140,6 +140,13 @@ class Writer:
         self.partition("train", arrays, labels=labels, index=train)
         self.partition("test", arrays, labels=labels, index=test)
 
+    def count(self, name: str) -> int | None:
+        """Rows of a partition or an array; ``None`` where there is none of the name."""
+        if name in self.partitions:
+            entry = self.partitions[name]
+            name = entry["index"] or next(iter(entry["arrays"].values()))
+        return self.arrays[name].rows if name in self.arrays else None
+
     def note(self, **facts: Any) -> None:
         """Keep facts that opening the set needs, such as a label map (JSON values)."""
         self.facts |= facts

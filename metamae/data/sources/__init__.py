@@ -2,11 +2,14 @@
 
 To add one, write a file here that defines ``SOURCES``, a tuple of
 :class:`~metamae.data.preparing.source.Source` (a small one to copy is ``genomics.py``): where the
-raw files may lie, the function that reads them with :mod:`metamae.data.formats` and writes arrays,
-and what a probe predicts. Importing it must not need optional libraries: readers import them when
-they run. Then name it in ``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a
-preset ``presets/paper/NAME.yaml`` too. Its test, ``tests/metamae/data/sources/test_NAME.py``, makes
-tiny raw files in every layout (``tests/metamae/data/packing.py``) and reads them back;
+raw files may lie (a role has several names; packing and folders are taken care of), what they hold
+and how many examples were published, the function that reads them with
+:mod:`metamae.data.formats` and writes arrays, and what a probe predicts.
+Importing it must not need optional libraries: readers import them when they run. Then name it in
+``_MODULES`` below, and in ``published.yaml``; a set to pretrain on has a preset
+``presets/paper/NAME.yaml`` too. Its test,
+``tests/metamae/data/sources/test_NAME.py``, makes tiny raw files in every layout
+(``tests/metamae/data/packing.py``) and reads them back;
 ``benchmarks/made_sets.py`` asks for such files of every set.
 """
 

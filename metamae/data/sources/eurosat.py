@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from metamae.data.formats.libraries import need_module
 from metamae.data.formats.limits import read_whole
 from metamae.data.formats.pickles import plain_array, read_frame
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Content, Layout, Source
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
@@ -61,8 +62,10 @@ def _prepare(raw: Raw, writer: Writer) -> None:
     else:
         pretrain, transfer = _read_pickles(raw, writer)
     arrays = {"image": "images"}
-    writer.partition("pretrain", arrays, index=ninety_ten(pretrain)[0])
-    writer.probe(arrays, "labels", *ninety_ten(transfer))
+    if raw.wants("pretrain"):
+        writer.partition("pretrain", arrays, index=ninety_ten(pretrain)[0])
+    if raw.wants("probe"):
+        writer.probe(arrays, "labels", *ninety_ten(transfer))
 
 
 def _read_images(raw: Raw, writer: Writer) -> tuple[Array, Array]:
@@ -86,6 +89,9 @@ def _read_pickles(raw: Raw, writer: Writer) -> tuple[Array, Array]:
     images, labels = writer.array("images", SHAPE, np.float32), writer.array("labels", (), np.uint8)
     ends = []
     for role in _TABLES:
+        if role not in raw.paths:
+            ends.append(images.rows)
+            continue
         path = raw.paths[role]
         with raw.open(role) as file:
             table = read_frame(file, str(path))
@@ -136,11 +142,17 @@ SOURCES = (
         inputs=_inputs,
         token_size=(8, 8),
         layouts=(
-            Layout("published", {"images": "EuroSATallBands.zip"}),
-            Layout("unpacked", {"images": "ds"}),
+            Layout("published", {"images": ("EuroSATallBands.zip", "EuroSAT_MS.zip")}),
+            Layout("unpacked", {"images": ("ds", "EuroSAT_MS")}),
             Layout.within("dabs", "satellite_images", _TABLES),
             Layout.within("metamae", "eurosat_all", _TABLES),
         ),
+        contents={
+            "images": Content(rf"({'|'.join(CLASSES)})_\d+\.tif", 27_000),
+            **{role: Content(re.escape(name)) for role, name in _TABLES.items()},
+        },
+        totals={"pretrain": 21_870, "train": 2_430, "test": 270},
+        enough_for={"pretrain": ("pretrain",), "probe": ("transfer",)},
         prepare=_prepare,
         task=Task.of_classes(CLASSES, complete=False),
         pretrained_on="eurosat",

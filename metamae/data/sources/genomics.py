@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from metamae.data.dataset import Array, Task
 from metamae.data.formats.letters import Letters
 from metamae.data.formats.tables import plain_text, table_records
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Content, Layout, Source
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
@@ -46,11 +47,13 @@ def _inputs(token_size: Sequence[int]) -> Inputs:
 
 
 def _prepare_known(raw: Raw, writer: Writer) -> None:
-    _read(raw, writer, "pretrain", _TRAIN, "pretrain_reads")
-    pretraining = ninety_ten(shuffled(writer.arrays["pretrain_reads"].rows))[0]
-    writer.partition("pretrain", {"dna": "pretrain_reads"}, index=pretraining)
-    names = _read(raw, writer, "probe", _KNOWN, "reads")
-    _write_probe(writer, names, GENERA, first=0)
+    if raw.wants("pretrain"):
+        _read(raw, writer, "pretrain", _TRAIN, "pretrain_reads")
+        pretraining = ninety_ten(shuffled(writer.arrays["pretrain_reads"].rows))[0]
+        writer.partition("pretrain", {"dna": "pretrain_reads"}, index=pretraining)
+    if raw.wants("probe"):
+        names = _read(raw, writer, "probe", _KNOWN, "reads")
+        _write_probe(writer, names, GENERA, first=0)
 
 
 def _prepare_other(raw: Raw, writer: Writer) -> None:
@@ -102,6 +105,7 @@ def _source(
     prepare: Callable[[Raw, Writer], None],
     classes: Sequence[str],
     tables: Mapping[str, str],
+    totals: Mapping[str, int],
 ) -> Source:
     return Source(
         name=name,
@@ -113,6 +117,12 @@ def _source(
             Layout("unpacked", {"archive": "genomics_ood"}),
             Layout.within("dabs", "genomics", tables),
         ),
+        contents={
+            "archive": Content("|".join(map(re.escape, (_TRAIN, _KNOWN, _OTHER)))),
+            **{role: Content(re.escape(file)) for role, file in tables.items()},
+        },
+        totals=totals,
+        enough_for={role: (role,) for role in tables},
         prepare=prepare,
         task=Task.of_classes(classes, complete=False),
         pretrained_on="genomics",
@@ -128,6 +138,13 @@ SOURCES = (
         _prepare_known,
         GENERA,
         {"pretrain": "genomicsPretrain.csv", "probe": "genomicsTransferID.csv"},
+        {"pretrain": 900_000, "train": 90_000, "test": 10_000},
     ),
-    _source("genomics_ood", _prepare_other, NUMBERED, {"probe": "genomicsTransferOOD.csv"}),
+    _source(
+        "genomics_ood",
+        _prepare_other,
+        NUMBERED,
+        {"probe": "genomicsTransferOOD.csv"},
+        {"train": 540_000, "test": 60_000},
+    ),
 )

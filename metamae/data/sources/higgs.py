@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import IO
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from metamae.data.dataset import Array, Task
 from metamae.data.formats.tables import bounded_lines
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Content, Layout, Source
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.errors import DataError
@@ -45,30 +45,55 @@ def _prepare(raw: Raw, writer: Writer) -> None:
     labels = writer.array("labels", (), np.uint8)
     if "all" in raw.paths:
         with raw.open("all") as file:
-            _read(file, rows, labels, header=False)
+            _read(file, rows, labels, published=True)
         first = rows.rows - rows.rows // 10
     else:
-        with raw.open("pretrain") as file:
-            _read(file, rows, labels, header=True)
+        if raw.wants("pretrain"):
+            with raw.open("pretrain") as file:
+                _read(file, rows, labels, published=False)
         first = rows.rows
-        with raw.open("transfer") as file:
-            _read(file, rows, labels, header=True)
-    writer.partition("pretrain", {"row": "rows"}, index=ninety_ten(shuffled(first))[0])
-    writer.probe({"row": "rows"}, "labels", *ninety_ten(first + shuffled(rows.rows - first)))
+        if raw.wants("probe"):
+            with raw.open("transfer") as file:
+                _read(file, rows, labels, published=False)
+    if raw.wants("pretrain"):
+        writer.partition("pretrain", {"row": "rows"}, index=ninety_ten(shuffled(first))[0])
+    if raw.wants("probe"):
+        writer.probe({"row": "rows"}, "labels", *ninety_ten(first + shuffled(rows.rows - first)))
 
 
-def _read(file: IO[bytes], rows: RowWriter, labels: RowWriter, *, header: bool) -> None:
-    """Read one table in blocks; columns are found by name where there is a header."""
+def _read(file: IO[bytes], rows: RowWriter, labels: RowWriter, *, published: bool) -> None:
+    """Read one table in blocks; columns are found by name where there is a header.
+
+    The published file has none. Copies of it have one, with names of their own; such a file is in
+    the published order unless it has the names of the benchmark.
+    """
     with io.TextIOWrapper(file, encoding="ascii", newline="") as text:
         lines = bounded_lines(text, "HIGGS", _LONGEST)
-        names = next(csv.reader([next(lines, "")])) if header else [LABEL, *RAW_COLUMNS]
+        first = next(lines, "")
+        header = next(csv.reader([first]), [])
+        named = not published or set(COLUMNS) <= set(header)
+        names = header if named else [LABEL, *RAW_COLUMNS]
+        if published and first and not named and len(header) != len(names):
+            raise DataError(
+                f"expected {len(names)} columns in the first line of HIGGS, got {len(header)}"
+            )
+        has_header = named or (bool(header) and not _is_number(header[0]))
         order = [_place(names, name) for name in COLUMNS]
         label = _place(names, _label_of(names))
-        line = int(header) + 1
-        for block in _blocks(lines, len(names), line):
+        line = int(has_header) + 1
+        rest = chain([first] if first and not has_header else [], lines)
+        for block in _blocks(rest, len(names), line):
             labels.extend(_labels(block[:, label], line))
             rows.extend(block[:, order].astype(np.float32))
             line += len(block)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _labels(signal: Array, line: int) -> Array:
@@ -122,7 +147,7 @@ SOURCES = (
         origin="HIGGS.csv.gz from the UCI machine learning repository",
         inputs=_inputs,
         layouts=(
-            Layout("published", {"all": "HIGGS.csv.gz"}),
+            Layout("published", {"all": ("HIGGS.csv.gz", "higgs.zip")}),
             Layout("unpacked", {"all": "HIGGS.csv"}),
             Layout.within(
                 "dabs",
@@ -130,6 +155,13 @@ SOURCES = (
                 {"pretrain": "higgsPretrain.csv", "transfer": "higgsTransfer.csv"},
             ),
         ),
+        contents={
+            "all": Content(r"(?i:higgs)\.csv(\.gz)?"),
+            "pretrain": Content(r"higgsPretrain\.csv"),
+            "transfer": Content(r"higgsTransfer\.csv"),
+        },
+        totals={"pretrain": 8_910_000, "train": 990_000, "test": 110_000},
+        enough_for={"pretrain": ("pretrain",), "probe": ("transfer",)},
         prepare=_prepare,
         task=Task(
             kind="binary", metric="accuracy", classes=("background", "signal"), complete=False

@@ -16,7 +16,7 @@ from metalearn.randomness import fold
 from metamae.data.dataset import Array, Partition, Task
 from metamae.data.formats.tables import bounded_lines
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Option, Source, Stored, packed_or_not
+from metamae.data.preparing.source import Content, Option, Source, Stored, packed_or_not
 from metamae.data.preparing.writer import Writer
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Signal
@@ -123,7 +123,8 @@ def _inputs(token_size: Sequence[int]) -> Inputs:
 
 def _prepare(raw: Raw, writer: Writer) -> None:
     bundle = raw.bundle("recordings")
-    names = {subject: bundle.one(f"Protocol/subject{subject}.dat") for subject in SUBJECTS}
+    folder = "" if bundle.path.name == "Protocol" else "Protocol/"  # Optional has such files too
+    names = {subject: bundle.one(f"{folder}subject{subject}.dat") for subject in SUBJECTS}
     rows = writer.array("recordings", (CHANNELS,), np.float32)
     segments: list[dict[str, int]] = []
     with raw.reporter.stage("reading PAMAP2", total=len(names), unit="subjects") as stage:
@@ -226,11 +227,12 @@ SOURCES = (
         token_size=(5,),
         layouts=packed_or_not(
             "recordings",
-            {"recordings": "PAMAP2_Dataset.zip"},
-            unpacked="PAMAP2_Dataset",
+            {"recordings": ("PAMAP2_Dataset.zip", "pamap2+physical+activity+monitoring.zip")},
+            unpacked=("PAMAP2_Dataset", "Protocol"),
             dabs="sensor/pamap2/PAMAP2_Dataset",
             metamae="sensor/pamap2",
         ),
+        contents={"recordings": Content(r"Protocol/subject10\d\.dat", len(SUBJECTS))},
         prepare=_prepare,
         task=Task.of_classes(ACTIVITIES.values(), complete=False),
         pretrained_on="pamap2",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from metamae.data.dataset import Array, PartitionName, Task
 from metamae.data.formats.letters import Letters
-from metamae.data.formats.tables import json_records, table_records
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source, packed_or_not
+from metamae.data.preparing.source import Content, Layout, Source, packed_or_not
 from metamae.data.preparing.splits import ninety_ten, shuffled
 from metamae.data.preparing.writer import Writer
+from metamae.data.sources.tape import members
 from metamae.errors import DataError
 from metamae.inputs import Inputs, Tokens
 
@@ -45,7 +45,7 @@ def encode_protein(text: str) -> Array:
 
 
 def numbers(value: Any) -> list[float]:
-    """Numbers of a JSON value, or of its text in a table (``[0, 1]``, ``[0 1]``, ``0.5``).
+    """Numbers of a JSON or pickled value, or its text in a table (``[0, 1]``, ``[0 1]``, ``0.5``).
 
     Example:
         >>> from metamae.data.sources.proteins import numbers
@@ -56,14 +56,9 @@ def numbers(value: Any) -> list[float]:
         if "..." in value:
             raise DataError("expected all numbers of a list, got text that was cut short with ...")
         return [float(number) for number in _NUMBER.findall(value)]
+    if isinstance(value, np.ndarray):
+        return [float(number) for number in value.ravel()]
     return [float(number) for number in (value if isinstance(value, list) else [value])]
-
-
-def _records(file: IO[bytes], name: str, field: str) -> Generator[Mapping[str, Any], None, None]:
-    if name.endswith(".json"):
-        yield from json_records(file, name)
-    else:
-        yield from table_records(file, name, ("primary", field))
 
 
 def _field(record: Mapping[str, Any], field: str) -> Any:
@@ -72,34 +67,13 @@ def _field(record: Mapping[str, Any], field: str) -> Any:
     return record[field]
 
 
-def _members(
-    raw: Raw, files: Mapping[str, str]
-) -> Generator[tuple[str, str, IO[bytes]], None, None]:
-    """Key, name and content of each file: one pass over an archive, or files by role."""
-    if "archive" not in raw.paths:
-        for key in files:
-            with raw.open(key) as file:
-                yield key, raw.paths[key].name, file
-        return
-    left = {name: key for key, name in files.items()}
-    for name, file in raw.walk("archive", "*.json"):
-        base = name.rsplit("/", 1)[-1]
-        if base in left:  # on to the end of the archive, where its checksum is
-            yield left.pop(base), name, file
-    if left:
-        raise DataError(
-            f"expected {', '.join(left)} in {raw.paths['archive']}, found none; "
-            "check that the archive is the published one"
-        )
-
-
 def _prepare_pfam(raw: Raw, writer: Writer) -> None:
-    files = {"pretrain": "pfam_train.json", "transfer": "pfam_valid.json"}
+    files = {"pretrain": "pfam_train", "transfer": "pfam_valid"}
     sequences = {key: writer.array(f"{key}_sequences", (LENGTH,), np.uint8) for key in files}
     clans: set[int] = set()
     transfer = array("q")
-    for key, name, file in _members(raw, files):
-        for number, record in enumerate(_records(file, name, "clan"), start=1):
+    for key, name, records in members(raw, files, "clan"):
+        for number, record in enumerate(records, start=1):
             with writer.reading(f"record {number} of {name}"):
                 row, clan = encode_protein(_field(record, "primary")), int(_field(record, "clan"))
                 sequences[key].append(row)
@@ -134,7 +108,7 @@ class _Reader:
     label: Callable[[Any, str], Any]
 
     def __call__(self, raw: Raw, writer: Writer) -> None:
-        files = {part: f"{self.name}_{file}.json" for part, file in _FILES.items()}
+        files = {part: f"{self.name}_{file}" for part, file in _FILES.items()}
         arrays = {
             part: (
                 writer.array(f"{part}_sequences", (LENGTH,), np.uint8),
@@ -142,9 +116,9 @@ class _Reader:
             )
             for part in files
         }
-        for part, name, file in _members(raw, files):
+        for part, name, records in members(raw, files, self.field):
             sequences, labels = arrays[part]
-            for number, record in enumerate(_records(file, name, self.field), start=1):
+            for number, record in enumerate(records, start=1):
                 with writer.reading(f"record {number} of {name}"):
                     text = _field(record, "primary")
                     row, label = encode_protein(text), self.label(_field(record, self.field), text)
@@ -195,12 +169,24 @@ def _layouts(archive: str, tables: Mapping[str, str], metamae: str) -> tuple[Lay
 _source = partial(Source, modality="proteins", inputs=_inputs, pretrained_on="pfam")
 
 
-def _task(name: str, task: Task, reader: _Reader) -> Source:
+def _contents(stem: str, tables: Mapping[str, str]) -> dict[str, Content]:
+    return {
+        "archive": Content(rf"{stem}_[a-z_]+\.(json|lmdb/(data|lock)\.mdb)"),
+        **{role: Content(re.escape(file)) for role, file in tables.items()},
+    }
+
+
+_FORMS = "of TAPE: raw (JSON, data_raw_pytorch/) or LMDB (data_pytorch/), under one name"
+
+
+def _task(name: str, task: Task, reader: _Reader, rows: tuple[int, int]) -> Source:
     tables = {part: f"{reader.name}_{file}.csv" for part, file in _FILES.items()}
     return _source(
         name=name,
-        origin=f"{reader.name}.tar.gz of TAPE (raw, JSON)",
+        origin=f"{reader.name}.tar.gz {_FORMS}",
         layouts=_layouts(reader.name, tables, "pfam/transfer"),
+        contents=_contents(reader.name, tables),
+        totals=dict(zip(_PARTS, rows, strict=True)),
         prepare=reader,
         task=task,
         split="TAPE's training file trains the probe, TAPE's validation file tests it (not TAPE's "
@@ -208,15 +194,15 @@ def _task(name: str, task: Task, reader: _Reader) -> Source:
     )
 
 
+_PFAM_TABLES = {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"}
+
 SOURCES = (
     _source(
         name="pfam",
-        origin="pfam.tar.gz of TAPE (raw, JSON)",
-        layouts=_layouts(
-            "pfam",
-            {"pretrain": "pfam_pretrain_train.csv", "transfer": "pfam_transfer.csv"},
-            "pfam",
-        ),
+        origin=f"pfam.tar.gz {_FORMS}",
+        layouts=_layouts("pfam", _PFAM_TABLES, "pfam"),
+        contents=_contents("pfam", _PFAM_TABLES),
+        totals={"transfer_sequences": TRANSFER_ROWS},
         prepare=_prepare_pfam,
         task=Task.of_classes(map(str, range(CLANS)), complete=False),
         split="all of pfam_train to pretraining; pfam_valid shuffled with seed 42, its last "
@@ -226,6 +212,7 @@ SOURCES = (
         "scop",
         Task.of_classes(map(str, range(FOLDS)), complete=False),
         _Reader("remote_homology", "fold_label", (), np.int32, _fold),
+        (12_312, 736),
     ),
     _task(
         "secondary_structure",
@@ -237,15 +224,18 @@ SOURCES = (
             complete=False,
         ),
         _Reader("secondary_structure", "ss3", (LENGTH,), np.uint8, _structure),
+        (8_678, 2_170),
     ),
     _task(
         "stability",
         Task(kind="regression", metric="spearman"),
         _Reader("stability", "stability_score", (), np.float32, _one),
+        (53_614, 2_512),
     ),
     _task(
         "fluorescence",
         Task(kind="regression", metric="spearman"),
         _Reader("fluorescence", "log_fluorescence", (), np.float32, _one),
+        (21_446, 5_362),
     ),
 )

@@ -15,7 +15,7 @@ from metamae.data.formats.archives import Bundle
 from metamae.data.formats.pictures import decode_centre
 from metamae.data.formats.wordpiece import WORDS, WordPiece
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, Stored
+from metamae.data.preparing.source import Content, Layout, Option, Source, Stored
 from metamae.data.preparing.views import View, store
 from metamae.data.preparing.writer import Writer
 from metamae.data.sources.captioned.captions import swap_captions
@@ -38,6 +38,8 @@ SCALING = {"image": Affine.divide(255)}
 
 VOCABULARY = "captioned_images/bert-base-uncased-vocab.txt"
 """Where the vocabulary of bert-base-uncased belongs, below the data folder."""
+
+_VOCABULARIES = (VOCABULARY, "bert-base-uncased-vocab.txt", "bert-base-uncased/vocab.txt")
 
 
 def _write(writer: Writer, part: PartitionName, pairs: Pairs, images: Bundle) -> None:
@@ -76,14 +78,22 @@ _HALVES: tuple[tuple[PartitionName, str, str], ...] = (
 """Partition, its word in the roles, and its word in the names of files."""
 
 
+def _pieces(raw: Raw) -> WordPiece:
+    path = raw.paths["vocabulary"]
+    if path.suffix != ".txt":
+        bundle = raw.bundle("vocabulary")
+        path = raw.extract(bundle, bundle.one("*vocab.txt"))
+    return WordPiece.read(path)
+
+
 def _prepare_mscoco(raw: Raw, writer: Writer) -> None:
-    pieces = WordPiece.read(raw.paths["vocabulary"])
+    pieces = _pieces(raw)
     captioned = read_captions(raw.bundle("annotations"), "train2017")
     _write(writer, "pretrain", captioned_pairs(captioned, pieces), raw.bundle("train"))
 
 
 def _prepare_mismatched_caption(raw: Raw, writer: Writer) -> None:
-    pieces = WordPiece.read(raw.paths["vocabulary"])
+    pieces = _pieces(raw)
     for part, role, word in _HALVES:
         captioned = read_captions(raw.bundle("annotations"), f"{word}2017")
         swaps = swap_captions(len(captioned.images), int(raw.options["seed"]), f"{word}2017")
@@ -91,7 +101,7 @@ def _prepare_mismatched_caption(raw: Raw, writer: Writer) -> None:
 
 
 def _prepare_vqa(raw: Raw, writer: Writer) -> None:
-    pieces = WordPiece.read(raw.paths["vocabulary"])
+    pieces = _pieces(raw)
 
     def bundle(role: str) -> Bundle:
         return raw.bundle(role if role in raw.paths else "all")
@@ -120,6 +130,8 @@ def _source(
     origin: str,
     split: str,
     layouts: Mapping[str, Mapping[str, str]],
+    contents: Mapping[str, Content],
+    totals: Mapping[str, int],
     *,
     probed: bool = True,
 ) -> Source:
@@ -132,8 +144,10 @@ def _source(
         inputs=_inputs,
         token_size=(16, 16),
         layouts=tuple(
-            Layout(kind, {**paths, "vocabulary": VOCABULARY}) for kind, paths in layouts.items()
+            Layout(kind, {**paths, "vocabulary": _VOCABULARIES}) for kind, paths in layouts.items()
         ),
+        contents={**contents, "vocabulary": Content(r"[^/]*vocab\.txt")},
+        totals=totals,
         prepare=prepare,
         task=task if probed else None,
         pretrained_on="mscoco",
@@ -155,6 +169,12 @@ def _coco_layouts(**parts: str) -> dict[str, dict[str, str]]:
     }
 
 
+def _images(word: str, count: int) -> Content:
+    return Content(rf"(COCO_{word}2014_|{word}2017/)\d{{12}}\.jpg", count)
+
+
+_ANNOTATIONS = Content(r"(captions|instances)_(train|val)20\d\d\.json")
+
 _VQA_ARCHIVES = {
     "train_images": "train2014.zip",
     "validation_images": "val2014.zip",
@@ -172,6 +192,8 @@ SOURCES = (
         "train2017.zip and annotations_trainval2017.zip from cocodataset.org",
         "train2017: every image with a caption and an object, with its last caption.",
         _coco_layouts(train="train2017"),
+        {"train": _images("train", 118_287), "annotations": _ANNOTATIONS},
+        {"pretrain": 117_266},
         probed=False,
     ),
     _source(
@@ -181,6 +203,12 @@ SOURCES = (
         "train2017 against val2017; half of the captions are rotated among their images. Never by "
         "their full number, which the published code allows and which swaps nothing.",
         _coco_layouts(train="train2017", validation="val2017"),
+        {
+            "train": _images("train", 118_287),
+            "validation": _images("val", 5_000),
+            "annotations": _ANNOTATIONS,
+        },
+        {"train": 117_266, "test": 4_952},
     ),
     _source(
         "vqa",
@@ -194,5 +222,16 @@ SOURCES = (
             "dabs": {"all": "captioned_images/vqa/coco-vqa"},
             "unpacked": {"all": "vqa"},
         },
+        {
+            "train_images": _images("train", 82_783),
+            "validation_images": _images("val", 40_504),
+            "annotations": _ANNOTATIONS,
+            "train_answers": Content(r"mscoco_train2014_annotations\.json"),
+            "validation_answers": Content(r"mscoco_val2014_annotations\.json"),
+            "train_questions": Content(r"MultipleChoice_mscoco_train2014_questions\.json"),
+            "validation_questions": Content(r"MultipleChoice_mscoco_val2014_questions\.json"),
+            "all": Content(r"MultipleChoice_mscoco_train2014_questions\.json"),
+        },
+        {},
     ),
 )

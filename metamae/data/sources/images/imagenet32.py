@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from metamae.data.dataset import Affine, Array
 from metamae.data.formats.archives import Bundle
 from metamae.data.formats.limits import CLASS_ARCHIVE, read_whole
 from metamae.data.formats.pickles import read_batch
-from metamae.data.formats.pictures import SIDE, decode_picture
 from metamae.data.formats.tars import tar_contents
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Source
+from metamae.data.preparing.source import Content, Layout, Source
 from metamae.data.preparing.views import View, store
 from metamae.data.preparing.writer import RowWriter, Writer
+from metamae.data.sources.images.arrays import image_array, image_inputs, small_picture
+from metamae.data.sources.images.parquet import ROLE, SHARDS, hub_layout, prepare_training
 from metamae.errors import DataError
-from metamae.inputs import Image, Inputs
 
-
-def image_inputs(patch: Sequence[int]) -> Inputs:
-    """The one input of every RGB set: 32 x 32 pixels in square patches."""
-    return (Image(name="image", channels=3, height=SIDE, width=SIDE, patch=(patch[0], patch[-1])),)
-
-
-def image_array(writer: Writer) -> RowWriter:
-    """The array of every RGB set: bytes, channels first."""
-    return writer.array("image", (3, SIDE, SIDE), np.uint8)
-
-
-def small_picture(content: bytes, name: str) -> Array:
-    """One row of that array from a file."""
-    return decode_picture(content, name)[np.newaxis]
+_SOME = 10_000
 
 
 def read_member(view: View, name: str) -> tuple[Array, Array]:
@@ -50,6 +35,9 @@ def read_member(view: View, name: str) -> tuple[Array, Array]:
 
 def _prepare(raw: Raw, writer: Writer) -> None:
     """ImageNet: the published 32 x 32 batches, or full-size files that are resized."""
+    if ROLE in raw.paths:
+        prepare_training(raw, writer)
+        return
     array = image_array(writer)
     bundle = raw.bundle("images")
     if raw.layout == "batches":
@@ -71,7 +59,8 @@ def _prepare(raw: Raw, writer: Writer) -> None:
 
 
 def _tree(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tuple[int, int]]:
-    view = View.tails(r"[^/]+/[^/]+\.(jpe?g|png)", bundle)
+    inside = any("CLS-LOC/train/" in name for name in bundle.first_names(_SOME))
+    view = View.tails(("train/" if inside else "") + r"[^/]+/[^/]+\.(jpe?g|png)", bundle)
     return store(writer, array, view, list(view.members), small_picture)
 
 
@@ -90,6 +79,8 @@ def _classes(bundle: Bundle, writer: Writer, array: RowWriter) -> dict[str, tupl
     return rows
 
 
+_KAGGLE = "imagenet-object-localization-challenge.zip"
+
 SOURCES = (
     Source(
         name="imagenet32",
@@ -102,10 +93,20 @@ SOURCES = (
             Layout("published", {"images": "ILSVRC2012_img_train.tar"}),
             Layout("batches", {"images": "Imagenet32_train.zip"}),
             Layout("batches", {"images": "Imagenet32_train"}),
+            Layout(
+                "unpacked",
+                {"images": ("ILSVRC/Data/CLS-LOC/train", "ILSVRC2012_img_train", _KAGGLE)},
+            ),
             Layout("dabs", {"images": "natural_images/imagenet/train"}),
             Layout("unpacked", {"images": "imagenet/train"}),
             Layout("metamae", {"images": "train"}),
+            hub_layout("imagenet32", "ILSVRC/imagenet-1k"),
         ),
+        contents={
+            ROLE: SHARDS,
+            "images": Content(r"n\d+\.tar|n\d+/[^/]+\.(?i:jpe?g|png)|train_data_batch_\d+"),
+        },
+        totals={"image": 1_281_167},
         prepare=_prepare,
         task=None,
         pretrained_on="imagenet32",

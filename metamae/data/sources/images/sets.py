@@ -2,122 +2,39 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
-from scipy.io import loadmat
-
-from metamae.data.dataset import Affine, Array, Task
-from metamae.data.formats.pictures import decode_picture
-from metamae.data.preparing.listing import Halves
-from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
-from metamae.data.preparing.views import View, lines, store_halves, tables
-from metamae.data.preparing.writer import Writer
-from metamae.data.sources.images import lists as lists
-from metamae.data.sources.images.imagenet32 import (
-    image_array,
-    image_inputs,
-    read_member,
-    small_picture,
+from metamae.data.dataset import Affine, Task
+from metamae.data.preparing.source import Content, Layout, Names, Option, Source, packed_or_not
+from metamae.data.sources.images.arrays import image_inputs
+from metamae.data.sources.images.parquet import (
+    ROLE,
+    SHARDS,
+    hub_layout,
+    prepare_flowers,
+    prepare_official,
 )
-from metamae.errors import DataError, reason_of
-
-CIFAR10 = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
+from metamae.data.sources.images.readers import (
+    CIFAR10,
+    OTHER_SIGNS,
+    SIGN,
+    or_parquet,
+    prepare_aircraft,
+    prepare_cifar10,
+    prepare_cub,
+    prepare_dtd,
+    prepare_traffic_sign,
+    prepare_vgg_flowers,
+    refuse_boxless,
 )
-"""Classes of CIFAR-10, in the order of its ``batches.meta``."""
-
-
-_MOST_CLASSES = 10_000
-_MOST_BYTES = 1 << 20  # of imagelabels.mat, which has 502
-
-
-def _save(
-    writer: Writer,
-    halves: Halves,
-    view: View,
-    decode: Callable[[bytes, str], Array] = small_picture,
-) -> None:
-    """Decode all listed pictures of a set; as they are, unless another decoder is passed."""
-    store_halves(writer, image_array(writer), view, halves, decode)
-
-
-def _prepare_cub(raw: Raw, writer: Writer) -> None:
-    """CUB-200-2011, by its three tables; no crop to the birds."""
-    bundle = raw.bundle("images")
-    names = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
-    halves = lists.cub(*map(lines, tables(bundle, *names)))
-    _save(writer, halves, View.tails(r"[^/]+/[^/]+\.jpg", bundle))
-
-
-def _prepare_vgg_flowers(raw: Raw, writer: Writer) -> None:
-    """VGG Flowers, by ``imagelabels.mat``."""
-    bundle = raw.bundle("images")
-    (content,) = tables(
-        raw.bundle("labels") if "labels" in raw.paths else bundle, "imagelabels.mat"
-    )
-    try:
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"got a file of {len(content)} bytes")
-        labels = loadmat(io.BytesIO(content), variable_names=["labels"])["labels"]
-        if labels.dtype.kind not in "iuf" or not 0 < labels.min() <= labels.max() <= _MOST_CLASSES:
-            raise ValueError(f"got {labels.dtype} {labels.shape}, no classes from 1")
-    except Exception as fault:  # its reader fails in as many ways as there are bytes
-        reason = reason_of(fault)
-        raise DataError(f"expected an array labels in imagelabels.mat: {reason}") from fault
-    _save(writer, lists.vgg_flowers(labels), View.tails(r"image_\d{5}\.jpg", bundle))
-
-
-def _prepare_dtd(raw: Raw, writer: Writer) -> None:
-    """Describable Textures, the first of its ten partitions."""
-    bundle = raw.bundle("images")
-    names = (f"labels/{part}1.txt" for part in ("train", "val", "test"))
-    halves = lists.dtd(*map(lines, tables(bundle, *names)))
-    _save(writer, halves, View.tails(r"[^/]+/[^/]+\.jpg", bundle))
-
-
-def _prepare_traffic_sign(raw: Raw, writer: Writer) -> None:
-    """German Traffic Signs: the training images alone, no crop to the signs."""
-    view = View.tails(r"\d{5}/\d{5}_\d{5}\.ppm", raw.bundle("images"))
-    by_track = raw.options["split"] == "tracks"
-    _save(writer, lists.traffic_sign(view.members, by_track=by_track), view)
-
-
-def _prepare_aircraft(raw: Raw, writer: Writer) -> None:
-    """FGVC Aircraft: variants, cropped to the published boxes."""
-    bundle = raw.bundle("images")
-    names = ("images_variant_trainval.txt", "images_variant_test.txt", "images_box.txt")
-    halves, boxes = lists.aircraft(*map(lines, tables(bundle, *names)))
-
-    def decode(content: bytes, name: str) -> Array:
-        return decode_picture(content, name, box=boxes[name])[np.newaxis]
-
-    _save(writer, halves, View.tails(r"\d+\.jpg", bundle), decode)
-
-
-def _prepare_cifar10(raw: Raw, writer: Writer) -> None:
-    """CIFAR-10: five batches to train on, one to test."""
-    array = image_array(writer)
-    labels: list[Array] = []
-    view = View.tails(r"(data_batch_[1-5]|test_batch)", raw.bundle("images"))
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        cut = array.rows  # at last, where the test batch begins
-        with writer.reading(name):
-            images, classes = read_member(view, name)
-            array.extend(images)
-            labels.append(classes)
-    writer.save("label", np.concatenate(labels) if labels else np.zeros(0, np.int64))
-    writer.probe({"image": "image"}, "label", np.arange(cut), np.arange(cut, array.rows))
 
 
 def _layouts(
-    archives: Mapping[str, str], unpacked: str, dabs: str, metamae: str
+    archives: Mapping[str, Names], unpacked: Names, dabs: str, metamae: str, *hub: Layout
 ) -> tuple[Layout, ...]:
-    return packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
+    usual = packed_or_not("images", archives, unpacked=unpacked, dabs=dabs, metamae=metamae)
+    return (*usual, *hub)
 
 
 _source = partial(
@@ -138,8 +55,11 @@ SOURCES = (
             "cifar-10-batches-py",
             "natural_images/cifar10",
             "cifar-10-batches-py",
+            hub_layout("cifar10", "uoft-cs/cifar10"),
         ),
-        prepare=_prepare_cifar10,
+        contents={ROLE: SHARDS, "images": Content(r"data_batch_[1-5]|test_batch", 6)},
+        totals={"train": 50_000, "test": 10_000},
+        prepare=or_parquet(prepare_cifar10, partial(prepare_official, classes=CIFAR10)),
         task=Task.of_classes(CIFAR10),
         split="the official 50,000 and 10,000 images.",
     ),
@@ -152,7 +72,9 @@ SOURCES = (
             "natural_images/cu_birds/CUB_200_2011",
             "CUB_200_2011",
         ),
-        prepare=_prepare_cub,
+        contents={"images": Content(r"\d{3}\.[^/]+/[^/]+\.jpg", 11_788)},
+        totals={"train": 5_994, "test": 5_794},
+        prepare=prepare_cub,
         task=Task.of_classes(),
         split="the official one, by train_test_split.txt.",
     ),
@@ -164,8 +86,15 @@ SOURCES = (
             "flowers-102",
             "natural_images/flowers",
             "flowers102",
+            hub_layout("vgg_flowers", "nelorth/oxford-flowers", "dpdl-benchmark/oxford_flowers102"),
         ),
-        prepare=_prepare_vgg_flowers,
+        contents={
+            ROLE: SHARDS,
+            "images": Content(r"image_\d{5}\.jpg", 8_189),
+            "labels": Content(r"imagelabels\.mat"),
+        },
+        totals={"image": 8_189},
+        prepare=or_parquet(prepare_vgg_flowers, prepare_flowers),
         task=Task.of_classes(),
         split="80/20 per class with one RandomState(42), classes in order of first appearance; the "
         "official split is not used.",
@@ -174,9 +103,15 @@ SOURCES = (
         name="dtd",
         origin="dtd-r1.0.1.tar.gz from the Visual Geometry Group, Oxford",
         layouts=_layouts(
-            {"images": "dtd-r1.0.1.tar.gz"}, "dtd", "natural_images/dtd/dtd", "imagenet/dtd"
+            {"images": "dtd-r1.0.1.tar.gz"},
+            "dtd",
+            "natural_images/dtd/dtd",
+            "imagenet/dtd",
+            hub_layout("dtd", "tanganke/dtd"),
         ),
-        prepare=_prepare_dtd,
+        contents={ROLE: SHARDS, "images": Content(r"dtd/(images/[^/]+|labels)/[^/]+\.(jpg|txt)")},
+        totals={"train": 3_760, "test": 1_880},
+        prepare=or_parquet(prepare_dtd, prepare_official),
         task=Task.of_classes(),
         split="train1.txt and val1.txt against test1.txt, the first of ten official partitions.",
     ),
@@ -184,12 +119,18 @@ SOURCES = (
         name="traffic_sign",
         origin="GTSRB_Final_Training_Images.zip of the German Traffic Sign Recognition Benchmark",
         layouts=_layouts(
-            {"images": "GTSRB_Final_Training_Images.zip"},
-            "GTSRB/Final_Training",
+            {"images": ("GTSRB_Final_Training_Images.zip", "gtsrb-german-traffic-sign.zip")},
+            ("GTSRB/Final_Training", "Train"),
             "natural_images/traffic_sign/GTSRB",
             "imagenet/traffic_sign/GTSRB",
         ),
-        prepare=_prepare_traffic_sign,
+        contents={"images": Content(SIGN, 39_209)},
+        totals={"image": 39_209},
+        lookalikes={
+            "GTSRB/Training": OTHER_SIGNS,
+            "GTSRB-Training_fixed.zip": OTHER_SIGNS,
+        },
+        prepare=prepare_traffic_sign,
         task=Task.of_classes(),
         split="training images only, 80/20 per class with one RandomState(42) over sorted names; "
         "the published order is that of a file system. Frames of one sign fall on both sides "
@@ -210,8 +151,11 @@ SOURCES = (
             "fgvc-aircraft-2013b",
             "natural_images/aircraft/fgvc-aircraft-2013b",
             "imagenet/fgvc-aircraft-2013b",
+            hub_layout("aircraft", "HuggingFaceM4/FGVC-Aircraft"),
         ),
-        prepare=_prepare_aircraft,
+        contents={ROLE: SHARDS, "images": Content(r"data/images/\d{7}\.jpg|images_box\.txt")},
+        totals={"train": 6_667, "test": 3_333},
+        prepare=or_parquet(prepare_aircraft, refuse_boxless),
         task=Task.of_classes(),
         split="trainval against test; cropped to the published boxes. As many classes as the lists "
         "name, 100; published heads have 102, two of them unused.",

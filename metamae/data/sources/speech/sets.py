@@ -12,7 +12,7 @@ from metamae.data.formats.audio import read_clip
 from metamae.data.formats.mel import MELS, log_mel
 from metamae.data.preparing.listing import Halves
 from metamae.data.preparing.raw import Raw
-from metamae.data.preparing.source import Layout, Option, Source, packed_or_not
+from metamae.data.preparing.source import Content, Layout, Option, Source, packed_or_not
 from metamae.data.preparing.views import View, lines, store, store_halves, tables
 from metamae.data.preparing.writer import RowWriter, Writer
 from metamae.data.sources.speech import lists as lists
@@ -54,6 +54,14 @@ def _prepare_librispeech(raw: Raw, writer: Writer) -> None:
     clip has two rows of the partition: head and tail, or the one picture of a short clip twice.
     So the coin is part of the row number, and drawing rows uniformly tosses it anew every time.
     """
+    if raw.wants("pretrain"):
+        _prepare_pretraining(raw, writer)
+    if raw.wants("probe"):
+        view = View.tails(_UTTERANCE, raw.bundle("dev-clean"))
+        _save(writer, lists.librispeech(view.members), view)
+
+
+def _prepare_pretraining(raw: Raw, writer: Writer) -> None:
     array = _array(writer, "pretraining")
     index: list[int] = []
     for subset in PRETRAINING:
@@ -62,8 +70,6 @@ def _prepare_librispeech(raw: Raw, writer: Writer) -> None:
         rows = store(writer, array, view, names, partial(spectrograms, tail=True))
         index += [row for name in names if name in rows for row in rows[name]]
     writer.partition("pretrain", {"spectrogram": "pretraining"}, index=np.array(index, np.int64))
-    view = View.tails(_UTTERANCE, raw.bundle("dev-clean"))
-    _save(writer, lists.librispeech(view.members), view)
 
 
 def _prepare_audiomnist(raw: Raw, writer: Writer) -> None:
@@ -125,6 +131,14 @@ def _subsets(kind: str, where: str) -> Layout:
     return Layout(kind, {subset: where.format(subset) for subset in (*PRETRAINING, "dev-clean")})
 
 
+_CLIPS = {
+    "train-clean-100": 28_539,
+    "train-clean-360": 104_014,
+    "train-other-500": 148_688,
+    "dev-clean": 2_703,
+}
+"""Published clips of the subsets of LibriSpeech."""
+
 _FLUENT = "fluent_speech_commands_dataset"
 
 SOURCES = (
@@ -138,6 +152,11 @@ SOURCES = (
             _subsets("dabs", "speech/librispeech/LibriSpeech/{}"),
             _subsets("metamae", "speech/LibriSpeech/{}"),
         ),
+        contents={
+            subset: Content(rf"{subset}/{_UTTERANCE}", clips) for subset, clips in _CLIPS.items()
+        },
+        totals={"pretrain": 2 * 281_241, "spectrogram": _CLIPS["dev-clean"]},
+        enough_for={"pretrain": PRETRAINING, "probe": ("dev-clean",)},
         prepare=_prepare_librispeech,
         task=Task.of_classes(),
         split="pretraining on the three training subsets, head or tail of long clips by a "
@@ -150,6 +169,8 @@ SOURCES = (
         layouts=_clips(
             {"clips": "AudioMNIST-master.zip"}, unpacked="AudioMNIST", dabs="speech/AudioMNIST"
         ),
+        contents={"clips": Content(r"\d\d/\d_\d\d_\d+\.wav", 30_000)},
+        totals={"train": 24_000, "test": 6_000},
         prepare=_prepare_audiomnist,
         task=Task.of_classes("0123456789"),
         split="by speaker: 12 for testing, the other 48 for training.",
@@ -160,11 +181,19 @@ SOURCES = (
             name=f"fluent_{task}",
             origin="the Fluent Speech Commands archive of Fluent.ai",
             layouts=_clips(
-                {"clips": f"{_FLUENT}.zip"},
+                {
+                    "clips": (
+                        f"{_FLUENT}.zip",
+                        "jf8398hf30f0381738rucj3828chfdnchs.tar.gz",
+                        "fluent-speech-corpus.zip",
+                    )
+                },
                 unpacked=_FLUENT,
                 dabs=f"speech/fluent_speech/{_FLUENT}",
                 metamae=f"speech/{_FLUENT}",
             ),
+            contents={"clips": Content(r"wavs/speakers/[^/]+/[^/]+\.wav|data/train_data\.csv")},
+            totals={"spectrogram": 30_043},
             prepare=partial(_prepare_fluent, task=task),
             task=Task.of_classes(lists.FLUENT[task]),
             split="training and validation rows against test rows, the official ones.",
@@ -180,6 +209,8 @@ SOURCES = (
             unpacked="speech_commands_v0.02",
             dabs="speech/google_speech",
         ),
+        contents={"clips": Content(rf"({'|'.join(lists.COMMANDS)})/[^/]+\.wav", 105_835)},
+        totals={"spectrogram": 105_835},
         prepare=_prepare_google_speech,
         task=Task.of_classes(lists.COMMANDS),
         split="testing_list.txt against all other clips.",
@@ -201,6 +232,12 @@ SOURCES = (
             unpacked="voxceleb1",
             dabs="speech/voxceleb1",
         ),
+        contents={
+            "clips": Content(r"id1\d{4}/[^/]+/\d{5}\.wav"),
+            "more": Content(r"id1\d{4}/[^/]+/\d{5}\.wav"),
+            "split": Content(r"iden_split\.txt"),
+        },
+        totals={"spectrogram": 153_516},
         prepare=_prepare_voxceleb1,
         task=Task.of_classes(),
         split="identification: parts 1 and 2 of iden_split.txt against part 3.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from metamae import DataError
 from metamae.data.formats.pickles import read_batch, read_frame
+from metamae.data.formats.unpickling import unpickle
 from tests.metamae.data.packing import old_table
 
 DATA = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
@@ -96,3 +98,39 @@ def test_a_pickle_that_calls_anything_is_refused(value: Callable[..., Any]) -> N
 def test_what_is_no_table_is_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="expected a pickled table"):
         read_frame(io.BytesIO(content), "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_shrink_as_they_are_read(protocol: int, order: Any) -> None:
+    """Each is passed once, whole; what it becomes stands wherever it is named."""
+    large = [np.asarray(np.arange(600).reshape(20, 30) + n, order=order) for n in range(4)]
+    cells = np.empty(5, object)
+    cells[:] = [*large, large[0]]
+    content = pickle.dumps({"cells": cells, "text": "x" * 500, "n": np.array([3])}, protocol)
+    seen = []
+
+    def shrink(values: Any) -> Any:
+        seen.append(values.copy())
+        return values[:1, :2] if values.ndim == 2 else values
+
+    found = unpickle(io.BytesIO(content), "arrays", "x", table=False, shrink=shrink)
+    wholes = [values for values in seen if values.ndim == 2]
+    assert all(np.array_equal(a, b) for a, b in zip(wholes, large, strict=True))
+    assert [cell.tolist() for cell in found["cells"]] == [[[n, n + 1]] for n in (0, 1, 2, 3, 0)]
+    assert found["n"].tolist() == [3]
+    assert found["text"] == "x" * 500
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_what_shrinks_is_not_kept(protocol: int) -> None:
+    """The bytes of arrays would otherwise stay in the table of what a pickle may ask for again."""
+    cells = np.empty(40, object)
+    cells[:] = [np.full((200, 200), n) for n in range(40)]  # 320 kB each
+    content = pickle.dumps(cells, protocol)
+    file = io.BytesIO(content)
+    tracemalloc.start()
+    unpickle(file, "x", "x", table=False, shrink=lambda values: values[:1, :1].copy())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(content) / 4

@@ -43,6 +43,23 @@ def test_higgs_from_the_raw_file(tmp_path: Path) -> None:
     assert data.inputs[0].column_names == COLUMNS
 
 
+@pytest.mark.parametrize("names", ["other", "benchmark"])
+def test_higgs_with_a_header_line(names: str, tmp_path: Path) -> None:
+    """With the benchmark's names, by name; with others, in the published order."""
+    lines = "".join(higgs_line(i % 2, i) for i in range(200))
+    put(tmp_path / "plain" / "HIGGS.csv", lines.encode())
+    header = ["Label", *(f"feature {n}" for n in range(28))]
+    if names == "benchmark":
+        columns = (*RAW_COLUMNS[10:], *RAW_COLUMNS[:10])
+        header = ["class_label", *columns]
+        lines = "".join(higgs_line(i % 2, i, columns) for i in range(200))
+    put(tmp_path / "header" / "HIGGS.csv", (",".join(header) + "\n" + lines).encode())
+    plain, other = (made("higgs", tmp_path / kind).dataset() for kind in ("plain", "header"))
+    for part in ("pretrain", "train", "test"):
+        rows, others = (data.need(part).batch(slice(None))["row"] for data in (plain, other))
+        assert np.array_equal(rows, others)
+
+
 def higgs_tables(data_dir: Path, label: str = "class_label") -> dict[str, Path]:
     """The benchmark's, by role: an index in front, columns sorted."""
     header = ",".join(["", label, *COLUMNS]) + "\n"

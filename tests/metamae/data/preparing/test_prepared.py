@@ -170,13 +170,16 @@ def test_check_says_what_is_missing_and_where_it_goes(tmp_path: Path) -> None:
     assert f"missing {tmp_path / 'particle_physics/higgsTransfer.csv'}" in text
     path = put(tmp_path / "higgs" / "HIGGS.csv.gz", b"")
     code, text = command("check", "higgs", "--data-dir", str(tmp_path))
+    assert (code, f"found   {path}" in text, "cannot be read: " in text) == (1, True, True)
+    path = higgs(tmp_path / "higgs")
+    code, text = command("check", "higgs", "--data-dir", str(tmp_path), "--partial")
     assert (code, f"found   {path}" in text, "not prepared yet; run" in text) == (0, True, True)
 
 
 def test_prepare_all_takes_what_is_there_and_counts_failures(tmp_path: Path) -> None:
     higgs(tmp_path)
     put(tmp_path / "PAMAP2_Dataset.zip", b"no archive")
-    code, text = command("prepare", "all", "--data-dir", str(tmp_path))
+    code, text = command("prepare", "all", "--partial", "--data-dir", str(tmp_path))
     assert code == 1
     assert "prepared in" in text
     assert "failed pamap2" in text

@@ -12,7 +12,8 @@ from PIL import Image as Picture
 
 from metamae.data.dataset import Array
 from metamae.data.preparing.splits import shuffled
-from metamae.data.sources import eurosat, wafermap
+from metamae.data.sources import eurosat
+from metamae.data.sources.wafers import failure_name, picture
 from tests.metamae.data.making import made, put, skipping
 from tests.metamae.data.packing import old_table
 
@@ -187,12 +188,56 @@ def test_wafers_from_one_table(tmp_path: Path) -> None:
     check_wafers(tmp_path)
 
 
-def test_wafers_from_the_benchmarks_tables(tmp_path: Path) -> None:
+def benchmark_rows(labelled: bool) -> list[tuple[Array, str]]:
+    """Rows of one of the benchmark's tables: pixels as it makes them of a map, and a failure."""
+    return [
+        (np.repeat(dies[:, :, None], 3, axis=-1) * 127.5, (kind or "unlabeled").lower())
+        for dies, kind in wafers()
+        if (kind is not None) == labelled
+    ]
+
+
+@pytest.mark.parametrize("writer", ["pandas", "old"])
+def test_wafers_from_the_benchmarks_tables(writer: str, tmp_path: Path) -> None:
+    """Columns ``failureType`` and ``pixels``; whole numbers 0, 127 and 255 in three channels."""
     for name in ("labeled", "unlabeled"):
-        rows = [(m, k) for m, k in wafers() if (k is None) == (name == "unlabeled")]
-        table = {"waferMap": [m for m, _ in rows], "failureType": [k or "" for _, k in rows]}
-        put(tmp_path / "semiconductors" / f"{name}.pkl", old_table(table))
+        rows = benchmark_rows(name == "labeled")
+        table = {
+            "failureType": [kind for _, kind in rows],
+            "pixels": [pixels.astype(int) for pixels, _ in rows],
+        }
+        path = tmp_path / "semiconductors" / f"{name}.pkl"
+        if writer == "old":
+            put(path, old_table(table))
+            continue
+        pandas = pytest.importorskip("pandas")
+        path.parent.mkdir(exist_ok=True)
+        frame = pandas.DataFrame(table).astype(object)
+        frame.columns = frame.columns.astype(object)
+        frame.to_pickle(path)
     check_wafers(tmp_path)
+
+
+def test_the_benchmarks_tables_of_an_older_pandas(tmp_path: Path) -> None:
+    """Twelve labelled and eight unlabelled wafers, as pandas 1.5.3 wrote them."""
+    source = Path(__file__).parent / "dabs_wafers" / "pandas-1.5.3"
+    for table in source.iterdir():
+        put(tmp_path / "wafer_map" / table.name, table.read_bytes())
+    data = made("wafermap", tmp_path).dataset()
+    labels = [0, 1, 7, 8, 5, 0] * 2
+    order = shuffled(12)
+    assert data.need("train").labels.tolist() == [labels[row] for row in order[:11]]
+    numbers = [0, 1, 2, 3, 8, 9]
+    image = data.need("test").batch([0])["image"][0].numpy()
+    number = (numbers + [10 + n for n in numbers])[order[11]]
+    y, x = np.mgrid[: 8 + number % 3, : 9 + number % 2]
+    dies = ((y * (number + 1) + x) % 3).astype(np.uint8)
+    np.testing.assert_allclose(image, pixels(dies), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", ["Edge-Ring", b"Edge-Ring", np.array([[b"Edge-Ring"]])])
+def test_a_failure_may_be_bytes(value: Any) -> None:
+    assert failure_name(value) == "edge-ring"
 
 
 @pytest.mark.parametrize(
@@ -216,4 +261,4 @@ def test_one_odd_wafer_is_named_or_left_out(
 def test_pixels_that_are_ready_are_taken_as_they_are() -> None:
     ready = np.stack([wafer(3) * 127] * 3, -1)
     expected = Picture.fromarray(ready[..., 0]).resize((32, 32), Picture.Resampling.BILINEAR)
-    assert np.array_equal(wafermap.picture(ready)[0], np.asarray(expected))
+    assert np.array_equal(picture(ready)[0], np.asarray(expected))

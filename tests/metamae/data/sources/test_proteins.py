@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from metamae import DataError
 from metamae.config.sections import ProbeConfig
 from metamae.data.preparing.splits import shuffled
 from metamae.data.sources import proteins
+from metamae.errors import MissingLibraryError
 from metamae.evaluation.features import Features
 from metamae.evaluation.probe import fit_probe
 from tests.metamae.data.making import as_json, made, put, skipping
@@ -182,3 +186,74 @@ def test_an_archive_without_a_file_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "stability.tar.gz", {"stability/stability_train.json": b"[]"})
     with pytest.raises(DataError, match=r"expected stability_valid.json in .*stability.tar.gz"):
         made("stability", tmp_path)
+
+
+def lmdb_archive(path: Path, stem: str, parts: dict[str, list[dict[str, Any]]]) -> Path:
+    """TAPE's other archive of the same name: LMDB folders of pickled records."""
+    lmdb = pytest.importorskip("lmdb")
+    members = {}
+    for part, records in parts.items():
+        with TemporaryDirectory() as folder:
+            with (
+                lmdb.open(folder, map_size=1 << 20) as environment,
+                environment.begin(write=True) as transaction,
+            ):
+                for number, record in enumerate(records):
+                    transaction.put(str(number).encode(), pickle.dumps(record, 4))
+                transaction.put(b"num_examples", pickle.dumps(len(records), 4))
+            for file in Path(folder).iterdir():
+                members[f"{stem}/{stem}_{part}.lmdb/{file.name}"] = file.read_bytes()
+    return put(path, members)
+
+
+@pytest.mark.parametrize("place", ["secondary_structure.tar.gz", "."])
+def test_the_lmdb_archive_of_the_same_name(place: str, tmp_path: Path) -> None:
+    """Records hold arrays where the JSON ones hold lists."""
+    structures = [[0, 1], [2, 2, 1, 0], [1, 1, 1, 2, 2, 2]] + [[0, 1] * n for n in range(4, 12)]
+    records = task("ss3", [np.array(one) for one in structures])
+    records = [record | {"valid_mask": np.ones(3, bool), "id": b"1abc"} for record in records]
+    lmdb_archive(
+        tmp_path / "a" / place, "secondary_structure", {"train": records, "valid": records}
+    )
+    plain = as_json(task("ss3", structures))
+    files = {f"secondary_structure/secondary_structure_{p}.json": plain for p in ("train", "valid")}
+    put(tmp_path / "b" / "secondary_structure.tar.gz", files)
+    ours, theirs = (made("secondary_structure", tmp_path / kind).dataset() for kind in "ab")
+    for part in ("train", "test"):
+        a, b = ours.need(part), theirs.need(part)
+        assert np.array_equal(a.labels, b.labels)
+        assert np.array_equal(a.batch(slice(None))["protein"], b.batch(slice(None))["protein"])
+    assert not list((tmp_path / "a" / "prepared" / "secondary_structure").glob("unpacked*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (b"1", pickle.dumps(print), r"pickled record in .*lmdb/data.mdb, 1: it asks for builtins"),
+        (b"1", pickle.dumps([1]), "expected a record with number 1"),
+        (b"num_examples", pickle.dumps(4), "expected a record '3' in .*, found none"),
+        (b"num_examples", pickle.dumps("4"), "expected the number of records"),
+    ],
+)
+def test_an_lmdb_that_is_damaged(key: bytes, value: bytes, message: str, tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    records = task("log_fluorescence", [[1.0], [2.0], [3.0]])
+    lmdb_archive(tmp_path / ".", "fluorescence", {"train": records, "valid": records})
+    folder = tmp_path / "fluorescence" / "fluorescence_train.lmdb"
+    with (
+        lmdb.open(str(folder), map_size=1 << 20) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(key, value)
+    with pytest.raises(DataError, match=message):
+        made("fluorescence", tmp_path)
+
+
+def test_without_lmdb_the_other_archive_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = task("log_fluorescence", [[1.0], [2.0], [3.0]])
+    lmdb_archive(tmp_path / ".", "fluorescence", {"train": records, "valid": records})
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(MissingLibraryError, match=r"metamae\[data\].*data_raw_pytorch/fluoresc"):
+        made("fluorescence", tmp_path)
