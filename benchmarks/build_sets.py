@@ -86,8 +86,10 @@ def diamonds(folder: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def jobs(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """A column for each protocol; the day of the week counts from Monday."""
+    """A column for each protocol but the one of six jobs; the day counts from Monday."""
     table = table_of_r(folder, "modeldata/hpc_data")
+    table.insert(0, "row", np.arange(len(table)))
+    table = table[table["protocol"] != "K"]
     days, classes = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], ["VF", "F", "M", "L"]
     table["day"] = table["day"].map(days.index)
     numbers = ["compounds", "input_fields", "iterations", "num_pending", "hour", "day"]
@@ -98,7 +100,7 @@ def jobs(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     columns = {
         "x": np.stack(values, axis=1),
         "y": table["class"].map(classes.index).to_numpy(np.uint8),
-        "row": np.arange(len(table), dtype=np.int32),
+        "row": table["row"].to_numpy(np.int32),
     }
     test, rest = np.sort(order[:1300]), np.sort(order[1300:])
     names = [*numbers, *(f"protocol {one}" for one in protocols)]

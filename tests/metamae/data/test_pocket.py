@@ -100,7 +100,7 @@ def test_a_set_is_what_its_card_says(name: str) -> None:
         ("digits", Image, (4, 4), (1, 8, 8)),
         ("captioned", Image, (4, 4), (1, 8, 8)),
         ("diamonds", Tabular, (9,), (9,)),
-        ("jobs", Tabular, (20,), (20,)),
+        ("jobs", Tabular, (19,), (19,)),
         ("pens", Signal, (8,), (2, 8)),
         ("voices", Signal, (16,), (16, 32)),
     ],
@@ -191,7 +191,7 @@ def test_diamonds_of_test_are_no_stones_of_training() -> None:
 def test_jobs_have_one_protocol_each_and_no_column_that_never_changes() -> None:
     columns = read_card("jobs")["columns"]
     protocols = [i for i, name in enumerate(columns) if name.startswith("protocol ")]
-    assert len(protocols) == 14
+    assert len(protocols) == 13
     for split in SPLITS:
         assert (raw("jobs")[f"x_{split}"][:, protocols].sum(axis=1) == 1).all()
     assert (raw("jobs")["x_pretrain"].std(axis=0) > 0).all()
