@@ -22,10 +22,10 @@ from settings import CHUNKS, SHAPES, Side, Variant, configure, inputs_of, traini
 from tables import markdown, terminal
 from timing import Times, interleave, matmul_rate, middle, spread
 
-from metamae.data.pocket import POCKET
 from metamae.files import write_json, write_text
 from metamae.training.devices import multiplies_bfloat16
 from metamae.training.provenance import device_name
+from tests.tiny import FIRST_NINE
 
 KEY = ("setting", "device", "dtype", "mode", "decoder", "policy")
 PAPER_RATIO = 1.4
@@ -42,7 +42,7 @@ VARIANTS = [
     Variant(mode="compiled", dtype="bfloat16", decoder="cross"),
 ]
 CASES = [(f"paper/{name}", variant) for variant in VARIANTS for name in SHAPES] + [
-    (f"pocket/{name}", Variant()) for name in POCKET if name != "basic_motions"
+    (f"pocket/{name}", Variant()) for name in FIRST_NINE if name != "basic_motions"
 ]
 NOTES = f"""\
 A row is one training step (forward, backward, fused AdamW) of MAE and of MetaMAE with the same

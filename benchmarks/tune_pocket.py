@@ -41,6 +41,8 @@ def groups(name: str, rows: int) -> np.ndarray:
     with np.load(POCKET_DATA / f"{name}.npz") as arrays:
         if name == "sensors":
             return arrays["subject_train"]
+        if name == "voices":
+            return arrays["prompt_train"]
         if name == "peptides":
             return arrays["cluster_train"]
         if name == "genomes":

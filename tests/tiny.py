@@ -1,8 +1,13 @@
-"""Sizes of a network small enough for tests, as overrides, and overrides as options."""
+"""Sizes of a network small enough for tests, as overrides, and overrides as options; few sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from metamae.data.pocket import POCKET
+
+FIRST_NINE = POCKET[:9]
+"""The pocket sets of the published tables; every modality is among them."""
 
 SIZES = (
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2"),

@@ -1,4 +1,4 @@
-"""The pocket data sets: small real data, embedded in the package, one per modality.
+"""The pocket data sets: small real data, embedded in the package, for every modality.
 
 Each set is a NumPy archive and a JSON data card beside it. The card's SHA-256 of the archive is
 verified at every load.
@@ -95,6 +95,10 @@ def _clusters(arrays: Mapping[str, Array], split: str) -> Array:
     return arrays[f"cluster_{split}"]
 
 
+def _prompts(arrays: Mapping[str, Array], split: str) -> Array:
+    return arrays[f"prompt_{split}"]
+
+
 def _blocks_of_scene(arrays: Mapping[str, Array], split: str) -> Array:
     """Blocks of 14 x 14 positions, as those the test rows were drawn by."""
     return _number_rows(arrays[f"position_{split}"] // 14)
@@ -149,6 +153,16 @@ _RECIPES = {
         keys=("x", "tokens"),
         divide=16,
         channel_axis=True,
+    ),
+    "diamonds": _Recipe(stands_for="higgs", inputs=_columns, token_size=(), standardise=(0,)),
+    "jobs": _Recipe(stands_for="higgs", inputs=_columns, token_size=(), standardise=(0,)),
+    "pens": _Recipe(stands_for="pamap2", inputs=_signal, token_size=(1,), standardise=(0, 2)),
+    "voices": _Recipe(
+        stands_for="librispeech",
+        inputs=_signal,
+        token_size=(2,),
+        standardise=(0, 2),
+        groups=_prompts,
     ),
 }
 

@@ -27,6 +27,7 @@ STAND_INS = {
 """Embedded (data set, transfer) to the full ones whose published numbers stand beside it.
 
 ``basic_motions`` has none: it is for smoke tests and for a transfer that the paper does not have.
+Nor have ``diamonds``, ``jobs``, ``pens`` and ``voices``: the full sets have their stand-ins.
 """
 
 

@@ -30,6 +30,10 @@ STANDARDISED = {  # name -> axes of the statistics, examples first
     "tabular": (0,),
     "multispectral_spatial": (0, 2, 3),
     "vowels": (0, 2),
+    "diamonds": (0,),
+    "jobs": (0,),
+    "pens": (0, 2),
+    "voices": (0, 2),
 }
 
 
@@ -95,6 +99,10 @@ def test_a_set_is_what_its_card_says(name: str) -> None:
         ("vowels", Signal, (25,), (12, 25)),
         ("digits", Image, (4, 4), (1, 8, 8)),
         ("captioned", Image, (4, 4), (1, 8, 8)),
+        ("diamonds", Tabular, (9,), (9,)),
+        ("jobs", Tabular, (19,), (19,)),
+        ("pens", Signal, (8,), (2, 8)),
+        ("voices", Signal, (16,), (16, 32)),
     ],
 )
 def test_the_modality_of_every_set(
@@ -165,6 +173,52 @@ def test_tabular_is_split_by_source_line() -> None:
     assert len(lines["test"]) == 4000
     assert not lines["test"] & lines["pretrain"]
     assert lines["train"] < lines["pretrain"]
+
+
+def test_diamonds_of_test_are_no_stones_of_training() -> None:
+    """Weight, colour, clarity and the three lengths in any order tell a stone listed twice."""
+    names = read_card("diamonds")["columns"]
+    stone = [names.index(name) for name in ("carat", "color", "clarity")]
+    lengths = [names.index(name) for name in ("x", "y", "z")]
+    stones = {}
+    for split in SPLITS:
+        x = raw("diamonds")[f"x_{split}"]
+        stones[split] = set(map(bytes, np.hstack([x[:, stone], np.sort(x[:, lengths], axis=1)])))
+        assert len(stones[split]) == len(x)
+    assert not stones["test"] & (stones["train"] | stones["pretrain"])
+
+
+def test_jobs_have_one_protocol_each_and_no_column_that_never_changes() -> None:
+    columns = read_card("jobs")["columns"]
+    protocols = [i for i, name in enumerate(columns) if name.startswith("protocol ")]
+    assert len(protocols) == 13
+    for split in SPLITS:
+        assert (raw("jobs")[f"x_{split}"][:, protocols].sum(axis=1) == 1).all()
+    assert (raw("jobs")["x_pretrain"].std(axis=0) > 0).all()
+
+
+def test_pens_are_split_by_the_published_counts() -> None:
+    """UCI's training and test file, of different writers; the first way of each is known."""
+    card, arrays = read_card("pens"), raw("pens")
+    assert (card["rows"]["train"], card["rows"]["test"]) == (7494, 3498)
+    assert card["class_counts"]["test"] == [363, 364, 364, 336, 364, 335, 336, 364, 336, 336]
+    assert arrays["x_train"][0].tolist() == [
+        [47, 27, 57, 26, 0, 56, 100, 40],
+        [100, 81, 37, 0, 23, 53, 90, 98],
+    ]
+    assert arrays["x_test"][0].tolist() == [
+        [88, 2, 16, 94, 70, 0, 42, 100],
+        [92, 99, 66, 37, 0, 24, 65, 100],
+    ]
+
+
+def test_voices_are_split_by_prompt_in_all_languages() -> None:
+    prompts = {split: set(raw("voices")[f"prompt_{split}"].tolist()) for split in SPLITS}
+    assert len(prompts["test"]) > 50
+    assert not prompts["test"] & prompts["pretrain"]
+    assert prompts["train"] <= prompts["pretrain"]
+    data = loaded("voices")
+    assert np.array_equal(data.train.groups, raw("voices")["prompt_train"])
 
 
 def test_satellite_patches_of_test_share_no_pixel_with_others() -> None:

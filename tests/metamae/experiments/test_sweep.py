@@ -20,7 +20,6 @@ import yaml
 
 from metamae import CheckpointError, ConfigError, InputError, load_dataset
 from metamae.config.schema import METHODS, Config
-from metamae.data.pocket import POCKET
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.protocols import PROTOCOLS, evaluate
@@ -34,7 +33,7 @@ from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
 from metamae.training.run_folder import CHECKPOINT, load_method
 from tests import ROOT
-from tests.tiny import SIZES
+from tests.tiny import FIRST_NINE, SIZES
 
 TINY = [
     *SIZES,
@@ -399,9 +398,9 @@ def test_no_checkpoint_no_features(tmp_path: Path) -> None:
 def test_the_files_in_the_repository() -> None:
     pocket = read_sweep(ROOT / "benchmarks" / "sweeps" / "pocket.yaml")
     cells = pocket.cells()
-    assert {one.config.dataset for one in cells} == set(POCKET)
+    assert {one.config.dataset for one in cells} == set(FIRST_NINE)
     assert {one.config.method for one in cells} == set(METHODS)
-    assert len(cells) == len(POCKET) * len(METHODS) * 3
+    assert len(cells) == len(FIRST_NINE) * len(METHODS) * 3
     assert {key.protocol for one in cells for key in one.keys} == set(PROTOCOLS)
     assert ("sensors", "basic_motions") in {
         (key.dataset, key.transfer) for one in cells for key in one.keys
@@ -415,7 +414,7 @@ def test_the_files_in_the_repository() -> None:
     assert len({one.config.dataset for one in ablation.cells()}) == 3
     cross = read_sweep(ROOT / "benchmarks" / "sweeps" / "cross.yaml")
     assert {one.config.decoder.attention for one in cross.cells()} == {"cross"}
-    assert len(cross.cells()) == len(POCKET) * 2 * 3
+    assert len(cross.cells()) == len(FIRST_NINE) * 2 * 3
 
 
 def test_defaults_are_everything(tmp_path: Path) -> None:

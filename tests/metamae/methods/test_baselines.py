@@ -19,7 +19,6 @@ from metamae import load_dataset, make_config
 from metamae.config.schema import METHODS, Config
 from metamae.config.sections import BaselineConfig, CapriConfig, EMixConfig, EncoderConfig
 from metamae.data.dataset import Partition, Task, labelled_batch
-from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError, DataError, InputError
 from metamae.evaluation.features import extract_features
 from metamae.inputs import Image, Inputs, LabelledBatch, Signal, Tabular, Tokens, to_device
@@ -33,7 +32,7 @@ from metamae.methods.building import BASELINES, build_baseline, build_method
 from metamae.methods.method import Method
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
-from tests.tiny import SIZES
+from tests.tiny import FIRST_NINE, SIZES
 
 SIGNAL = Signal(name="signal", channels=2, length=16, token_length=2)
 IMAGE = Image(name="image", channels=1, height=4, width=6, patch=(2, 2))
@@ -676,8 +675,8 @@ def test_a_supervised_method_is_rebuilt_from_its_weights(kind: str) -> None:
 # --- training ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", POCKET)
-def test_every_method_trains_on_every_pocket_set(dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", FIRST_NINE)
+def test_every_method_trains_on_every_modality(dataset: str, tmp_path: Path) -> None:
     """Two steps each, every weight that is trained moves, and features come out."""
     data = load_dataset(dataset)
     rows = replace(
