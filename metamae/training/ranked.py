@@ -6,6 +6,7 @@ the step, and takes its rows of them; so what is trained does not depend on how 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -59,6 +60,15 @@ def check_divisible(config: Config, ranks: Ranks) -> None:
             )
 
 
+def _averaging(module: nn.Module) -> nn.Module:
+    """The module under DDP, without buffers sent in every step: batch statistics are joint."""
+    averaging: Any = nn.parallel.DistributedDataParallel
+    names = inspect.signature(averaging).parameters  # torch 2.13 has another name for it
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    averaged: nn.Module = averaging(module, **{name: False})
+    return averaged
+
+
 class RankedRun(Run):
     """State of a run whose batches are divided."""
 
@@ -86,8 +96,7 @@ class RankedRun(Run):
         self.pieces = PieceLoss(self.method, ranks, size)
         self.module: Any = self.pieces
         if ranks.size > 1:
-            # Buffers, of batch statistics that are joint, are the same everywhere.
-            self.module = nn.parallel.DistributedDataParallel(self.pieces, broadcast_buffers=False)
+            self.module = _averaging(self.pieces)
         self._complete = False
 
     @property

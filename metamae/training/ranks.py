@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -167,7 +168,10 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(backend)
-        yield Ranks(rank, size), device
+        with warnings.catch_warnings():
+            # Of axes of size 1, whose strides say nothing.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            yield Ranks(rank, size), device
     except RuntimeError as fault:
         _claim()
         if isinstance(fault, dist.DistError) or _is_lost(fault):
