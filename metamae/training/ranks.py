@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -177,7 +178,7 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
         if isinstance(fault, dist.DistError) or _is_lost(fault):
             raise LostRankError(
                 f"expected {size} processes that go on together, got one that ended (process "
-                f"{rank} heard: {reason_of(fault)[:120]}); look for what ended it, then go on "
+                f"{rank} heard: {_heard(fault)}); look for what ended it, then go on "
                 "from the last checkpoint with --resume"
             ) from fault
         raise
@@ -192,6 +193,11 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
 def _is_lost(fault: RuntimeError) -> bool:
     text = str(fault).lower()
     return not isinstance(fault, TrainingError) and any(word in text for word in _LOST)
+
+
+def _heard(fault: RuntimeError) -> str:
+    """What torch says, without places in its sources and addresses."""
+    return re.sub(r"\[[^\]]*\](:\d+)?:?\s*", "", reason_of(fault))[:120]
 
 
 def _claim() -> None:
