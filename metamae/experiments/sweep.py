@@ -127,7 +127,7 @@ class SweepRun:
             _Job(cell, self.out / cell.name, tuple(missing[cell.name]), self.device, self.data_dir)
             for cell in todo
         ]
-        if self.executor.kind != "local":
+        if self.executor != LOCAL and jobs:
             yield from self._run_on_cluster(jobs, stage)
             return
         workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
