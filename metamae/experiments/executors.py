@@ -134,17 +134,17 @@ def slurm_cluster(threads: int, **settings: Any) -> Any:
         ConfigError: the file does not say what SLURM has to be asked for.
         MissingLibraryError: the extra ``cluster`` is not installed.
     """
-    jobqueue = need_module("dask_jobqueue", "cluster")
-    asked = {"cores": 1, "processes": 1, "job_cpu": threads, **settings}
-    try:
-        return jobqueue.SLURMCluster(
-            **asked, job_script_prologue=[f"export OMP_NUM_THREADS={threads}"]
-        )
-    except (ValueError, TypeError) as fault:
+    jobqueue = need_module("dask_jobqueue", "cluster")  # which reads the file
+    memory = settings.get("memory") or need_module("dask", "cluster").config.get(
+        "jobqueue.slurm.memory", None
+    )
+    if not memory:
         raise ConfigError(
-            f"expected jobqueue.slurm in ~/.config/dask/jobqueue.yaml to say what SLURM is asked "
-            f"for, memory and walltime at least, got: {reason_of(fault)}"
-        ) from fault
+            "expected jobqueue.slurm.memory in ~/.config/dask/jobqueue.yaml, what SLURM is asked "
+            "for, got none; write it there, with queue, account and walltime where they are needed"
+        )
+    asked = {"cores": 1, "processes": 1, "job_cpu": threads, **settings}
+    return jobqueue.SLURMCluster(**asked, job_script_prologue=[f"export OMP_NUM_THREADS={threads}"])
 
 
 def run_on_cluster(

@@ -185,5 +185,5 @@ def test_slurm_is_asked_for_jobs_of_one_process(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.filterwarnings("default")
 def test_slurm_without_settings_is_named() -> None:
     pytest.importorskip("dask_jobqueue")
-    with pytest.raises(ConfigError, match=r"jobqueue\.yaml to say .* memory"):
+    with pytest.raises(ConfigError, match=r"expected jobqueue\.slurm\.memory .* got none"):
         slurm_cluster(1)
