@@ -101,7 +101,8 @@ def make_page(report: dict[str, Any]) -> str:
         "# The second-order part of the gradient\n\n"
         "`taken off`: share of the support loss that one refinement takes off. `second order`: "
         "norm of what first order leaves out over that of the exact gradient of encoder and "
-        f"decoder, and the cosine of both; {EXAMPLES} examples, float64. `step` 0 are the initial weights.\n"
+        f"decoder, and the cosine of both; {EXAMPLES} examples, float64. `step` 0 are the initial "
+        "weights.\n"
         f"\n{table}\n\n{report['hardware']}, torch {report['torch']}, revision "
         f"{report['revision']}; `benchmarks/second_order.py`.\n"
     )

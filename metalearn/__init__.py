@@ -11,6 +11,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.uniformity` - pushes rows apart, without pairs;
+* :mod:`metalearn.gathering` - rows of all ranks as one batch;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
 """
@@ -36,6 +37,7 @@ from metalearn.errors import (
     SettingError,
     SupportLossShapeError,
 )
+from metalearn.gathering import gather_rows
 from metalearn.objective import MetaLoss, MetaObjective
 from metalearn.policies.checkpointed import Checkpointed
 from metalearn.policies.finite_difference import FiniteDifference
@@ -101,6 +103,7 @@ __all__ = [
     "Unrolled",
     "UpdateRule",
     "__version__",
+    "gather_rows",
     "plain_attention",
     "recomputed",
     "recomputed_attention",

@@ -87,13 +87,16 @@ class TaskContrastiveLoss(nn.Module):
 
     Negatives are the other tasks' rows of both views; gradients flow into both views.
     Similarities are computed in float32 at least, under autocast too. A row of zeros is similar to
-    nothing (:func:`directions`). Under several processes every rank contrasts its own rows, which
-    is another loss than that of the joint batch: a warning says so.
+    nothing (:func:`directions`). Under several processes ``gather=gather_rows`` makes batch
+    statistics and negatives those of the joint batch; without it every rank contrasts its own rows,
+    which is another loss: a warning says so.
 
     Args:
         projector: Maps pooled latents ``(B, D)`` to ``(B, P)``; ``nn.Identity()`` for none.
         temperature: :math:`\tau`, positive.
         pool: Maps a latent to ``(B, D)``; the mean over tokens by default.
+        gather: Maps the pooled latents of a rank to those of all ranks:
+            :func:`metalearn.gather_rows`, which does nothing in one process.
 
     Shape:
         both latents ``(B, T, D)`` with the default ``pool``; the result is a scalar.
@@ -103,7 +106,7 @@ class TaskContrastiveLoss(nn.Module):
             negatives), or views that disagree in shape.
 
     Warns:
-        UserWarning: under several processes, whose rows are not gathered.
+        UserWarning: under several processes, without ``gather``.
 
     Example:
         >>> import torch
@@ -119,6 +122,7 @@ class TaskContrastiveLoss(nn.Module):
         *,
         temperature: float = 0.5,
         pool: Callable[[Tensor], Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -127,19 +131,31 @@ class TaskContrastiveLoss(nn.Module):
         self.projector = projector
         self.temperature = temperature
         self.pool = MeanPool() if pool is None else pool
+        self.gather = gather
 
     def forward(self, latent: Tensor, refined: Tensor) -> Tensor:
         """Loss of a batch of amortised latents and their refinements."""
-        views = [self._project(latent), self._project(refined)]
-        if views[0].shape != views[1].shape:
+        if self.gather is None:
+            _warn_of_ranks()
+        return self._compare(*(self._project(self._pooled(view)) for view in (latent, refined)))
+
+    def compare(self, first: Tensor, second: Tensor) -> Tensor:
+        """Loss of latents ``(B, D)`` that are pooled, and gathered where they have to be."""
+        return self._compare(self._project(first), self._project(second))
+
+    def _pooled(self, latent: Tensor) -> Tensor:
+        pooled = self.pool(latent)
+        return pooled if self.gather is None else self.gather(pooled)
+
+    def _compare(self, first: Tensor, second: Tensor) -> Tensor:
+        if first.shape != second.shape:
             raise ValueError(
                 "expected both views to project to one shape, got "
-                f"{tuple(views[0].shape)} and {tuple(views[1].shape)}"
+                f"{tuple(first.shape)} and {tuple(second.shape)}"
             )
-        return nt_xent(views[0], views[1], self.temperature)
+        return _nt_xent(first, second, self.temperature)
 
-    def _project(self, latent: Tensor) -> Tensor:
-        pooled = self.pool(latent)
+    def _project(self, pooled: Tensor) -> Tensor:
         if pooled.ndim != 2 or len(pooled) < 2:
             raise ValueError(
                 "expected pooled latents of shape (B, D) with B >= 2 tasks, got "
@@ -168,6 +184,10 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tenso
         0.5514
     """
     _warn_of_ranks()
+    return _nt_xent(first, second, temperature)
+
+
+def _nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tensor:
     with torch.autocast(device_type=first.device.type, enabled=False):
         rows = directions(at_least_float32(torch.cat([first, second])))
         logits = rows @ rows.T / temperature
@@ -211,9 +231,9 @@ def _warn_of_ranks() -> None:
     if (ranks := distributed.get_world_size()) > 1:
         warnings.warn(
             f"expected one process, got {ranks}: the contrast takes its negatives from the rows "
-            "of its own rank, so loss and gradient are not those of the joint batch. Train in one "
-            "process for these, or leave the contrast out; if negatives of each rank alone are "
-            "meant, silence this by "
+            "of its own rank, so loss and gradient are not those of the joint batch. Pass "
+            "TaskContrastiveLoss(gather=metalearn.gather_rows), or train in one process for these; "
+            "if negatives of each rank alone are meant, silence this by "
             'warnings.filterwarnings("ignore", message="expected one process")',
             UserWarning,
             stacklevel=3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,14 +105,25 @@ class MetaObjective(nn.Module):
         query_loss: Callable[[Latent], Tensor],
     ) -> MetaLoss:
         """Evaluate the objective; both losses map a latent to ``(B,)``, or the query to a mean."""
+        found = self.predict(support, support_loss=support_loss, query_loss=query_loss)
+        if self.contrast is None:
+            return found
+        contrast = self.contrast(found.latent, found.adaptation.latent)
+        loss = found.query + self.contrast_weight * contrast
+        return replace(found, loss=loss, contrast=contrast)
+
+    def predict(
+        self,
+        support: Any,
+        *,
+        support_loss: SupportLoss,
+        query_loss: Callable[[Latent], Tensor],
+    ) -> MetaLoss:
+        """The objective without its contrast, a mean over tasks that know nothing of each other."""
         latent = self.encoder(support)
         adaptation = self.adapter(latent, support_loss)
         query = self._mean(query_loss(adaptation.latent))
-        if self.contrast is None:
-            return MetaLoss(query, query, None, latent, adaptation)
-        contrast = self.contrast(latent, adaptation.latent)
-        loss = query + self.contrast_weight * contrast
-        return MetaLoss(loss, query, contrast, latent, adaptation)
+        return MetaLoss(query, query, None, latent, adaptation)
 
     @staticmethod
     def _mean(losses: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "steps",
         "inner",
         "policies",
-        "adaptation encoding contrast",
+        "adaptation encoding contrast gathering",
         "objective uniformity",
         "multilevel",
     ),

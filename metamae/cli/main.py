@@ -14,7 +14,9 @@ from metamae.cli.probe import add_probe
 from metamae.cli.report import add_report
 from metamae.cli.sweep import add_sweep
 from metamae.cli.terminal import RESUME_HINT, guarded, make_console
+from metamae.errors import ConfigError
 from metamae.training.allocator import keep_freed_memory
+from metamae.training.ranks import launched
 from metamae.version import __version__
 
 
@@ -44,4 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     keep_freed_memory()
     hint = getattr(options, "interrupted", RESUME_HINT)
-    return guarded(lambda: int(options.run(options)), interrupted=hint)
+    return guarded(lambda: _run(options), interrupted=hint)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if (count := launched()) > 1 and not getattr(options, "together", False):
+        raise ConfigError(
+            f"expected metamae pretrain under torchrun, got another command in {count} processes; "
+            "start it without torchrun"
+        )
+    return int(options.run(options))

@@ -13,6 +13,7 @@ from metamae.data import Dataset, load_dataset
 from metamae.data.description import Description
 from metamae.data.own import KINDS, Opened, is_path, open_data
 from metamae.errors import ConfigError
+from metamae.training.ranks import tells
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -21,7 +22,8 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message, and where to read more."""
         line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-        print(f"error: {line}; see {self.prog} --help", file=sys.stderr)
+        if tells():
+            print(f"error: {line}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from metamae.cli.options import (
     add_data_options,
@@ -30,6 +33,7 @@ from metamae.training.devices import choose_device
 from metamae.training.loggers import LOGGERS, make_loggers
 from metamae.training.pretraining import pretrain
 from metamae.training.provenance import device_name
+from metamae.training.ranks import Ranks, joined
 from metamae.training.run_folder import CHECKPOINT, read_config
 
 
@@ -39,7 +43,8 @@ def add_pretrain(commands: Any) -> None:
         "pretrain",
         help="pretrain one method on one data set",
         description="Pretrain one method on a data set, or on your own data by path; leaves a "
-        "complete run in the output folder.",
+        "complete run in the output folder. As torchrun --nproc-per-node N -m metamae pretrain ... "
+        "N processes train one model together.",
         epilog=f"embedded data sets: {', '.join(POCKET)}; your own data: .csv, .tsv, .parquet, "
         ".npy, .npz, or a folder of pictures or sounds",
     )
@@ -65,33 +70,28 @@ def add_pretrain(commands: Any) -> None:
     add("--resume", action="store_true", help="continue from the checkpoint in the run folder")
     add_places(parser)
     add_data_options(parser)
-    parser.set_defaults(run=run_pretrain)
+    parser.set_defaults(run=run_pretrain, together=True)
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
-    """Run ``metamae pretrain``."""
-    device = choose_device(options.device)
-    reporter = Reporter(make_console())
+    """Run ``metamae pretrain``, in one process or as one of those that ``torchrun`` started."""
+    with joined(options.device) as (ranks, device):
+        return _pretrain(options, ranks, choose_device(device))
+
+
+def _pretrain(options: argparse.Namespace, ranks: Ranks, device: torch.device) -> int:
+    reporter = Reporter(make_console() if ranks.leads else None)
     dataset = open_named(options, say=reporter.say)
     name = dataset.name
     folder = options.out or Path("runs") / name / options.method / f"seed-{options.seed}"
     names = [name for text in options.log for name in text.split(",") if name]
-    loggers = make_loggers(names, folder)
-    with locked(folder):
-        if (folder / CHECKPOINT).exists() and not options.resume:
-            raise ConfigError(
-                f"expected an empty run folder, {folder} holds a checkpoint; add --resume to "
-                "continue it, or choose another --out"
-            )
-        config = choose_config(options, dataset, folder, device, reporter)
-        if config.token_size and dataset.recipe:
-            raise ConfigError(
-                f"expected --token-size for own data, got token_size={list(config.token_size)} by "
-                "--set"
-            )
+    loggers = make_loggers(names, folder) if ranks.leads else []
+    with locked(folder) if ranks.leads else nullcontext():
+        config = ranks.from_first(lambda: _config_of(options, dataset, folder, device, reporter))
         if config.token_size:
             dataset = open_named(options, token_size=config.token_size)
-        reporter.say(f"{folder} on {device_name(device)}")
+        together = f", {ranks.size} processes" if ranks.size > 1 else ""
+        reporter.say(f"{folder} on {device_name(device)}{together}")
         try:
             done = pretrain(
                 config,
@@ -101,6 +101,7 @@ def run_pretrain(options: argparse.Namespace) -> int:
                 resume=options.resume,
                 reporter=reporter,
                 callbacks=loggers,
+                ranks=ranks,
             )
         except KeyboardInterrupt as stop:
             if (folder / CHECKPOINT).exists():
@@ -112,6 +113,23 @@ def run_pretrain(options: argparse.Namespace) -> int:
     then = f"metamae probe {folder}{again}" if dataset.task else embed
     reporter.say(f"{done.steps} steps in {done.seconds:.1f} s; next: {then}")
     return 0
+
+
+def _config_of(
+    options: argparse.Namespace, dataset: Dataset, folder: Path, device: Any, reporter: Reporter
+) -> Config:
+    """The configuration, of a folder that may be written to."""
+    if (folder / CHECKPOINT).exists() and not options.resume:
+        raise ConfigError(
+            f"expected an empty run folder, {folder} holds a checkpoint; add --resume to "
+            "continue it, or choose another --out"
+        )
+    config = choose_config(options, dataset, folder, device, reporter)
+    if config.token_size and dataset.recipe:
+        raise ConfigError(
+            f"expected --token-size for own data, got token_size={list(config.token_size)} by --set"
+        )
+    return config
 
 
 def choose_config(

@@ -9,6 +9,7 @@ from typing import Any
 
 from metamae.cli.options import add_places
 from metamae.cli.terminal import make_console
+from metamae.experiments.executors import Executor
 from metamae.experiments.plan import read_sweep
 from metamae.experiments.sweep import FAILURES, RESULTS, SweepRun
 from metamae.experiments.workers import limited_threads
@@ -31,6 +32,12 @@ def add_sweep(commands: Any) -> None:
     add("--out", type=Path, help="output folder (default: runs/NAME of the file)")
     add("--workers", type=int, help="cells at once (default: as many as cores; 1 on a GPU)")
     add("--threads", type=int, default=1, help="threads of each cell on a CPU (default: 1)")
+    add(
+        "--executor",
+        default="local",
+        metavar="WHERE",
+        help="local (default), dask:ADDRESS of a scheduler, or slurm; docs/scale.md",
+    )
     add("--list", action="store_true", help="list the cells and stop")
     add_places(parser)
     parser.set_defaults(run=run_sweep, interrupted="stopped; the same command continues the sweep")
@@ -51,6 +58,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         workers=options.workers,
         threads=options.threads,
+        executor=Executor.parse(options.executor),
     )
     with limited_threads(run.threads, run.device):
         reporter.say(f"{run.out} on {device_name(run.device)}")

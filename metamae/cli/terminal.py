@@ -13,6 +13,7 @@ from metalearn import MetalearnError
 from metamae.errors import MetamaeError
 from metamae.stopping import Stopped, signal_of, stoppable
 from metamae.training.memory import REMEDY, is_shortage
+from metamae.training.ranks import tells
 
 RESUME_HINT = "stopped; add --resume to continue from the last checkpoint"
 NOTHING_HINT = "nothing was saved yet: the same command starts anew"
@@ -57,11 +58,14 @@ def guarded(action: Callable[[], int], *, interrupted: str = RESUME_HINT) -> int
         reason = " ".join(str(fault).split())[:200] or "no memory left"
         return _fail(f"expected enough memory, got less ({reason}); {REMEDY}")
     except KeyboardInterrupt as stop:
-        print(_describe_stop(stop, interrupted), file=sys.stderr)
+        if tells():
+            print(_describe_stop(stop, interrupted), file=sys.stderr)
         return 128 + signal_of(stop)
 
 
 def _fail(reason: str) -> int:
+    if not tells():
+        return 2
     line = " ".join(reason.split()).encode("utf-8", "backslashreplace").decode()
     print(f"error: {line}", file=sys.stderr)
     return 2

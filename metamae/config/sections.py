@@ -276,6 +276,8 @@ class TrainingConfig:
         clip_norm: Bound on the norm of the gradient; 0 sets none.
         accumulate: Batches whose mean gradient makes a step: ``batch_size`` times ``accumulate``
             examples a step, contrasted within each batch alone.
+        micro_batch: Compute a batch in pieces of at most that many examples, in less memory and
+            with the result of the whole batch, its contrast included; 0 does not divide it.
         prefetch: Prepare batches ahead in a thread; ``auto`` where that pays
             (:class:`metamae.training.feeding.Feed`).
         autocast: Compute in ``bfloat16`` where torch's autocast allows it; weights stay float32.
@@ -296,6 +298,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     clip_norm: float = 0.0
     accumulate: int = 1
+    micro_batch: int = 0
     prefetch: Literal["auto", "on", "off"] = "auto"
     autocast: Literal["off", "bfloat16"] = "off"
     compile: Literal["off", "on", "auto"] = "auto"
@@ -310,6 +313,7 @@ class TrainingConfig:
         require(self.steps >= 0, "training.steps >= 0", self.steps)
         for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"training.{name} >= 1", getattr(self, name))
+        require(self.micro_batch >= 0, "training.micro_batch >= 0", self.micro_batch)
         require(positive(self.learning_rate), "training.learning_rate > 0", self.learning_rate)
         require(self.weight_decay >= 0, "training.weight_decay >= 0", self.weight_decay)
         require(self.warmup_steps >= 0, "training.warmup_steps >= 0", self.warmup_steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError, MetamaeError
 from metamae.experiments.cell import is_current, run_cell
+from metamae.experiments.executors import LOCAL, Executor, connected, run_on_cluster
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import read_json, write_json, write_text
 from metamae.locks import locked
 from metamae.progress import Nested, Reporter, Stage
 from metamae.report.rows import Key, Result, read_results, write_results
+from metamae.training.run_folder import CONFIG
 
 RESULTS = "results.json"
 FAILURES = "failures.json"
@@ -42,6 +44,7 @@ class SweepRun:
         workers: Cells at once, each in a process of its own; ``None`` for as many as there are
             cores, on a CPU. With 1, cells run in this process.
         threads: Threads of each cell on a CPU. Sums, and so bits, depend on it; not on ``workers``.
+        executor: Where the cells are run: in processes of this machine, or on a cluster.
     """
 
     sweep: Sweep
@@ -51,6 +54,7 @@ class SweepRun:
     workers: int | None = None
     threads: int = 1
     fail_fast: bool = False
+    executor: Executor = LOCAL
 
     def __post_init__(self) -> None:
         """Check the numbers of workers and threads."""
@@ -123,6 +127,9 @@ class SweepRun:
             _Job(cell, self.out / cell.name, tuple(missing[cell.name]), self.device, self.data_dir)
             for cell in todo
         ]
+        if self.executor != LOCAL and jobs:
+            yield from self._run_on_cluster(jobs, stage)
+            return
         workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
         if workers > 1:
             # The longest first, so that the last ones end together.
@@ -142,6 +149,18 @@ class SweepRun:
                     yield job.cell, job.run(Nested(stage))
                 except Exception as fault:
                     yield job.cell, fault
+
+    def _run_on_cluster(
+        self, jobs: list[_Job], stage: Stage
+    ) -> Iterator[tuple[Cell, list[Result] | Exception]]:
+        with connected(self.executor, self.workers, self.threads) as client:
+            for number, outcome in run_on_cluster(jobs, client, self.out, self.threads, stage):
+                job = jobs[number]
+                if not isinstance(outcome, Exception) and not (job.run_dir / CONFIG).exists():
+                    # Made elsewhere: what the rows are of is all that is kept of the run.
+                    job.run_dir.mkdir(parents=True, exist_ok=True)
+                    write_text(job.run_dir / CONFIG, job.cell.config.to_yaml())
+                yield job.cell, outcome
 
     def _old_failures(self, finished: set[str]) -> dict[str, str]:
         """Failures of other sweeps in this folder; ours are tried again."""
@@ -183,6 +202,9 @@ class _Job:
     @property
     def name(self) -> str:
         return self.cell.name
+
+    def moved(self, run_dir: Path) -> _Job:
+        return replace(self, run_dir=run_dir)
 
     def run(self, reporter: Reporter) -> list[Result]:
         rows = run_cell(

@@ -20,6 +20,7 @@ class MAE(Method[Split]):
         network: The masked autoencoder.
     """
 
+    mean_of_examples = True
     network: MaskedAutoencoder
 
     def __init__(self, network: MaskedAutoencoder) -> None:

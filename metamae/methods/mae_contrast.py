@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
 from metalearn import TaskContrastiveLoss
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
-from metamae.methods.method import PretextLoss
+from metamae.methods.method import Parts, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
 
@@ -82,6 +84,19 @@ class ContrastiveMAE(MAE):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
+        parts = self.parts(batch, split)
+        if not parts.rows:
+            return PretextLoss(parts.own, parts.terms)
+        loss, terms = self.joint(parts.rows, split)
+        return PretextLoss(parts.own + loss, parts.terms | terms)
+
+    @property
+    def is_joint(self) -> bool:
+        """With a contrast."""
+        return self.contrast is not None
+
+    def parts(self, batch: Batch, split: Split) -> Parts:
+        """Query losses, and both pooled latents."""
         self.check(batch, len(split.support_idx))
         assert isinstance(split, PairedSplit)
         network, targets = self.network, self.network.tokenizer.targets(batch)
@@ -91,10 +106,18 @@ class ContrastiveMAE(MAE):
             network.query_loss(latent, targets, view).mean()
             for latent, view in zip(latents, views, strict=True)
         ]
-        loss = query = torch.stack(losses).mean()
+        query = torch.stack(losses).mean()
         terms = {"query": query.detach()}
-        if self.contrast is not None:
-            contrast = self.contrast(*latents)
-            loss = query + self.contrast_weight * contrast
-            terms["contrast"] = contrast.detach()
-        return PretextLoss(loss, terms)
+        if self.contrast is None:
+            return Parts(query, terms)
+        return Parts(query, terms, tuple(self.contrast.pool(latent) for latent in latents))
+
+    def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted contrast of both pooled latents."""
+        assert self.contrast is not None
+        contrast = self.contrast.compare(*rows)
+        return self.contrast_weight * contrast, {"contrast": contrast.detach()}
+
+    def joint_parameters(self) -> list[nn.Parameter]:
+        """Those of the projector."""
+        return [] if self.contrast is None else list(self.contrast.parameters())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metalearn import HeldStepSize, LatentAdapter, MetaObjective, TaskContrastiveLoss
+from metalearn import HeldStepSize, LatentAdapter, MetaLoss, MetaObjective, TaskContrastiveLoss
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
-from metamae.methods.method import PretextLoss
+from metamae.methods.method import Parts, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
 
@@ -52,13 +52,7 @@ class MetaMAE(MAE):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch, Eq. 4."""
-        self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
-        result = self.meta(
-            self.network.visible_tokens(batch, split),  # (B, S, D)
-            support_loss=support_loss(self.network, self.meta.adapter, targets, split),  # (B,)
-            query_loss=lambda latent: self.network.query_loss(latent, targets, split),  # (B,)
-        )
+        result = self._under(self.meta, batch, split)
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
@@ -79,6 +73,39 @@ class MetaMAE(MAE):
             adapter.step_size.observe(
                 adapter, latent, support_loss(network, adapter, targets, split)
             )
+
+    def _under(self, objective: Callable[..., MetaLoss], batch: Batch, split: Split) -> MetaLoss:
+        self.check(batch, len(split.support_idx))
+        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+        return objective(
+            self.network.visible_tokens(batch, split),  # (B, S, D)
+            support_loss=support_loss(self.network, self.meta.adapter, targets, split),  # (B,)
+            query_loss=lambda latent: self.network.query_loss(latent, targets, split),  # (B,)
+        )
+
+    @property
+    def is_joint(self) -> bool:
+        """With a contrast."""
+        return self.meta.contrast is not None
+
+    def parts(self, batch: Batch, split: Split) -> Parts:
+        """Query loss, and both pooled latents."""
+        result = self._under(self.meta.predict, batch, split)
+        contrast, terms = self.meta.contrast, {"query": result.query.detach()}
+        if contrast is None:
+            return Parts(result.query, terms)
+        views: tuple[Any, Any] = (result.latent, result.adaptation.latent)
+        return Parts(result.query, terms, tuple(contrast.pool(view) for view in views))
+
+    def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted contrast of both pooled latents."""
+        assert self.meta.contrast is not None
+        contrast = self.meta.contrast.compare(*rows)
+        return self.meta.contrast_weight * contrast, {"contrast": contrast.detach()}
+
+    def joint_parameters(self) -> list[nn.Parameter]:
+        """Those of the projector."""
+        return [] if self.meta.contrast is None else list(self.meta.contrast.parameters())
 
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
         """Mean support loss before and after refinement, and a step size that is held."""

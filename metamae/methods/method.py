@@ -6,13 +6,14 @@ alone, and gives features of unmasked data. Nothing else about it is known outsi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from metamae.errors import InputError
+from metamae.errors import ConfigError, InputError
 from metamae.inputs import Batch, check_batch
 from metamae.model.backbone import Backbone
 
@@ -28,6 +29,22 @@ class PretextLoss:
     loss: Tensor
     terms: dict[str, Tensor]
     support: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The loss of some examples of a batch, in two: what is their own, and what is joint.
+
+    Attributes:
+        own: Mean over these examples of a loss that knows nothing of the others, a scalar.
+        terms: What it consists of, means over these examples too.
+        rows: What the rest of the loss is a function of, once all examples' rows are together
+            (:meth:`Method.joint`): ``(b, ...)`` each. Empty where there is no rest.
+    """
+
+    own: Tensor
+    terms: dict[str, Tensor]
+    rows: tuple[Tensor, ...] = ()
 
 
 class Draw(Protocol):
@@ -55,6 +72,10 @@ class NoDraw:
         """Itself: it holds no tensor."""
         return self
 
+    def __getitem__(self, examples: slice) -> NoDraw:
+        """The draw of some of the examples."""
+        return NoDraw(len(range(self.examples)[examples]))
+
     def __len__(self) -> int:
         """Number of examples."""
         return self.examples
@@ -71,6 +92,8 @@ class Method(nn.Module, Generic[D]):
     """
 
     needs_labels: ClassVar[bool] = False
+    mean_of_examples: ClassVar[bool] = False
+    """Whether the loss is a mean over examples that know nothing of each other."""
 
     def __init__(self, network: Backbone) -> None:
         """See the class."""
@@ -84,6 +107,53 @@ class Method(nn.Module, Generic[D]):
     def forward(self, batch: Batch, draw: D) -> PretextLoss:
         """Loss of a batch under a draw."""
         raise NotImplementedError
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether a part of the loss is a function of all examples together."""
+        return False
+
+    def cut(self, draw: D, rows: slice) -> tuple[Tensor, D]:
+        """What the examples ``rows`` of a batch need: places in the batch, and their draw.
+
+        :meth:`parts` is given the examples at these places, which may be more than ``rows``.
+        """
+        chosen: Any = draw
+        return torch.arange(rows.start, rows.stop), chosen[rows]
+
+    def check_divisible(self) -> None:
+        """Raise ``ConfigError`` unless the class that defines the loss says how it is divided.
+
+        By ``mean_of_examples``, or by :meth:`parts` and :meth:`joint`.
+        """
+        for kind in type(self).__mro__:
+            if kind is not Method and ("parts" in vars(kind) or vars(kind).get("mean_of_examples")):
+                return
+            if "forward" in vars(kind):
+                break
+        raise ConfigError(
+            "expected a method that says how its loss is divided among processes or pieces of a "
+            f"batch, got {type(self).__name__}; set mean_of_examples, or define parts and joint, "
+            "or train it in one process and in whole batches (training.micro_batch=0)"
+        )
+
+    def parts(self, batch: Batch, draw: D) -> Parts:
+        """The loss of the examples that a draw was cut to; sums of parts make that of a batch.
+
+        ``forward`` is this and :meth:`joint` for all examples at once. Several processes, and
+        batches that are computed in pieces, take it apart. Of a loss that is a mean over examples
+        this is all of it.
+        """
+        result: PretextLoss = self(batch, draw)
+        return Parts(result.loss, result.terms)
+
+    def joint(self, rows: Sequence[Tensor], draw: D) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rest of a batch's loss, of the rows of all its parts in order; and its terms."""
+        raise NotImplementedError
+
+    def joint_parameters(self) -> list[nn.Parameter]:
+        """Parameters that :meth:`joint` uses."""
+        return []
 
     def features(self, batch: Batch) -> Tensor:
         """Features ``(B, D)`` of unmasked examples."""

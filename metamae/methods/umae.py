@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from metalearn import uniformity
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
-from metamae.methods.method import PretextLoss
+from metamae.methods.method import Parts, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
 
@@ -30,10 +34,25 @@ class UMAE(MAE):
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch."""
+        parts = self.parts(batch, split)
+        loss, terms = self.joint(parts.rows, split)
+        return PretextLoss(parts.own + loss, parts.terms | terms)
+
+    @property
+    def is_joint(self) -> bool:
+        """Every latent is compared with all others."""
+        return True
+
+    def parts(self, batch: Batch, split: Split) -> Parts:
+        """Query loss, and pooled latents."""
         self.check(batch, len(split.support_idx))
         targets = self.network.tokenizer.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))  # (B, 1 + S, D)
         query = self.network.query_loss(latent, targets, split).mean()
-        apart = uniformity(latent[:, 1:].mean(1))  # pooled without the class token
-        terms = {"query": query.detach(), "uniformity": apart.detach()}
-        return PretextLoss(query + self.weight * apart, terms)
+        pooled = latent[:, 1:].mean(1)  # without the class token
+        return Parts(query, {"query": query.detach()}, (pooled,))
+
+    def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted uniformity of pooled latents."""
+        apart = uniformity(rows[0])
+        return self.weight * apart, {"uniformity": apart.detach()}

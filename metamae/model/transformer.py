@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metalearn import plain_attention, recomputed, recomputed_attention, recomputed_gelu
 from metamae.config.sections import EncoderConfig
+from metamae.model.dropout import Dropout
 from metamae.model.tokenizer import select, xavier_linear
 
 
@@ -107,10 +108,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             xavier_linear(width, hidden),
             _GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             xavier_linear(hidden, width),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -185,7 +186,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
         nn.init.normal_(self.class_token, std=0.02)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.Sequential(
             *(
                 Block(

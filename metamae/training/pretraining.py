@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from metamae.training.callbacks import LOG, Callback, CallbackError, Callbacks, 
 from metamae.training.devices import multiplies_bfloat16
 from metamae.training.model_folder import write_model
 from metamae.training.outcome import Pretrained
+from metamae.training.ranked import RankedRun
+from metamae.training.ranks import Ranks
 from metamae.training.run import Run
 from metamae.training.run_folder import CHECKPOINT, CONFIG, DATA, HISTORY
 
@@ -35,6 +38,7 @@ def pretrain(
     resume: bool = False,
     reporter: Reporter | None = None,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks | None = None,
 ) -> Pretrained:
     """Pretrain a method and leave all that is to be kept of it in ``run_dir``.
 
@@ -55,6 +59,8 @@ def pretrain(
         resume: Continue from the checkpoint in ``run_dir``, if there is one.
         reporter: Shows progress; silent by default.
         callbacks: What else listens (:class:`metamae.training.Callback`); no number depends on it.
+        ranks: The processes that train together (:func:`metamae.training.ranks.joined`), each of
+            which makes this call; the first of them writes, shows and calls back.
 
     Raises:
         CallbackError: a callback raised; the state reached is saved.
@@ -80,42 +86,47 @@ def pretrain(
         2
     """
     run_dir = as_path(run_dir, "a run folder")
-    reporter, device = reporter or Reporter(None), torch.device(device)
-    with locked(run_dir):
-        run = start_run(config, dataset, run_dir, device)
-        if resume and (run_dir / CHECKPOINT).is_file():
+    ranks, device = ranks or Ranks(), torch.device(device)
+    reporter = reporter if reporter and ranks.leads else Reporter(None)
+    with locked(run_dir) if ranks.leads else nullcontext():
+        run = start_run(config, dataset, run_dir, device, ranks)
+        if ranks.from_first(lambda: resume and (run_dir / CHECKPOINT).is_file()):
             run.restore()
+        if not ranks.leads:
+            return _pretrain(run, reporter, Callbacks(), ranks)
         if run.step < config.training.steps:
             _warn_of_odd_data(run, reporter)
         write_json(run_dir / DATA, run.record().data_to_dict())
         write_text(run_dir / CONFIG, config.to_yaml())
         with Callbacks([JsonLines(run_dir / LOG, run.history.series), *callbacks]) as listening:
-            run.on_checkpoint = listening.checkpoint
             listening.start(config, run.description, run.step)
-            return _pretrain(run, reporter, listening)
+            return _pretrain(run, reporter, listening, ranks)
 
 
-def _pretrain(run: Run, reporter: Reporter, callbacks: Callbacks) -> Pretrained:
+def _pretrain(run: Run, reporter: Reporter, callbacks: Callbacks, ranks: Ranks) -> Pretrained:
     """The steps that are left, and what is written after them."""
     steps = run.config.training.steps
     if steps > 0:
         _make_ready(run, reporter)
     with held_back() as requests:
-        fault = _train(run, reporter, requests, callbacks) if steps > 0 else None
+        listener = _Listener(run, callbacks, ranks)
+        if steps > 0:
+            _train(run, reporter, requests, listener)
         run.save()
-        write_model(run.run_dir, run.record(), run.method.state_dict())
-        if run.step == steps:
-            write_json(run.run_dir / HISTORY, run.history.series)
+        if ranks.leads:
+            write_model(run.run_dir, run.record(), run.method.state_dict())
+            if run.step == steps:
+                write_json(run.run_dir / HISTORY, run.history.series)
     try:
-        if fault is not None:
+        if fault := ranks.from_first(lambda: listener.fault):
             raise fault
         callbacks.checkpoint(run.step, run.run_dir / CHECKPOINT)
     except CallbackError as late:
         raise CallbackError(
             f"{late}, {_reached(run)}; mend it or leave it out, and resume"
         ) from late
-    if requests.caught:
-        raise _stopped(run, requests)
+    if number := ranks.agree(requests.caught):
+        raise _stopped(run, number)
     result = Pretrained(
         method=run.method.eval(),
         history=run.history,
@@ -128,8 +139,17 @@ def _pretrain(run: Run, reporter: Reporter, callbacks: Callbacks) -> Pretrained:
     return result
 
 
-def start_run(config: Config, dataset: Dataset, run_dir: Path, device: torch.device) -> Run:
-    """A run before its first step: plain, or with an outer level, which needs Betty."""
+def start_run(
+    config: Config,
+    dataset: Dataset,
+    run_dir: Path,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> Run:
+    """A run before its first step: plain, of divided batches, or with an outer level (by Betty)."""
+    ranks = ranks or Ranks()
+    if ranks.size > 1 or config.training.micro_batch:
+        return RankedRun(config, dataset, run_dir, device, ranks)
     learns = config.method == "metamae" and config.learn.settings
     return (BilevelRun if learns else Run)(config, dataset, run_dir, device)
 
@@ -142,14 +162,44 @@ def _make_ready(run: Run, reporter: Reporter) -> None:
             f"{title}: this {run.device.type} device has no bfloat16 products, which makes "
             "training.autocast=bfloat16 slower than off"
         )
-    if config.compiles and run.step < config.training.steps:
+    if run.step < config.training.steps and run.compiles:
         run.compile(title, reporter)
+    elif run.step < config.training.steps and config.compiles:
+        reporter.say(f"{title}: not compiled: only whole batches in one process are")
 
 
-def _train(
-    run: Run, reporter: Reporter, requests: Requests, callbacks: Callbacks
-) -> CallbackError | None:
-    """The remaining steps; a signal stops between two of them, and so does a failing callback."""
+class _Listener:
+    """Tells callbacks; of several processes the first alone has some.
+
+    Attributes:
+        fault: What a callback raised.
+    """
+
+    def __init__(self, run: Run, callbacks: Callbacks, ranks: Ranks) -> None:
+        self.run, self.callbacks, self.ranks = run, callbacks, ranks
+        self.fault: CallbackError | None = None
+        run.on_checkpoint = self.checkpoint
+
+    def log(self, values: Mapping[str, float]) -> None:
+        self._call(lambda: self.callbacks.log(self.run.step, values))
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        self._call(lambda: self.callbacks.checkpoint(step, path))
+
+    def _call(self, hook: Callable[[], None]) -> None:
+        try:
+            hook()
+        except CallbackError as fault:
+            self.fault = self.fault or fault
+            if self.ranks.size == 1:
+                raise
+
+
+def _train(run: Run, reporter: Reporter, requests: Requests, listener: _Listener) -> None:
+    """The remaining steps; a signal stops between two of them, and so does a failing callback.
+
+    Several processes stop after the same step.
+    """
     total = run.config.training.steps
     with reporter.stage(_title(run), total=total, done=run.step) as stage:
         undecided = True
@@ -161,12 +211,16 @@ def _train(
                     reporter.say(f"{_title(run)}: {run.input.decision}")
                 values = values_at(run.history.series, run.step)
                 if values:
-                    callbacks.log(run.step, values)
-                if requests.caught and run.step < total:
+                    listener.log(values)
+                stop = listener.ranks.agree(_FAULT if listener.fault else requests.caught)
+                if stop == _FAULT or (stop and run.step < total):
                     break
-        except CallbackError as fault:
-            return fault
-    return None
+        except CallbackError:
+            return  # the listener knows it
+
+
+_FAULT = 1 << 16
+"""In place of the number of a signal: a callback failed."""
 
 
 def _reached(run: Run) -> str:
@@ -176,9 +230,9 @@ def _reached(run: Run) -> str:
     )
 
 
-def _stopped(run: Run, requests: Requests) -> Stopped:
-    name = signal.Signals(requests.caught).name
-    return Stopped(requests.caught, f"stopped by {name} {_reached(run)}")
+def _stopped(run: Run, number: int) -> Stopped:
+    name = signal.Signals(number).name
+    return Stopped(number, f"stopped by {name} {_reached(run)}")
 
 
 def _warn_of_odd_data(run: Run, reporter: Reporter) -> None:

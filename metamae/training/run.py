@@ -57,7 +57,7 @@ class Step:
 
     loss: float
     terms: Mapping[str, Tensor | float]
-    inputs: Callable[[], Loaded]
+    inputs: Callable[[], Any]
     rare: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -98,7 +98,7 @@ class Run:
         self.cpu_seconds = 0.0
         self.compiled: CompiledLoss | None = None
         batches = config.training.steps * config.training.accumulate
-        self.input = Feed(self.prepare, batches, config.training.prefetch, device)
+        self.input: Feed[Any] = Feed(self.prepare, batches, config.training.prefetch, device)
 
     def make_optimiser(self) -> torch.optim.Optimizer:
         """The optimiser of the weights."""
@@ -109,6 +109,11 @@ class Run:
             weight_decay=training.weight_decay,
             fused=True,
         )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the loss is to be compiled."""
+        return self.config.compiles
 
     def compile(self, title: str, reporter: Reporter) -> None:
         """Trace the loss on the next batch, and say what came of it."""
@@ -223,7 +228,7 @@ class Run:
         last = self.step == self.config.training.steps - 1
         if last or self.step % self.config.training.log_every == 0:
             numbers = {name: float(term) for name, term in taken.terms.items()}
-            terms = {"loss": taken.loss} | numbers | terms | self.monitor(*taken.inputs())
+            terms = {"loss": taken.loss} | numbers | terms | self.monitored(taken)
         self.history.add(self.step + 1, **terms)
 
     def observe(self, batch: Batch, draw: Draw) -> None:
@@ -232,6 +237,10 @@ class Run:
         with autocast(self.config, self.device), self.naming_step("its update ruined the weights"):
             self.method.observe(batch, draw)
         self.method.train()
+
+    def monitored(self, taken: Step) -> dict[str, float]:
+        """Further numbers of a step."""
+        return self.monitor(*taken.inputs())
 
     def monitor(self, batch: Batch, draw: Draw) -> dict[str, float]:
         """Further numbers of a step that is logged."""
@@ -303,6 +312,10 @@ class Run:
             TrainingError: the last update ruined the weights; the file stays as it was.
         """
         self.refuse_ruined()
+        self.write_checkpoint()
+
+    def write_checkpoint(self) -> None:
+        """Write it, of weights that were looked at."""
         Checkpoint(
             config=self.config,
             step=self.step,
@@ -334,9 +347,13 @@ class Run:
         """Take it back."""
         self.optimiser.load_state_dict(state)
 
+    def read_checkpoint(self) -> Checkpoint:
+        """The checkpoint in the run folder."""
+        return Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+
     def restore(self) -> None:
         """Continue from the checkpoint in the run folder."""
-        checkpoint = Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+        checkpoint = self.read_checkpoint()
         check_same_run(checkpoint.config, self.config, self.run_dir)
         check_same_data(checkpoint.data, self.fingerprint, self.dataset_name, self.run_dir)
         if checkpoint.step > self.config.training.steps:

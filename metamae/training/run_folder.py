@@ -76,7 +76,9 @@ def read_config(run_dir: Path) -> Config:
         ) from fault
 
 
-MAY_CHANGE = re.compile(r"training\.(steps|prefetch|log_every|checkpoint_every)|probe\..*")
+MAY_CHANGE = re.compile(
+    r"training\.(steps|prefetch|log_every|checkpoint_every|micro_batch)|probe\..*"
+)
 """Settings that a run may be resumed with other values of."""
 
 

@@ -37,6 +37,8 @@ class Capri(Method[Corruption]):
         ConfigError: fewer than two tokens to choose from.
     """
 
+    mean_of_examples = True
+
     def __init__(self, network: Backbone, width: int, rate: float, config: CapriConfig) -> None:
         """See the class."""
         super().__init__(network)

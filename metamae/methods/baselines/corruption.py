@@ -28,6 +28,10 @@ class Corruption:
         """The same draw on another device."""
         return Corruption(self.index.to(device, non_blocking=True))
 
+    def __getitem__(self, examples: slice) -> Corruption:
+        """The tokens of some of the examples."""
+        return Corruption(self.index[examples])
+
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.index)

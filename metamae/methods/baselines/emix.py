@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from metamae.config.sections import EMixConfig
 from metamae.errors import ConfigError
 from metamae.inputs import Batch
-from metamae.methods.method import Method, PretextLoss
+from metamae.methods.method import Method, Parts, PretextLoss
 from metamae.model.backbone import Backbone
 from metamae.model.tokenizer import at_least_float32, without_autocast, xavier_linear
 
@@ -87,12 +88,36 @@ class EMix(Method[Mixing]):
     def forward(self, batch: Batch, draw: Mixing) -> PretextLoss:
         """Loss of a batch."""
         self.check(batch, len(draw))
+        mixed, plain = self._views(batch, draw)
+        return PretextLoss(mixing_loss(mixed, plain, draw, self.config), {})
+
+    @property
+    def is_joint(self) -> bool:
+        """Wholly: every mixture is compared with every example."""
+        return True
+
+    def cut(self, draw: Mixing, rows: slice) -> tuple[Tensor, Mixing]:
+        """The examples and, after them, their partners."""
+        own = torch.arange(rows.start, rows.stop)
+        partners = torch.arange(len(own), 2 * len(own))
+        return torch.cat([own, draw.partner[rows]]), Mixing(draw.share[rows], partners)
+
+    def parts(self, batch: Batch, draw: Mixing) -> Parts:
+        """Representations of the mixtures and of the examples, and no loss of their own."""
+        self.check(batch, 2 * len(draw))
+        rows = self._views(batch, draw)
+        return Parts(rows[0].new_zeros(()), {}, rows)
+
+    def joint(self, rows: Sequence[Tensor], draw: Mixing) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss."""
+        return mixing_loss(rows[0], rows[1], draw, self.config), {}
+
+    def _views(self, batch: Batch, draw: Mixing) -> tuple[Tensor, Tensor]:
+        """Representations of the mixtures, and of what the shares are of."""
         contents = self.network.tokenizer.contents(batch)
-        share = draw.share.to(contents.dtype)[:, None, None]
-        mixed = share * contents + (1 - share) * contents[draw.partner].detach()
-        views = [self._represent(view, batch) for view in (mixed, contents)]
-        loss = mixing_loss(views[0], views[1], draw, self.config)
-        return PretextLoss(loss, {})
+        own, share = contents[: len(draw)], draw.share.to(contents.dtype)[:, None, None]
+        mixed = share * own + (1 - share) * contents[draw.partner].detach()
+        return self._represent(mixed, batch), self._represent(own, batch)
 
     def _represent(self, contents: Tensor, batch: Batch) -> Tensor:
         latent = self.network.encoder(self.network.tokenizer.place(contents, batch))

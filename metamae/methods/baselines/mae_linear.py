@@ -32,6 +32,8 @@ class LinearMAE(Method[Corruption]):
         reconstruction: Loss of one real token, ``norm`` or ``squared``.
     """
 
+    mean_of_examples = True
+
     def __init__(
         self, network: Backbone, width: int, rate: float, *, reconstruction: str = "norm"
     ) -> None:

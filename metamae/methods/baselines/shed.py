@@ -34,6 +34,8 @@ class ShED(Method[Corruption]):
         ConfigError: an input of one token.
     """
 
+    mean_of_examples = True
+
     def __init__(self, network: Backbone, width: int, rate: float) -> None:
         """See the class."""
         super().__init__(network)

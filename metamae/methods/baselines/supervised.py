@@ -32,6 +32,7 @@ class Supervised(Method[NoDraw]):
     """
 
     needs_labels = True
+    mean_of_examples = True
     kind: Tensor
 
     def __init__(self, network: Backbone, width: int, task: Task) -> None:

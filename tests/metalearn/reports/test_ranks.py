@@ -7,6 +7,7 @@ and pytorch/pytorch#184575, `F.normalize` at zero, here gradients of 4e11.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn import TaskContrastiveLoss
+from metalearn import Projector, TaskContrastiveLoss, gather_rows
 from metalearn.contrast import directions, nt_xent
 
 TASKS = 3
@@ -32,14 +33,16 @@ def views() -> tuple[Tensor, Tensor]:
     return random(2 * TASKS, 1, 4), random(2 * TASKS, 1, 4, seed=1)
 
 
-def gradient(rows: slice) -> Tensor:
-    """Of the loss of some rows, in a linear encoder."""
+def gradient(rows: slice, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Of the loss of some rows, in a linear encoder; the projector's beside it."""
     torch.manual_seed(0)
     encoder = nn.Linear(4, 4).double()
+    projector = Projector(4, hidden=4, out=4).double() if gather else nn.Identity()
     first, second = views()
-    TaskContrastiveLoss(nn.Identity())(encoder(first[rows]), second[rows]).backward()
-    assert encoder.weight.grad is not None
-    return encoder.weight.grad
+    contrast = TaskContrastiveLoss(projector, gather=gather)
+    contrast(encoder(first[rows]), second[rows]).backward()
+    found = [p.grad for p in (*encoder.parameters(), *projector.parameters()) if p.grad is not None]
+    return torch.cat([one.flatten() for one in found]) if gather else found[0]
 
 
 def work(rank: int, folder: str) -> None:
@@ -64,6 +67,16 @@ def work(rank: int, folder: str) -> None:
         warnings.filterwarnings("ignore", message="expected one process")
         gradient(rows)
         result["silenced"] = len(caught)
+    uneven = slice(0, 1) if rank == 0 else slice(1, 2 * TASKS)  # one row has no negatives alone
+    result["joint"] = [
+        gradient(rows, gather_rows),
+        gradient(uneven, gather_rows),
+        gradient(uneven, lambda one: gather_rows(one, (1, 2 * TASKS - 1))),
+    ]
+    try:
+        gather_rows(random(2, 3), (1, 1))
+    except ValueError as fault:
+        result["wrong"] = str(fault)
     torch.save(result, f"{folder}/rank{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -73,17 +86,26 @@ def work(rank: int, folder: str) -> None:
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
     reason="this torch is built without torch.distributed and its gloo backend",
 )
-def test_two_ranks_are_told_that_they_contrast_their_own_rows(tmp_path: Path) -> None:
+def test_two_ranks_contrast_their_own_rows_and_are_told_or_gather_them(
+    tmp_path: Path,
+) -> None:
     """Once, in eager and compiled code; and rightly so: their mean is not the joint gradient."""
     torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for told in ranks:
         assert len(told["eager"]) == len(told["compiled"]) == 1
         assert told["eager"][0].startswith("expected one process, got 2: ")
+        assert "gather=metalearn.gather_rows" in told["eager"][0]
         assert "one process for these" in told["eager"][0]
         assert told["silenced"] == 0
     mean = (ranks[0]["gradient"] + ranks[1]["gradient"]) / 2
     assert (mean - gradient(slice(None))).norm() > 0.05 * mean.norm()
+    # Gathered, averages are those of one process, batch statistics included.
+    expected = gradient(slice(None), gather_rows)
+    assert expected.abs().max() > 1e-3
+    for first, second in zip(ranks[0]["joint"], ranks[1]["joint"], strict=True):
+        torch.testing.assert_close((first + second) / 2, expected, rtol=1e-10, atol=1e-12)
+    assert "each of 2 ranks, 2 of rank 0, got (1, 1)" in ranks[0]["wrong"]
 
 
 def test_one_process_is_told_nothing() -> None:

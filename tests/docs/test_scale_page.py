@@ -1,0 +1,40 @@
+"""The page on scale: its commands are known, its program runs, its table is the program's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from metamae.cli.main import make_parser
+from metamae.experiments.executors import Executor
+from tests import ROOT
+from tests.docs.running import run_program
+
+PAGE = (ROOT / "docs" / "scale.md").read_text()
+
+
+def test_commands_are_parsed() -> None:
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.split("\n")
+    ]
+    ours = [line.partition("metamae ")[2] for line in lines if "metamae " in line]
+    assert len(ours) == 4
+    for line in ours:
+        options = make_parser().parse_args(shlex.split(line))
+        assert callable(options.run)
+        if hasattr(options, "executor"):
+            assert Executor.parse(options.executor).kind in ("dask", "slurm")
+
+
+def test_the_program_runs(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert run_program(program, tmp_path) == "4 1\n"
+
+
+@pytest.mark.slow
+def test_the_table_is_that_of_the_program(tmp_path: Path) -> None:
+    program = (ROOT / "benchmarks" / "scale_plan.py").read_text()
+    assert run_program(program, tmp_path) in PAGE
