@@ -136,6 +136,18 @@ def accuracy_table(values: Values, sets: Sequence[str], labels: str) -> str:
     return table(("", *sets), lines)
 
 
+def mean_table(values: Values, sets: Sequence[str]) -> str:
+    """Means over the sets of what stands on all of them."""
+    lines = []
+    for name in ("raw_logistic", "components", *VARIANTS):
+        means = []
+        for labels in (str(FEW), "all"):
+            found = [[v[labels] for v in values.get((s, name), {}).values()] for s in sets]
+            means.append(f"{np.mean([np.mean(f) for f in found]):.1f}" if all(found) else "-")
+        lines.append([TITLES[name], *means])
+    return table((f"mean of {len(sets)} sets", f"{FEW} labels a class", "all labels"), lines)
+
+
 def rival_table(values: Values, sets: Sequence[str]) -> str:
     """MetaMAE minus each rival."""
     lines = []
@@ -194,6 +206,8 @@ Made by `benchmarks/proof_page.py` from [rows](proof.json), which `benchmarks/pr
 
 Mean and deviation over seeds.
 
+{mean_table(values, sets)}
+
 ## With all labels
 
 {accuracy_table(values, sets, "all")}
@@ -246,7 +260,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             style = {"lw": 3.0 if wide else 2.0, "ms": 12 if wide else 7}
             axis.plot(ticks, mean, line, color=colour, marker=marker, label=TITLES[name], **style)
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [*numbers, "all"])
+        names = [f"{int(n) // 1000}k" if int(n) >= 1000 else n for n in numbers]
+        axis.set_xticks(ticks, [*names, "all"], rotation=40 if len(names) > 8 else 0)
         axis.minorticks_off()
         axis.set_title(dataset.replace("_spatial", ""), fontsize=19)
         axis.tick_params(labelsize=14)

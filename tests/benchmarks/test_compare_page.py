@@ -22,5 +22,10 @@ def test_the_page_is_made_from_the_rows() -> None:
     assert (RESULTS / "compare.md").read_text() == module.make_page(rows)
     pays = [not one["sentence"].startswith("It does not pay here") for one in rows]
     guide = re.sub(r"\s+", " ", (ROOT / "docs" / "compare.md").read_text())
-    assert (len(pays), sum(pays)) == (2, 0)
-    assert "two small tables, on both of which pretraining does not pay" in guide
+    assert (len(pays), sum(pays)) == (6, 0)
+    assert "six small data sets, five tables and a series; on none of them does it pay" in guide
+    words = [d["was"] for one in rows for d in one["decisions"]]
+    assert (words.count("right"), words.count("wrong"), len(words)) == (1, 0, 12)
+    assert "Of its twelve recommendations one was clearly right, none wrong" in guide
+    wine = next(one for one in rows if one["data"] == "wine")
+    assert wine["sentence"].partition(";")[0] in guide
