@@ -13,11 +13,11 @@ LOOKS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         "metamae": ("#c2185b", "*", "-"),
         "mae": ("#d95f02", "P", "-"),
-        "umae": ("#8d6e00", "X", "-"),
+        "umae": ("#00796b", "X", "-"),
         "mae_contrast": ("#7b4fa3", "p", "-"),
         "mae_linear": ("#f2a65a", "d", "-"),
         "capri": ("#2e7d32", "<", "-"),
-        "shed": ("#00897b", ">", "-"),
+        "shed": ("#8d6e00", ">", "-"),
         "emix": ("#5c9ccc", "h", "-"),
         "random": ("#888888", "o", ":"),
         "supervised": ("#222222", "s", "--"),

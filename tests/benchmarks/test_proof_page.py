@@ -36,6 +36,10 @@ def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:
     results = (ROOT / "docs" / "results.md").read_text()
     assert table in results
     assert page.accuracy_table(values, sets, "5") in results
+    assert page.accuracy_table(values, sets, "all") in results
+    encoders = ("random", "mae", "umae", "metamae")
+    gains = [page.difference(values, "sensors", e, "raw_logistic", "5").mean for e in encoders]
+    assert min(gains) > 16  # README
 
 
 def test_differences_are_paired_by_seed(page: ModuleType) -> None:
