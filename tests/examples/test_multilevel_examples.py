@@ -65,6 +65,7 @@ def test_the_learn_flag_leaves_values_and_a_picture(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "out" / "settings.png")
 
 
+@pytest.mark.slow
 def test_few_steps_work_or_the_least_is_said(tmp_path: Path) -> None:
     """Before the first outer step there is nothing to tell; other data may have fewer rows."""
     command = [sys.executable, str(ROOT / "examples" / "bilevel_metamae.py"), "--steps", "20"]

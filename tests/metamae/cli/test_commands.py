@@ -297,12 +297,12 @@ def test_report_as_a_page(command: Command, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     before = (tmp_path / "before.html").read_text()
     assert "No run was probed yet" in before
-    assert before.count("data:image/png;base64,") == 2, "curves and reconstructions"
+    assert before.count("data:image/png;base64,") == 3, "curves, reconstructions, a map of features"
     assert "step_size: " in before
     assert command("probe", "run", "--set", "probe.epochs=2").code == 0
     assert command("report", "run", "--html", "after.html").code == 0
     after = (tmp_path / "after.html").read_text()
-    assert after.count("data:image/png;base64,") == 3
+    assert after.count("data:image/png;base64,") == 4
     assert "linear, Adam" in after
     refused(command("report", "elsewhere", "--html", "page.html"), "expected results in elsewhere")
     assert not (tmp_path / "page.html").exists()

@@ -167,6 +167,7 @@ def test_a_compiled_run_resumes_with_the_same_bits(data: Dataset, tmp_path: Path
     assert [step for step, _ in second.history["compile_seconds"]] == [1, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_a_compiled_run_learns_what_an_eager_one_does(data: Dataset, tmp_path: Path) -> None:
     compiled = pretrain(tiny(), data, tmp_path / "compiled")
@@ -282,6 +283,7 @@ def test_generated_dropout_is_the_eager_one_and_reproducible() -> None:
     torch.testing.assert_close(runs[0], eager, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_gradient_is_noticed_under_dropout(data: Dataset) -> None:
     """Both sides draw the same masks, so a wrong factor is seen."""
     method, batch, split = problem(tiny("encoder.dropout=0.3"), data)
