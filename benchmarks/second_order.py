@@ -29,6 +29,7 @@ from metamae.training.provenance import device_name, revision
 
 RESULTS = Path(__file__).resolve().parent / "results" / "second_order.json"
 STEP_SIZES = (0.1, 0.5, 5.0, 20.0, 100.0, 500.0, 2000.0)
+SHOWN = (0.5, 5.0, 20.0)
 EXAMPLES = 256
 
 
@@ -106,6 +107,27 @@ def make_page(report: dict[str, Any]) -> str:
         f"\n{table}\n\n{report['hardware']}, torch {report['torch']}, revision "
         f"{report['revision']}; `benchmarks/second_order.py`.\n"
     )
+
+
+def short_table(report: dict[str, Any]) -> str:
+    """What docs/results.md shows: trained weights, sizes that do not overshoot much."""
+    header = ("after training", *(f"step size {size:g}" for size in SHOWN))
+    names = list(dict.fromkeys(row["dataset"] for row in report["rows"]))
+    lines = []
+    for name in names:
+        last = max(row["step"] for row in report["rows"] if row["dataset"] == name)
+        rows = {
+            row["step_size"]: row
+            for row in report["rows"]
+            if (row["dataset"], row["step"]) == (name, last)
+        }
+        cells = (
+            f"takes off {100 * rows[s]['taken_off']:.0f} %; second order "
+            f"{100 * rows[s]['query_second_order']:.2g} %"
+            for s in SHOWN
+        )
+        lines.append((name, *cells))
+    return "\n".join("| " + " | ".join(r) + " |" for r in (header, ("---",) * 4, *lines))
 
 
 def main() -> None:
