@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def test_pretraining_saves_the_step_it_reached(
     monkeypatch.setattr(Run, "log", log)
     done = pretrain(config, data, tmp_path / "cut", resume=True)
     assert equal_bits(done.method.state_dict(), whole.method.state_dict())
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard, though a shell that runs the tests in the background lets it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 METHODS = ("mae", "metamae", "capri", "emix", "shed", "mae_linear", "supervised")
