@@ -285,8 +285,9 @@ def read_rows(out: Path) -> dict[Any, dict[str, Any]]:
 
 def run_all(jobs: Iterable[Job], out: Path) -> None:
     """Run what is missing; a cell that another process is at is left to it."""
+    done = read_rows(out)
     for job in jobs:
-        if job.key in read_rows(out):
+        if job.key in done:
             continue
         try:
             with locked(out / "locks" / job.name):

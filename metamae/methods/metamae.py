@@ -66,13 +66,10 @@ class MetaMAE(MAE):
     @torch.no_grad()
     def observe(self, batch: Batch, split: Split) -> None:
         """Move a step size that is held towards its reduction of the support loss."""
-        adapter, network = self.meta.adapter, self.network
+        adapter = self.meta.adapter
         if isinstance(adapter.step_size, HeldStepSize):
-            targets = network.tokenizer.targets(batch)
-            latent = network.encode(network.visible_tokens(batch, split))
-            adapter.step_size.observe(
-                adapter, latent, support_loss(network, adapter, targets, split)
-            )
+            _, latent, inner = amortise(self.network, adapter, batch, split)
+            adapter.step_size.observe(adapter, latent, inner)
 
     def _under(self, objective: Callable[..., MetaLoss], batch: Batch, split: Split) -> MetaLoss:
         self.check(batch, len(split.support_idx))
@@ -153,11 +150,18 @@ def refine(
     final_loss: bool = False,
 ) -> Refined:
     """Encode a batch and refine its latent (Eq. 2)."""
-    targets = network.tokenizer.targets(batch)
-    latent = network.encode(network.visible_tokens(batch, split))
-    inner = support_loss(network, adapter, targets, split)
+    targets, latent, inner = amortise(network, adapter, batch, split)
     adaptation = adapter(latent, inner, final_loss=final_loss)
     return Refined(targets, latent, adaptation.latent, adaptation.losses)
+
+
+def amortise(
+    network: MaskedAutoencoder, adapter: LatentAdapter, batch: Batch, split: Split
+) -> tuple[dict[str, Tensor], Tensor, Callable[..., Tensor]]:
+    """Targets of a batch, its latent ``(B, 1 + S, D)``, and the loss that refinement descends."""
+    targets = network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+    latent = network.encode(network.visible_tokens(batch, split))
+    return targets, latent, support_loss(network, adapter, targets, split)
 
 
 def support_loss(

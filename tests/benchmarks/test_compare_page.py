@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 
 from tests import ROOT
+from tests.benchmarks.loading import load_program
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_the_page_is_made_from_the_rows() -> None:
     """And the guide says of them what their sentences say."""
-    spec = importlib.util.spec_from_file_location("sets", ROOT / "benchmarks" / "compare_sets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program("compare_sets")
     rows = json.loads((RESULTS / "compare.json").read_text())
     assert (RESULTS / "compare.md").read_text() == module.make_page(rows)
     pays = [not one["sentence"].startswith("It does not pay here") for one in rows]

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests import ROOT
+from tests.benchmarks.loading import load_program
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
 def errand() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_errand", ROOT / "benchmarks/gpu_errand.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_errand"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_program("gpu_errand")
 
 
 @pytest.mark.slow

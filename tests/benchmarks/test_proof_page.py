@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from tests import ROOT
+from tests.benchmarks.loading import load_program
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -17,13 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
     """The program that makes it."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import proof_page
-    finally:
-        sys.path.pop(0)
-    module: ModuleType = proof_page
-    return module
+    return load_program("proof_page")
 
 
 def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "rows.py"
-SPEC = importlib.util.spec_from_file_location("rows", FILE)
-assert SPEC is not None
-assert SPEC.loader is not None
-rows = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(rows)
+from tests.benchmarks.loading import load_program
+
+rows = load_program("rows")
 
 
 def row(axis: str, value: int, ms: float) -> dict[str, Any]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 from tests import ROOT
+from tests.benchmarks.loading import load_program
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_the_page_is_made_from_the_rows() -> None:
-    path = ROOT / "benchmarks" / "second_order.py"
-    spec = importlib.util.spec_from_file_location("second_order", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program("second_order")
     report = json.loads((RESULTS / "second_order.json").read_text())
     assert (RESULTS / "second_order.md").read_text() == module.make_page(report)
     page = (ROOT / "docs" / "results.md").read_text()

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "wallclock.py"
+from tests.benchmarks.loading import load_program
 
-
-def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wallclock", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-wallclock = module()
+wallclock = load_program("wallclock")
 ACCURACY = {
     "mae": [(0.5, 0.5), (0.7, 0.9), (0.6, 0.8)],
     "metamae": [(0.5, 0.5), (0.6, 0.8), (1, 1)],
