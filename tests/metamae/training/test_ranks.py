@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "metamae": ("metamae", "basic_motions", ("adaptation.learned=channel",)),
     "metamae-inputs": ("metamae", "captioned", ("encoder.dropout=0.2", "adaptation.steps=2")),
     "mae": ("mae", "tabular", ("encoder.dropout=0.2", "decoder.query_fraction=0.5")),
+    "umae": ("umae", "tabular", ("masking.ratio_range=[0.3,0.7]",)),
+    "mae_contrast": ("mae_contrast", "basic_motions", ("encoder.dropout=0.2",)),
     "emix": ("emix", "basic_motions", ("encoder.dropout=0.2",)),
     "emix-published": ("emix", "tabular", ("baseline.emix.weighting=as_published",)),
     "shed": ("shed", "basic_motions", ()),
