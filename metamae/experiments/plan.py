@@ -10,11 +10,13 @@ from typing import Any
 from metamae.arguments import as_path, check_text
 from metamae.config.presets import list_presets, make_config
 from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
+from metamae.data.own import is_path
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 from metamae.errors import ConfigError, reason_of, shown, suggest
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.ablation import TABLE_4, ablate
+from metamae.experiments.own_data import OWN_KEYS, OwnData
 from metamae.files import parse_yaml, read_text
 from metamae.report.rows import DEFAULT, Key
 
@@ -43,10 +45,12 @@ class Source:
     Attributes:
         probe: Data sets to probe on; itself when empty.
         overrides: Overrides for this data set.
+        own: Where own data are; ``None`` for a data set by name.
     """
 
     probe: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    own: OwnData | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +62,14 @@ class Cell:
         variant: Name of the variant.
         targets: Data sets to probe on.
         protocols: Protocols to evaluate.
+        own: Own data that it pretrains on; ``None`` for a data set by name.
     """
 
     config: Config
     variant: str
     targets: tuple[str, ...]
     protocols: tuple[str, ...]
+    own: OwnData | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +100,7 @@ class Sweep:
         protocols: Evaluation protocols.
         variants: Named sets of overrides; by default only one, without any.
         overrides: Overrides of all cells.
-        preset: ``pocket`` or ``paper``.
+        preset: ``pocket`` or ``paper``; own data take ``auto``.
     """
 
     datasets: dict[str, Source]
@@ -139,6 +145,7 @@ class Sweep:
 
         Raises:
             ConfigError: overrides that are impossible for a data set, or too many cells.
+            DataError: own data that cannot be read.
         """
         most = len(self.seeds) * len(self.datasets) * len(self.variants) * len(self.methods)
         if most > MOST_CELLS:
@@ -153,16 +160,24 @@ class Sweep:
                 overrides = (*self.overrides, *source.overrides, *variant.overrides)
                 methods = variant.methods or self.methods
                 if variant.ablation:
-                    full = resolve(dataset, self.preset, "metamae", seed, overrides)
+                    full = self._resolve(dataset, "metamae", seed, overrides)
                     method, changes = ablate(variant.ablation, full)
                     methods, overrides = (method,), (*overrides, *changes)
                 for method in methods:
                     yield Cell(
-                        config=resolve(dataset, self.preset, method, seed, overrides),
+                        config=self._resolve(dataset, method, seed, overrides),
                         variant=name,
                         targets=source.probe or (dataset,),
                         protocols=self.protocols,
+                        own=source.own,
                     )
+
+    def _resolve(self, dataset: str, method: str, seed: int, overrides: tuple[str, ...]) -> Config:
+        own = self.datasets[dataset].own
+        if own is None:
+            return resolve(dataset, self.preset, method, seed, overrides)
+        _check_overrides(overrides)
+        return own.config(method, seed, overrides)
 
 
 def resolve(
@@ -180,10 +195,7 @@ def resolve(
     """
     for name, what in ((dataset, "a data set"), (preset, "a preset"), (method, "a method")):
         check_text(name, what)
-    for override in overrides:
-        check_text(override, "an override")
-        if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
-            raise ConfigError(f"expected a setting of its own instead of the override {override}")
+    _check_overrides(overrides)
     preset_name = stands_for(dataset) if preset != "pocket" and dataset in POCKET else dataset
     config = make_config(
         dataset,
@@ -198,11 +210,19 @@ def resolve(
     return config
 
 
+def _check_overrides(overrides: tuple[str, ...] | list[str]) -> None:
+    for override in overrides:
+        check_text(override, "an override")
+        if override.partition("=")[0] in ("dataset", "method", "preset", "seed"):
+            raise ConfigError(f"expected a setting of its own instead of the override {override}")
+
+
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file.
 
     Data sets, methods, seeds, protocols, variants and overrides are those of :class:`Sweep`;
-    ``seeds`` may be a number, ``datasets`` a list of names.
+    ``seeds`` may be a number, ``datasets`` a list of names. Own data have a name of their own, and
+    a ``path`` that starts from the folder of the file.
 
     Raises:
         ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
@@ -218,7 +238,7 @@ def read_sweep(path: Path) -> Sweep:
     values = _section(values, known, str(path))
     if "datasets" not in values:
         raise ConfigError(f"expected a key 'datasets' in {path}, got {', '.join(values) or 'none'}")
-    settings: dict[str, Any] = {"datasets": _datasets(values["datasets"])}
+    settings: dict[str, Any] = {"datasets": _datasets(values["datasets"], path.parent)}
     for key in ("methods", "protocols", "overrides"):
         if key in values:
             settings[key] = _texts(values[key], key)
@@ -232,18 +252,34 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(**settings)
 
 
-def _datasets(values: Any) -> dict[str, Source]:
+def _datasets(values: Any, folder: Path) -> dict[str, Source]:
     if isinstance(values, list):
         values = {str(name): None for name in values}
     names = [*POCKET, *list_presets("paper")]
     sources = {}
     for name, value in _section(values, None, "datasets").items():
+        if isinstance(value, dict) and "path" in value:
+            sources[str(name)] = _own(str(name), value, folder)
+            continue
+        if is_path(str(name)):
+            raise ConfigError(
+                f"expected own data in datasets under a name, as NAME: {{path: {name}, label: "
+                f"COLUMN}}, got the path {str(name)!r}"
+            )
         _check_names("datasets", [name], names)
         inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
         settings = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
         _check_names(f"datasets.{name}.probe", settings.get("probe", ()), (*POCKET, *SOURCES))
-        sources[name] = Source(**settings)
+        sources[name] = Source(
+            probe=settings.get("probe", ()), overrides=settings.get("overrides", ())
+        )
     return sources
+
+
+def _own(name: str, values: Any, folder: Path) -> Source:
+    inner = dict(_section(values, (*OWN_KEYS, "overrides"), f"datasets.{name}"))
+    overrides = _texts(inner.pop("overrides", []), f"datasets.{name}.overrides")
+    return Source(overrides=overrides, own=OwnData.read(name, inner, folder))
 
 
 def _variants(values: Any) -> dict[str, Variant]:

@@ -18,6 +18,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError, MetamaeError
 from metamae.experiments.cell import is_current, run_cell
 from metamae.experiments.executors import LOCAL, Executor, connected, run_on_cluster
+from metamae.experiments.own_data import OwnData, forget
 from metamae.experiments.plan import Cell, Sweep
 from metamae.experiments.workers import choose_workers, limited_threads, run_side_by_side
 from metamae.files import read_json, write_json, write_text
@@ -74,14 +75,16 @@ class SweepRun:
             DataError: a damaged result file.
             LockedError: another process is at work on the folder.
         """
+        _load.cache_clear()  # what lies in files may have changed since an earlier run
+        forget()
         cells = self.sweep.cells()
         with locked(self.out):
             return self._run(cells, reporter)
 
     def _run(self, cells: list[Cell], reporter: Reporter) -> tuple[list[Result], dict[str, str]]:
-        _load.cache_clear()  # what lies in files may have changed since an earlier run
         rows = {row.key: row for row in read_results(self.out / RESULTS)}
-        data = _Fingerprints(self.data_dir)
+        own = {name: source.own for name, source in self.sweep.datasets.items() if source.own}
+        data = _Fingerprints(self.data_dir, own)
         missing = {cell.name: self._missing(cell, rows, data) for cell in cells}
         for line in data.unknown:
             reporter.say(f"kept the rows of data that cannot be looked at: {line}")
@@ -210,13 +213,19 @@ class _Job:
         rows = run_cell(
             self.cell,
             self.run_dir,
-            lambda name, size: _load(name, size, self.data_dir),
+            self._load,
             device=self.device,
             wanted=self.wanted,
             reporter=reporter,
         )
         (self.run_dir / TRACEBACK).unlink(missing_ok=True)
         return rows
+
+    def _load(self, name: str, token_size: tuple[int, ...]) -> Dataset:
+        own = self.cell.own
+        if own is not None and own.name == name:
+            return own.dataset()
+        return _load(name, token_size, self.data_dir)
 
 
 class _Fingerprints:
@@ -226,8 +235,9 @@ class _Fingerprints:
         unknown: Why some cannot be had, a line each.
     """
 
-    def __init__(self, data_dir: Path | None) -> None:
+    def __init__(self, data_dir: Path | None, own: dict[str, OwnData]) -> None:
         self.data_dir = data_dir
+        self.own = own
         self.known: dict[str, str] = {}
         self.unknown: list[str] = []
 
@@ -235,7 +245,9 @@ class _Fingerprints:
         """The fingerprint, empty where the data cannot be read."""
         if name not in self.known:
             try:
-                self.known[name] = fingerprint(_load(name, token_size, self.data_dir))
+                own = self.own.get(name)
+                found = own.dataset() if own else _load(name, token_size, self.data_dir)
+                self.known[name] = fingerprint(found)
             except (MetamaeError, OSError) as fault:
                 self.known[name] = ""
                 self.unknown.append(" ".join(str(fault).split()))

@@ -12,6 +12,8 @@ import pytest
 from metamae.cli import main as cli
 from metamae.cli.main import make_parser
 from metamae.data.own import KINDS
+from metamae.experiments.own_data import OWN_KEYS
+from metamae.experiments.plan import read_sweep
 from tests import ROOT
 from tests.metamae.data.own.making import make_people, make_pictures, make_signals, make_sounds
 from tests.tiny import SIZES, as_options
@@ -65,6 +67,15 @@ def test_the_programs_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -
     assert len(PROGRAMS) == 2
     for program in PROGRAMS:
         exec(compile(program, "docs/your-data.md", "exec"), {})
+
+
+def test_the_sweep_file_lists_runs_on_own_data(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(text)
+    cells = read_sweep(tmp_path / "sweep.yaml").cells()
+    assert [(cell.config.dataset, cell.config.preset) for cell in cells] == 9 * [("people", "auto")]
+    assert {cell.config.training.steps for cell in cells} == {0, 2000}
+    assert all(f"`{key}`" in PAGE for key in OWN_KEYS if key not in ("label", "group"))
 
 
 def test_the_table_of_options_is_complete() -> None:
