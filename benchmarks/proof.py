@@ -34,7 +34,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import LockedError
 from metamae.evaluation.candidates import CANDIDATES, plain_features
 from metamae.evaluation.drawing import ALL, Drawing, Stage
-from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.feature_cache import Pooling, run_features
 from metamae.evaluation.label_curve import FrozenCurve, ScratchCurve, measure
 from metamae.files import read_json, write_json
 from metamae.locks import locked
@@ -52,6 +52,9 @@ STEPS, TUNE_STEPS = 1500, 600
 TUNE_SEED, SEEDS, DRAWS = 100, 5, 20
 FEW = 5
 """Labels a class by which settings are chosen."""
+CHOICE = (FEW, ALL)
+"""Numbers of labels by which what becomes of the tokens is chosen, on validation cuts."""
+POOLINGS: tuple[Pooling, ...] = ("mean", "tokens")
 
 PREDICTIONS = (
     "With 5 labels a class, mean over sets, MetaMAE is above MAE by 1 to 3 points and above the "
@@ -155,23 +158,21 @@ class Job:
         dataset, folder = load_dataset(self.dataset), out / self.name
         drawing = drawing_of(dataset)
         start, seconds = time.perf_counter(), 0.0
-        curve: FrozenCurve | ScratchCurve
-        if self.config is None:
-            curve = self._plain(dataset, drawing)
-        else:
+        if self.config is not None:
             seconds = pretrain(self.config, dataset, folder, resume=True).cpu_seconds
-            curve = FrozenCurve(CANDIDATES["mae"], run_features(folder, dataset), drawing)
-        values = dict(measure(curve, dataset, self.judged, self.numbers or drawing.numbers))
+        curves = dict(self._curves(dataset, drawing, folder))
+        numbers = self.numbers or drawing.numbers
+        values = {p: _values(c, dataset, self.judged, numbers) for p, c in curves.items()}
+        cuts = {p: _values(c, dataset, "validation", CHOICE) for p, c in curves.items()}
         return {
             "stage": self.stage,
             "dataset": self.dataset,
             "variant": self.variant,
             "seed": self.seed,
             "judged": self.judged,
-            "values": {
-                "all" if n == ALL else str(n): [round(v, 5) for v in found]
-                for n, found in values.items()
-            },
+            "values": values["mean"],
+            **{p: found for p, found in values.items() if p != "mean"},
+            "validation": cuts,
             "method": "" if self.config is None else self.config.method,
             "steps": 0 if self.config is None else self.config.training.steps,
             "pretrain_cpu_seconds": round(seconds, 1),
@@ -182,11 +183,32 @@ class Job:
             "torch": str(torch.__version__),
         }
 
+    def _curves(
+        self, dataset: Dataset, drawing: Drawing, folder: Path
+    ) -> Iterator[tuple[str, FrozenCurve | ScratchCurve]]:
+        """By what becomes of an encoder's tokens; of the rest there is one."""
+        if self.config is None:
+            yield "mean", self._plain(dataset, drawing)
+            return
+        for pooling in POOLINGS:
+            features = run_features(folder, dataset, pooling=pooling)
+            scaled = pooling == "tokens"
+            yield pooling, FrozenCurve(CANDIDATES["mae"], features, drawing, scaled=scaled)
+
     def _plain(self, dataset: Dataset, drawing: Drawing) -> FrozenCurve | ScratchCurve:
         candidate = CANDIDATES[self.variant]
         if candidate.representation == "network":
             return ScratchCurve(auto_config(dataset, method="mae", steps=1), dataset, drawing)
         return FrozenCurve(candidate, plain_features(candidate.representation, dataset), drawing)
+
+
+def _values(
+    curve: FrozenCurve | ScratchCurve, dataset: Dataset, stage: Stage, numbers: Iterable[int]
+) -> dict[str, list[float]]:
+    return {
+        "all" if n == ALL else str(n): [round(v, 5) for v in found]
+        for n, found in measure(curve, dataset, stage, numbers)
+    }
 
 
 def drawing_of(dataset: Dataset) -> Drawing:
@@ -258,7 +280,7 @@ def best_trial(rows: dict[Any, dict[str, Any]], dataset: str, method: str) -> in
         row = rows.get(("tune", dataset, f"{method} {number}", TUNE_SEED))
         if row is None:
             return None
-        means.append(float(np.mean(row["values"][str(FEW)])))
+        means.append(max(float(np.mean(row[kind][str(FEW)])) for kind in ("values", "tokens")))
     return int(np.argmax(means))
 
 
@@ -287,13 +309,17 @@ def run_all(jobs: Iterable[Job], out: Path) -> None:
     """Run what is missing; a cell that another process is at is left to it."""
     done = read_rows(out)
     for job in jobs:
-        if job.key in done:
+        earlier = done.get(job.key)
+        if earlier and ("tokens" in earlier or job.config is None):
             continue
         try:
             with locked(out / "locks" / job.name):
-                if (path := out / f"{job.name}.json").exists():
+                path = out / f"{job.name}.json"
+                if path.exists() and (job.config is None or "tokens" in read_json(path)):
                     continue
                 row = job.run(out)
+                if earlier and not row["pretrain_cpu_seconds"]:  # its run was there
+                    row["pretrain_cpu_seconds"] = earlier["pretrain_cpu_seconds"]
                 write_json(path, row)
         except LockedError:
             continue

@@ -9,6 +9,7 @@ from typing import Literal
 
 from metamae.data.dataset import Dataset
 from metamae.evaluation.components import component_features
+from metamae.evaluation.feature_cache import Pooling
 from metamae.evaluation.features import Features
 from metamae.evaluation.field import describe_field, field_features
 from metamae.evaluation.raw import raw_features
@@ -102,6 +103,13 @@ _ALL = (
         what="pretrained by masked autoencoding, frozen, logistic regression",
     ),
     Candidate(
+        name="umae",
+        title="U-MAE",
+        representation="encoder",
+        method="umae",
+        what="the same with a term that spreads features, frozen, logistic regression",
+    ),
+    Candidate(
         name="metamae",
         title="MetaMAE",
         representation="encoder",
@@ -132,10 +140,12 @@ def title_of(candidate: Candidate, dataset: Dataset) -> str:
     return title.replace("logistic", "ridge") if ridge else title
 
 
-def describe(candidate: Candidate, dataset: Dataset) -> str:
-    """What it is, in a line."""
+def describe(candidate: Candidate, dataset: Dataset, pooling: Pooling = "mean") -> str:
+    """What it is, in a line; of an encoder, what becomes of the features of its tokens too."""
     text = candidate.what.format(field=describe_field(dataset.inputs))
     ridge = dataset.need_task().kind == "regression"
+    if candidate.representation == "encoder":
+        text += {"mean": "; mean of tokens", "tokens": "; all tokens side by side"}[pooling]
     return text.replace("logistic regression", "ridge regression") if ridge else text
 
 

@@ -1,13 +1,21 @@
-"""Principal components of raw inputs: the linear answer to what unlabelled rows can teach."""
+"""Principal components, of raw inputs and of an encoder's tokens.
+
+Of raw inputs they are the linear answer to what unlabelled rows can teach.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from metamae.data.dataset import Array, Dataset, Partition, Selected
-from metamae.evaluation.features import Features
+from metamae.evaluation.features import Features, extract_features
 from metamae.evaluation.raw import raw_inputs
+from metamae.methods.method import Method
 
 VARIANCE = 0.9
 MOST_COMPONENTS = 64
@@ -31,36 +39,98 @@ def count_components(ratios: Array) -> int:
     return max(min(2, len(ratios)), min(needed, MOST_COMPONENTS, len(ratios)))
 
 
-def component_features(dataset: Dataset) -> Features:
-    """Components of the labelled rows, in the place of an encoder's features.
+class Components:
+    """Principal components of standardised columns, computed without labels.
 
-    Inputs are standardised by column, components computed without labels, on the pretraining rows
-    where there are some. They are divided by one number, so that those with more variance stay
-    larger: a probe that standardises each would undo what they are for.
+    They are divided by one number, so that those with more variance stay larger: a probe that
+    standardises each would undo what they are for.
+
+    Args:
+        values: ``(N, D)`` rows to compute them from.
+
+    Example:
+        >>> import numpy as np
+        >>> from metamae.evaluation.components import Components
+        >>> line = np.outer(np.linspace(-1, 1, 50), np.ones(3))
+        >>> Components(line)(line[:2]).shape
+        (2, 2)
     """
-    unlabelled = _sample(dataset.pretrain or dataset.need("train"))
-    values = raw_inputs(unlabelled).astype(np.float64)
-    scale = values.std(0)
-    mean, scale = values.mean(0), np.where(scale > 1e-6, scale, np.inf)
-    values = (values - mean) / scale
-    most = min(MOST_COMPONENTS, *values.shape)
-    from sklearn.decomposition import PCA  # takes seconds: commands start without it
 
-    model = PCA(most, svd_solver="full" if min(values.shape) <= 512 else "randomized")
-    model.set_params(random_state=0).fit(values)
-    count = count_components(model.explained_variance_ratio_)
-    unit = float(np.sqrt(model.explained_variance_[:count].mean())) or 1.0
+    def __init__(self, values: Array) -> None:
+        """See the class."""
+        from sklearn.decomposition import PCA  # takes seconds: commands start without it
+
+        scale = values.std(0)
+        self.mean, self.scale = values.mean(0), np.where(scale > 1e-6, scale, np.inf)
+        scaled = (values - self.mean) / self.scale
+        most = min(MOST_COMPONENTS, *scaled.shape)
+        self.model = PCA(most, svd_solver="full" if min(scaled.shape) <= 512 else "randomized")
+        self.model.set_params(random_state=0).fit(scaled)
+        self.count = count_components(self.model.explained_variance_ratio_)
+        self.unit = float(np.sqrt(self.model.explained_variance_[: self.count].mean())) or 1.0
+
+    def __call__(self, values: Array) -> Array:
+        """Components ``(N, count)`` of rows."""
+        scaled = (values - self.mean) / self.scale
+        projected = self.model.transform(scaled)[:, : self.count] / self.unit
+        return np.asarray(projected, np.float32)
+
+
+def component_features(dataset: Dataset) -> Features:
+    """Components of the raw inputs of the labelled rows, in the place of an encoder's features.
+
+    They are computed on the pretraining rows where there are some.
+    """
+    unlabelled = sample(dataset.pretrain or dataset.need("train"))
+    components = Components(raw_inputs(unlabelled).astype(np.float64))
 
     def project(data: Partition) -> torch.Tensor:
-        scaled = (raw_inputs(data) - mean) / scale
-        return torch.from_numpy((model.transform(scaled)[:, :count] / unit).astype(np.float32))
+        return torch.from_numpy(components(raw_inputs(data)))
 
     return Features.of(dataset, project(dataset.need("train")), project(dataset.need("test")))
 
 
-def _sample(data: Partition) -> Partition:
+def token_components(
+    method: Method[Any], dataset: Dataset, *, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Components of an encoder's features of all tokens side by side, of training and test rows.
+
+    Their mean, the features of the paper, forgets which token says what; where a token's place
+    means something, as columns of a table do, a probe learns more from them one by one.
+
+    Args:
+        method: Any method.
+        dataset: The data set.
+        device: Where the method is.
+    """
+    unlabelled = sample(dataset.pretrain or dataset.need("train"))
+    side_by_side = partial(_tokens, method, device=device)
+    components = Components(side_by_side(unlabelled).astype(np.float64))
+    train, test = (
+        torch.cat([torch.from_numpy(components(side_by_side(rows))) for rows in _runs(part)])
+        for part in (dataset.need("train"), dataset.need("test"))
+    )
+    return train, test
+
+
+def _tokens(method: Method[Any], rows: Partition, *, device: torch.device | str) -> Array:
+    features = extract_features(method, rows, tokens=True, device=device)
+    return features.flatten(1).numpy()
+
+
+def _runs(data: Partition) -> Iterator[Partition]:
+    """A thousand rows after the other: features of all tokens are many numbers."""
+    for start in range(0, len(data), 1000):
+        yield _rows(data, np.arange(start, min(start + 1000, len(data))))
+
+
+def sample(data: Partition) -> Partition:
+    """Up to 5000 of the rows, spread evenly."""
     if len(data) <= MOST_ROWS:
         return data
-    index = np.linspace(0, len(data) - 1, MOST_ROWS).astype(np.int64)
+    return _rows(data, np.linspace(0, len(data) - 1, MOST_ROWS).astype(np.int64))
+
+
+def _rows(data: Partition, index: Array) -> Partition:
     arrays = {name: Selected(array, index) for name, array in data.arrays.items()}
     return Partition(arrays=arrays, inputs=data.inputs, scaling=data.scaling)

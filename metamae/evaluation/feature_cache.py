@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,13 +12,22 @@ from metamae.arguments import as_path
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
+from metamae.evaluation.components import token_components
 from metamae.evaluation.features import Features, compute_features
 from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
+Pooling = Literal["mean", "tokens"]
+"""What becomes of the features of tokens: their mean, as in the paper, or principal components of
+all of them side by side (:func:`~metamae.evaluation.components.token_components`)."""
+
 
 def run_features(
-    run_dir: Path, dataset: Dataset, *, device: torch.device | str = "cpu"
+    run_dir: Path,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    pooling: Pooling = "mean",
 ) -> Features:
     """Features of a run's checkpoint on a data set, kept in a file beside the checkpoint.
 
@@ -29,17 +38,20 @@ def run_features(
         run_dir: Folder of a pretraining run.
         dataset: The data set to compute features of; its own scaling is used.
         device: Where to compute.
+        pooling: What becomes of the features of tokens; token-wise tasks keep them all.
 
     Raises:
         CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
     """
     run_dir = as_path(run_dir, "a run folder")
-    checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}.pt"
+    kind = "" if pooling == "mean" else f"-{pooling}"
+    checkpoint, path = run_dir / CHECKPOINT, run_dir / f"features-{dataset.name}{kind}.pt"
     key = _cache_key(checkpoint, dataset)
     parts = _read_cache(path, key)
     if parts is None:
         method = load_method(checkpoint, dataset.inputs, device)
-        train, test = compute_features(method, dataset, device=str(device))
+        compute = token_components if pooling == "tokens" else compute_features
+        train, test = compute(method, dataset, device=str(device))
         parts = {"train": train, "test": test}
         save_tensors(path, {"key": key, **parts})
     return Features.of(dataset, parts["train"], parts["test"])

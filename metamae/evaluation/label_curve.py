@@ -28,11 +28,14 @@ class FrozenCurve:
         candidate: The candidate.
         features: Features and labels of training and test rows.
         drawing: The draws.
+        scaled: Whether the features' relative sizes mean something, as components' do: they are
+            kept then; everything else is standardised.
     """
 
     candidate: Candidate
     features: Features
     drawing: Drawing
+    scaled: bool = False
 
     def predict(self, draw: Draw, number: int) -> Array:
         """Predictions of what a draw is judged by."""
@@ -61,8 +64,7 @@ class FrozenCurve:
 
     @cached_property
     def _scaler(self) -> Scaler:
-        """Components keep their relative sizes; everything else is standardised."""
-        if self.candidate.representation == "components":
+        if self.scaled or self.candidate.representation == "components":
             width = self._train.shape[1]
             return Scaler(np.zeros(width), np.ones(width))
         return Scaler.of(self._train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
 from metamae.evaluation.drawing import ALL, Drawing, Stage
+from metamae.evaluation.feature_cache import Pooling
 from metamae.evaluation.metrics import commonest_share
 from metamae.experiments.compare_plan import (
     PLAN,
     Load,
     Piece,
     Plan,
+    average,
     drawing_of,
     gather,
     keep_open,
@@ -41,7 +43,7 @@ from metamae.report.label_curves import Curves, decide
 from metamae.report.label_page import Comparison
 from metamae.training.auto import MINUTES, auto_config
 
-COSTLY = ("metamae", "mae", "scratch", "raw_boosting")
+COSTLY = ("metamae", "umae", "mae", "scratch", "raw_boosting")
 """What is started first, so that all end together."""
 
 
@@ -116,18 +118,21 @@ class Compare:
             numbers = drawing.numbers
             plan = self._plan(dataset, names, reporter)
             keep_open(dataset, plan.data)
-            pieces = self._measure(plan, "validation", numbers, reporter)
+            pieces, pooling = self._validate(plan, numbers, reporter)
             curves = self._curves(dataset, drawing, plan, pieces)
             few, every = decide(curves, curves.few), decide(curves, ALL)
             write_json(self.out / DECISION, [plain_decision(decision) for decision in (few, every)])
-            pieces += self._measure(plan, "test", numbers, reporter)
+            pieces += self._measure(self._pieces(plan, "test", pooling), numbers, reporter)
             curves = replace(curves, values=gather(pieces, numbers))
             comparison = Comparison(
                 name=dataset.name,
                 curves=curves,
                 few=few,
                 every=every,
-                what={name: describe(CANDIDATES[name], dataset) for name in names},
+                what={
+                    name: describe(CANDIDATES[name], dataset, pooling.get(name, "mean"))
+                    for name in names
+                },
                 facts=facts_of(dataset, plan, self.device, self.threads),
                 remarks=remarks_of(dataset, drawing),
                 cautions=cautions_of(plan),
@@ -141,8 +146,8 @@ class Compare:
         pretrained = [name for name in names if CANDIDATES[name].pretrained]
         if "raw_logistic" not in names or not pretrained:
             raise ConfigError(
-                "expected raw_logistic and a pretrained candidate (mae, metamae) to compare, got "
-                f"{', '.join(names) or 'none'}"
+                "expected raw_logistic and a pretrained candidate (mae, umae, metamae) to compare, "
+                f"got {', '.join(names) or 'none'}"
             )
         return names
 
@@ -185,7 +190,23 @@ class Compare:
                 device=self.device,
             )
 
-    def _pieces(self, plan: Plan, stage: Stage) -> list[Piece]:
+    def _validate(
+        self, plan: Plan, numbers: Sequence[int], reporter: Reporter
+    ) -> tuple[list[Piece], dict[str, Pooling]]:
+        """Pieces on validation cuts, of the pooling that does better there, and which that is."""
+        pieces = self._measure(self._pieces(plan, "validation", {}), numbers, reporter)
+        encoders = [name for name in plan.candidates if CANDIDATES[name].seeded]
+        tokens: dict[str, Pooling] = dict.fromkeys(encoders, "tokens")
+        others = [p for p in self._pieces(plan, "validation", tokens) if p.candidate in tokens]
+        others = self._measure(others, numbers, reporter)
+        by_mean, by_tokens = (average(found) for found in (pieces, others))
+        pooling: dict[str, Pooling] = {
+            name: "tokens" if by_tokens[name] > by_mean[name] else "mean" for name in encoders
+        }
+        chosen = [p for p in (*pieces, *others) if p.pooling == pooling.get(p.candidate, "mean")]
+        return chosen, pooling
+
+    def _pieces(self, plan: Plan, stage: Stage, pooling: Mapping[str, Pooling]) -> list[Piece]:
         pieces = []
         for name in plan.candidates:
             candidate = CANDIDATES[name]
@@ -202,19 +223,20 @@ class Compare:
                         draws=plan.draws,
                         out=self.out,
                         device=self.device,
+                        pooling=pooling.get(name, "mean"),
                     )
                 )
         return pieces
 
     def _measure(
-        self, plan: Plan, stage: Stage, numbers: Sequence[int], reporter: Reporter
+        self, pieces: list[Piece], numbers: Sequence[int], reporter: Reporter
     ) -> list[Piece]:
-        """All pieces of a stage, after what is missing of them was measured."""
-        pieces = self._pieces(plan, stage)
+        """The pieces, after what is missing of them was measured."""
         jobs = [piece for piece in pieces if not piece.read().keys() >= set(numbers)]
         jobs.sort(key=lambda job: (*COSTLY, job.candidate).index(job.candidate))
         workers = min(choose_workers(self.workers, self.device), max(1, len(jobs)))
-        title = f"compare: {'validation cuts' if stage == 'validation' else 'test rows'}"
+        test = any(piece.stage == "test" for piece in pieces)
+        title = f"compare: {'test rows' if test else 'validation cuts'}"
         done, total = len(pieces) - len(jobs), len(pieces)
         with reporter.stage(title, total=total, done=done, unit="pieces") as bar:
             if workers > 1:

@@ -17,7 +17,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError, DataError, reason_of, shown
 from metamae.evaluation.candidates import CANDIDATES, Candidate, plain_features
 from metamae.evaluation.drawing import Drawing, Stage
-from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.feature_cache import Pooling, run_features
 from metamae.evaluation.label_curve import Curve, FrozenCurve, ScratchCurve, measure
 from metamae.experiments.cell import is_finished
 from metamae.files import read_json, write_json
@@ -125,6 +125,7 @@ class Piece:
         draws: Draws of labels.
         out: Folder of the comparison.
         device: Where to train.
+        pooling: What becomes of the features of its encoder's tokens.
     """
 
     candidate: str
@@ -136,6 +137,7 @@ class Piece:
     draws: int
     out: Path
     device: torch.device
+    pooling: Pooling = "mean"
 
     @property
     def name(self) -> str:
@@ -145,7 +147,8 @@ class Piece:
     @property
     def path(self) -> Path:
         """File of its values."""
-        return self.out / "pieces" / f"{self.candidate}-{self.seed}-{self.stage}.json"
+        kind = "" if self.pooling == "mean" else f"-{self.pooling}"
+        return self.out / "pieces" / f"{self.candidate}-{self.seed}{kind}-{self.stage}.json"
 
     def run(self, reporter: Reporter) -> None:
         """Measure what is missing; every number of labels is on disk before the next begins."""
@@ -193,8 +196,8 @@ class Piece:
             pretrain(
                 self.config, dataset, folder, device=self.device, resume=True, reporter=reporter
             )
-        features = run_features(folder, dataset, device=self.device)
-        return FrozenCurve(candidate, features, drawing)
+        features = run_features(folder, dataset, device=self.device, pooling=self.pooling)
+        return FrozenCurve(candidate, features, drawing, scaled=self.pooling == "tokens")
 
 
 def run_folder(out: Path, candidate: Candidate, seed: int) -> Path:
@@ -235,10 +238,24 @@ def drawing_of(dataset: Dataset, draws: int) -> Drawing:
     return Drawing(dataset.need_task(), np.asarray(train.labels), train.groups, draws=draws)
 
 
+def average(pieces: Sequence[Piece]) -> dict[str, float]:
+    """Mean over seeds, numbers of labels and draws, each weighing the same, by candidate."""
+    found: dict[str, list[float]] = {}
+    for piece in pieces:
+        values = [float(np.mean(draws)) for draws in piece.read().values()]
+        found.setdefault(piece.candidate, []).append(float(np.mean(values)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def gather(
     pieces: Sequence[Piece], numbers: Sequence[int]
 ) -> dict[tuple[Stage, str], dict[int, Array]]:
-    """Values ``(seeds, draws)`` by stage and candidate, and by number of labels."""
+    """Values ``(seeds, draws)`` by stage and candidate, and by number of labels.
+
+    Args:
+        pieces: Of one pooling for each candidate.
+        numbers: Numbers of labels.
+    """
     gathered: dict[tuple[Stage, str], dict[int, Array]] = {}
     for stage, name in dict.fromkeys((piece.stage, piece.candidate) for piece in pieces):
         found = [p.read() for p in pieces if (p.stage, p.candidate) == (stage, name)]

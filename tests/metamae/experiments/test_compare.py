@@ -97,6 +97,31 @@ def test_it_leaves_rows_tables_figure_and_page(finished: Path) -> None:
     assert [decision["labels"] for decision in decisions] == [5, "all"]
 
 
+def test_features_are_those_that_do_better_on_validation_cuts(finished: Path) -> None:
+    pieces = finished / "out" / "pieces"
+    found = {path.name for path in pieces.iterdir()}
+    text = (finished / "out" / TABLE).read_text()
+    for name in ("random", "metamae"):
+        kinds = {"mean": f"{name}-0", "tokens": f"{name}-0-tokens"}
+        means = {
+            kind: np.mean(
+                [np.mean(v) for v in read_json(pieces / f"{file}-validation.json").values()]
+            )
+            for kind, file in kinds.items()
+        }
+        chosen = "tokens" if means["tokens"] > means["mean"] else "mean"
+        other = kinds["mean" if chosen == "tokens" else "tokens"]
+        assert f"{kinds[chosen]}-test.json" in found
+        assert f"{other}-test.json" not in found  # test rows were not looked at with it
+        rows = read_json(finished / "out" / ROWS)
+        (row,) = (
+            r for r in rows if (r["stage"], r["candidate"], r["labels"]) == ("validation", name, 5)
+        )
+        assert row["values"] == read_json(pieces / f"{kinds[chosen]}-validation.json")["5"]
+    assert "raw_logistic-0-tokens-validation.json" not in found
+    assert "mean of tokens" in text or "all tokens side by side" in text
+
+
 def test_its_runs_are_run_folders(finished: Path) -> None:
     import metamae
 
@@ -118,7 +143,8 @@ def test_what_is_finished_is_not_done_again(
 def test_a_piece_that_was_lost_comes_back_the_same(finished: Path) -> None:
     out = finished / "out"
     before = (out / ROWS).read_bytes()
-    (out / "pieces" / "metamae-0-test.json").unlink()
+    (piece,) = (out / "pieces").glob("metamae-0*-test.json")
+    piece.unlink()
     half = read_json(out / "pieces" / "raw_logistic-0-validation.json")
     del half["5"]
     write_json(out / "pieces" / "raw_logistic-0-validation.json", half)
@@ -159,7 +185,8 @@ def test_test_rows_are_for_after_the_decision(
     original = Piece.run
     monkeypatch.setattr(Piece, "run", look)
     make(tmp_path, candidates=("raw_logistic", "mae")).run(SILENT)
-    assert seen == [("validation", False)] * 2 + [("test", True)] * 2
+    # MAE is tried with both kinds of features on validation cuts, and with one on test rows.
+    assert seen == [("validation", False)] * 3 + [("test", True)] * 2
 
 
 def test_labels_of_test_rows_change_no_decision(tmp_path: Path) -> None:
@@ -199,9 +226,9 @@ def test_numbers_to_predict(tmp_path: Path) -> None:
 def test_a_damaged_piece_or_plan_is_named(tmp_path: Path) -> None:
     compare = make(tmp_path, candidates=("raw_logistic", "mae"))
     compare.run(SILENT)
-    piece = tmp_path / "out" / "pieces" / "mae-0-test.json"
+    (piece,) = (tmp_path / "out" / "pieces").glob("mae-0*-test.json")
     piece.write_text("{")
-    with pytest.raises(DataError, match=r"mae-0-test.json, got a damaged file .*delete it"):
+    with pytest.raises(DataError, match=r"-test.json, got a damaged file .*delete it"):
         compare.run(SILENT)
     piece.unlink()
     (tmp_path / "out" / PLAN).write_text(json.dumps({"format": 1}))
