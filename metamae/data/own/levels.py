@@ -58,10 +58,30 @@ def indicators(entry: dict[str, Any], column: Column, training: Array) -> list[d
     for level in levels:
         fitted = fit_number(np.where(texts == "", np.nan, (texts == level).astype(np.float64)))
         if fitted is not None:
-            numbers.append(
-                {"column": column.name, "form": "level", "level": level} | fitted | {"bent": False}
-            )
+            shown = {"column": column.name, "form": "level", "level": level}
+            numbers.append(shown | fitted | {"bent": False, "known": entry["levels"]})
     return numbers
+
+
+def spell(levels: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Truth values as a run's levels spell them: a file's ``true`` is a data frame's ``True``.
+
+    Example:
+        >>> from metamae.data.own.levels import spell
+        >>> spell(["true", "false"], ["True", "", "FALSE", "perhaps"])
+        ['true', '', 'false', 'perhaps']
+    """
+    spelled = {level.lower(): level for level in levels if level.lower() in ("true", "false")}
+    return [text if text in levels else spelled.get(text.lower(), text) for text in texts]
+
+
+def tell_unknown(column: str, unknown: Counter[str], become: str) -> str:
+    """What becomes of cells with levels that a run does not know, in a line."""
+    names = ", ".join(list(unknown)[:4])
+    return (
+        f"column {column!r}: {sum(unknown.values())} cells of rare or unknown levels ({names}) "
+        f"{become}"
+    )
 
 
 def ranges(entry: dict[str, Any], columns: Sequence[Column], training: Array) -> dict[str, Any]:

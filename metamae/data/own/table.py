@@ -14,6 +14,7 @@ numbers, 1 where a level stands; a single number beside categories becomes one o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,10 @@ from metamae.data.own.levels import (
     fit_levels,
     indicators,
     ranges,
+    spell,
     symbols_of_levels,
     symbols_of_ranges,
+    tell_unknown,
 )
 from metamae.data.own.numbers import apply_number, fit_number
 from metamae.data.own.parts import Part
@@ -187,21 +190,18 @@ def _apply(recipe: dict[str, Any], frame: Frame) -> tuple[dict[str, Array], list
     if recipe["numbers"]:
         columns = [apply_number(entry, _raw(entry, frame)) for entry in recipe["numbers"]]
         cells["row"] = np.stack(columns, axis=1)
+        remarks += _unknown_indicators(recipe["numbers"], frame)
     symbols, first = [], 0
     for entry in recipe["categories"]:
         if "edges" in entry:
             symbols.append(first + symbols_of_ranges(entry, _numbers(entry, frame)))
             first += 2 + len(entry["levels"])
             continue
-        column, unknown = symbols_of_levels(entry, _texts(entry, frame))
+        column, unknown = symbols_of_levels(entry, spell(entry["levels"], _texts(entry, frame)))
         symbols.append(first + column)
         first += 2 + len(entry["levels"])
         if unknown:
-            names = ", ".join(list(unknown)[:4])
-            remarks.append(
-                f"column {entry['column']!r}: {sum(unknown.values())} cells of rare or unknown "
-                f"levels ({names}) share one symbol"
-            )
+            remarks.append(tell_unknown(entry["column"], unknown, "share one symbol"))
     if symbols:
         cells["categories"] = np.stack(symbols, axis=1)
     for entry in recipe["sequences"]:
@@ -210,11 +210,22 @@ def _apply(recipe: dict[str, Any], frame: Frame) -> tuple[dict[str, Array], list
     return cells, remarks
 
 
+def _unknown_indicators(numbers: list[dict[str, Any]], frame: Frame) -> list[str]:
+    """What is said of levels that no number stands for: they would look like known ones."""
+    for entry in numbers:
+        if "known" in entry:  # one category at most is made of indicators
+            texts = spell(entry["known"], _texts(entry, frame))
+            unknown = Counter(text for text in texts if text and text not in entry["known"])
+            become = "are 0 in every number that this column became"
+            return [tell_unknown(entry["column"], unknown, become)] if unknown else []
+    return []
+
+
 def _raw(entry: dict[str, Any], frame: Frame) -> Array:
     """float64 numbers of a column: its own, its dates', or 1 where it has a level."""
     if entry["form"] != "level":
         return _numbers(entry, frame)
-    texts = np.asarray(_texts(entry, frame), object)
+    texts = np.asarray(spell([entry["level"]], _texts(entry, frame)), object)
     return np.where(texts == "", np.nan, (texts == entry["level"]).astype(np.float64))
 
 

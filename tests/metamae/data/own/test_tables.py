@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -289,3 +290,34 @@ def test_semicolons_and_question_marks_are_understood(tmp_path: Path) -> None:
     (row,) = opened.dataset.inputs
     assert row.gaps  # type: ignore[attr-defined]
     assert opened.dataset.need("pretrain").batch([5])["row"][0, 0].isnan()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_truth_values_of_a_file_are_those_of_a_frame(tmp_path: Path, several: bool) -> None:
+    """``true`` of a file that another program wrote is ``True`` of a data frame."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=40), "flag": rng.random(40) > 0.5})
+    if several:
+        frame["town"] = rng.choice(["Rome", "Oslo", "Bonn"], 40)
+    written = frame.assign(flag=frame["flag"].map({True: "true", False: "false"}))
+    written.to_csv(tmp_path / "t.csv", index=False)
+    description = Description.of(open_data(tmp_path / "t.csv").dataset)
+    first = read_like(tmp_path / "t.csv", description)
+    for other in (frame, written):
+        second = read_like(other, description)
+        assert second.remarks == ()
+        for name, values in first.partition.batch(slice(None)).items():
+            assert torch.equal(values, second.partition.batch(slice(None))[name])
+
+
+def test_a_level_that_no_number_stands_for_is_told() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=40), "ill": rng.choice(["no", "yes"], 40)})
+    description = Description.of(open_data(frame).dataset)
+    assert read_like(frame, description).remarks == ()
+    frame.loc[:2, "ill"] = "perhaps"
+    (remark,) = read_like(frame, description).remarks
+    assert remark == (
+        "column 'ill': 3 cells of rare or unknown levels (perhaps) are 0 in every number that "
+        "this column became"
+    )
