@@ -263,11 +263,14 @@ def trial(method: str, number: int) -> tuple[str, ...]:
     return (f"training.learning_rate={RATES[number]}", *mask, *OWN[method][number])
 
 
-def tune_jobs(sets: Iterable[str]) -> Iterator[Job]:
-    """Every trial of every method, on validation cuts."""
-    for dataset in sets:
-        for number in range(len(RATES)):
-            for method in METHODS:
+def tune_jobs(
+    sets: Iterable[str], trials: Iterable[int], methods: Iterable[str] = METHODS
+) -> Iterator[Job]:
+    """Trials of every method, on validation cuts; all of them before one is chosen."""
+    methods = tuple(methods)
+    for number in trials:
+        for dataset in sets:
+            for method in methods:
                 config = configure(dataset, method, TUNE_SEED, TUNE_STEPS, trial(method, number))
                 variant = f"{method} {number}"
                 yield Job("tune", dataset, variant, TUNE_SEED, config, "validation", (FEW,))
@@ -340,6 +343,8 @@ def main() -> None:
     parser.add_argument("stage", choices=("fixed", "parts", "tune", "tuned", "collect"))
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--trials", type=int, nargs="+", default=list(range(len(RATES))))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RUNS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -349,7 +354,7 @@ def main() -> None:
         case "parts":
             run_all(part_jobs(options.sets, options.seeds), options.out)
         case "tune":
-            run_all(tune_jobs(options.sets), options.out)
+            run_all(tune_jobs(options.sets, options.trials, options.methods), options.out)
         case "tuned":
             rows = read_rows(options.out)
             run_all(tuned_jobs(options.sets, options.seeds, rows), options.out)

@@ -168,7 +168,7 @@ class Partition:
     def _convert(self, spec: Any, rows: Any) -> Tensor:
         raw = np.asarray(self.arrays[spec.name][rows])
         _refuse_kind(raw, spec.name)
-        numbers = np.arange(len(self))[rows]
+        numbers = _Numbers(rows, len(self))
         if isinstance(spec, Tokens):
             if raw.dtype.kind == "f":  # a symbol is a whole number, however it is stored
                 _refuse(raw != np.floor(raw), numbers, spec, "whole numbers", raw)
@@ -209,7 +209,7 @@ def labelled_batch(data: Partition, index: Tensor | Sequence[int] | slice) -> La
     _refuse_kind(raw, "labels")
     real = np.issubdtype(raw.dtype, np.floating)
     if real:
-        _refuse(~np.isfinite(raw), np.arange(len(data))[rows], None, "finite values", raw)
+        _refuse(~np.isfinite(raw), _Numbers(rows, len(data)), None, "finite values", raw)
     labels = torch.from_numpy(raw.astype(np.float32 if real else np.int64))
     return LabelledBatch(data.batch(index), labels)
 
@@ -221,7 +221,27 @@ def _refuse_kind(raw: Array, name: str) -> None:
         )
 
 
-def _refuse(bad: Array, numbers: Array, spec: InputSpec | None, expected: str, raw: Array) -> None:
+class _Numbers:
+    """Which rows of a partition an index names; told for an error alone, for it takes them all."""
+
+    def __init__(self, rows: Any, count: int) -> None:
+        self.rows, self.count = rows, count
+        if not isinstance(rows, slice):
+            index = np.asarray(rows)
+            if (
+                index.dtype != bool
+                and index.size
+                and not -count <= index.min() <= index.max() < count
+            ):
+                raise IndexError(f"{index.min()} to {index.max()}")
+
+    def __getitem__(self, place: Any) -> int:
+        return int(np.arange(self.count)[self.rows][place])
+
+
+def _refuse(
+    bad: Array, numbers: _Numbers, spec: InputSpec | None, expected: str, raw: Array
+) -> None:
     if not bad.any():
         return
     place = np.argwhere(bad)[0]

@@ -105,7 +105,7 @@ def test_probing(
     tell("probe killed", counts, capsys)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_sweeping(
     workers: str,
     tmp_path: Path,

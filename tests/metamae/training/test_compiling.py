@@ -121,6 +121,7 @@ def test_a_share_of_the_memory_changes_no_number(data: Dataset) -> None:
         torch.testing.assert_close(found, gradients[0], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_symbols_and_several_inputs_compile() -> None:
     inputs = (Tabular(name="row", columns=6), Tokens(name="words", length=6, vocabulary=5))
     method = build_method(tiny(), inputs).train().double()
@@ -152,6 +153,7 @@ def test_one_graph_serves_all_batches_and_the_rest_is_eager(data: Dataset) -> No
     assert compiled.overflows == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_a_compiled_run_resumes_with_the_same_bits(data: Dataset, tmp_path: Path) -> None:
     """Dropout included; it reports its time of compiling, apart from that of training."""
