@@ -292,9 +292,7 @@ def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
                 places.append(place + 0.12 * (number - 1.5))
                 means.append(mean)
                 spreads.append(spread)
-        axis.errorbar(
-            places, means, spreads, fmt="o", color=SERIES[number], label=protocol
-        )
+        axis.errorbar(places, means, spreads, fmt="o", color=SERIES[number], label=protocol)
     axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize="small")
 
 

@@ -96,5 +96,6 @@ def styled(changes: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
     """
     import matplotlib  # takes a second: commands start without it
 
-    with matplotlib.rc_context({**SHEET, **changes}):
+    settings: dict[Any, Any] = {**SHEET, **changes}  # matplotlib's type lists every name
+    with matplotlib.rc_context(settings):
         yield
