@@ -40,7 +40,7 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     down = -(-len(places) // across)
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(5 * across, 3.4 * down + 1))
+    figure = Figure(figsize=(max(9, 5 * across), 3.4 * down + 1))
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, place in zip(panels, places, strict=False):
         chosen = [line for line in lines if (line.dataset, line.transfer) == place]
