@@ -4,12 +4,14 @@
     PYTHONPATH=$PWD python benchmarks/draw_overview.py runs/overview
 
 Test rows are only shown, after training. Errors are mean squares over the masked tokens of
-256 of them, in units of the standardised channels.
+256 of them, in units of the standardised channels; the bars are those of the recording shown, each
+token's mean over all channels.
 """
 
 from __future__ import annotations
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from metamae import load_dataset
 from metamae.evaluation import compute_features
 from metamae.randomness import generator
 from metamae.report.reconstructions import reconstruct
+from metamae.report.style import SERIES, styled
 from metamae.training.run_folder import CHECKPOINT, load_method
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "overview.png"
@@ -40,7 +44,7 @@ def series(
         axis.axvspan(token * length - 0.5, (token + 1) * length - 0.5, color=GREY, lw=0)
     for row, channel in enumerate(CHANNELS):
         line = values[channel] if where is None else np.where(where, values[channel], np.nan)
-        axis.plot(steps, line - 4 * row, color=colour, lw=1.6, **style)
+        axis.plot(steps, line - 4 * row, color=colour, lw=1.8, **style)
     axis.set(yticks=[], xlabel="time step", xlim=(-0.5, len(steps) - 0.5))
 
 
@@ -57,11 +61,41 @@ def arrows(axis: Axes, latent: Any, refined: Any) -> None:
     axis.quiver(*a.T, *(b - a).T, width=0.012, zorder=2, **style)
     axis.plot(*(a + times * (b - a)).T, alpha=0)  # so that arrows fit
     axis.margins(0.2)
-    for text, colour, x in (("z", BEFORE, 0.06), ("z'", AFTER, 0.16)):
-        axis.text(x, 0.05, text, color=colour, fontsize=18, transform=axis.transAxes)
-    axis.set(xticks=[], yticks=[], xlabel=f"latent tokens, shift drawn x {times}")
+    for text, colour, x in (("z", BEFORE, 0.06), ("z'", AFTER, 0.18)):
+        axis.text(x, 0.05, text, color=colour, fontsize="x-large", transform=axis.transAxes)
+    axis.set(xticks=[], yticks=[], xlabel=f"latent tokens,\nshift drawn x {times}")
 
 
+def bars(axis: Axes, errors: Any, hidden: Any, length: int) -> None:
+    """Two bars a masked token, before and after the step; from zero, both on one scale."""
+    tokens = np.flatnonzero(hidden)
+    for side, (error, colour) in enumerate(zip(errors, (BEFORE, AFTER), strict=True)):
+        places = (tokens + 0.28 + 0.44 * side) * length - 0.5
+        axis.bar(places, error[tokens], 0.44 * length, color=colour, lw=0)
+    axis.set(xlabel="time step", ylabel="error,\nthis one", xlim=(-0.5, len(hidden) * length - 0.5))
+    axis.set_ylim(bottom=0)
+
+
+def exercises(axis: Axes, features: Any, labels: Any, names: Any) -> None:
+    """Standardised features in their plane of most variance, a colour for each class."""
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
+    flat = (features @ torch.linalg.svd(features, full_matrices=False)[2][:2].T).numpy()
+    for number, name in enumerate(names):
+        chosen = flat[labels == number]
+        axis.scatter(*chosen.T, color=SERIES[number], s=8, lw=0, label=name)
+    axis.set(xticks=[], yticks=[], xlabel="test rows, by exercise")
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        ncols=4,
+        markerscale=3,
+        handletextpad=0,
+        columnspacing=0.5,
+        borderpad=0,
+    )
+
+
+@styled({"axes.grid": False, "axes.spines.left": False})
 def draw(run: Path) -> None:
     data = load_dataset("sensors")
     spec, test = data.inputs[0], data.need("test")
@@ -75,45 +109,51 @@ def draw(run: Path) -> None:
     with torch.no_grad():
         views = [reconstruct(method, z, targets, split)[spec.name] for z in (latent, refined)]
     truth = targets[spec.name]
-    errors = [(view - truth).square().mean(2)[hidden].mean().item() for view in views]
-    better = ((views[0] - truth).square() - (views[1] - truth).square()).mean(2)
+    errors = [(view - truth).square().mean(2) for view in views]
+    before, after = (error[hidden].mean().item() for error in errors)
     lively = truth.flatten(1).std(1) >= truth.flatten(1).std(1).median()
-    gain = torch.where(lively, (better * hidden).sum(1), -torch.inf)
+    gain = torch.where(lively, ((errors[0] - errors[1]) * hidden).sum(1), -torch.inf)
     chosen = int(gain.argsort(descending=True)[EXAMPLES // 10])  # a good one, not the best
-    figure = Figure(figsize=(15, 3.7), layout="constrained")
-    axes = figure.subplots(1, 5, width_ratios=[0.9, 0.9, 0.9, 1.2, 1])
+    figure = Figure(figsize=(14.5, 4.4))
+    names = [
+        ["data", "mask", "step", "predict", "features"],
+        ["data", "mask", "step", "error", "features"],
+    ]
+    axes = figure.subplot_mosaic(
+        names, width_ratios=[0.85, 0.85, 0.9, 1.5, 1.1], height_ratios=[2.4, 1]
+    )
     values = batch[spec.name][chosen].numpy()
     mask = hidden[chosen].numpy()
-    shown = np.repeat(~mask, values.shape[1] // len(mask))
-    series(axes[0], values, np.zeros_like(mask), INK)
-    series(axes[1], values, mask, INK, where=shown)
-    arrows(axes[2], latent[chosen].detach().numpy(), refined[chosen].detach().numpy())
-    series(axes[3], values, mask, INK, alpha=0.25)
+    length = values.shape[1] // len(mask)
+    shown = np.repeat(~mask, length)
+    series(axes["data"], values, np.zeros_like(mask), INK)
+    series(axes["mask"], values, mask, INK, where=shown)
+    arrows(axes["step"], latent[chosen].detach().numpy(), refined[chosen].detach().numpy())
+    series(axes["predict"], values, mask, INK, alpha=0.25)
     for view, colour in zip(views, (BEFORE, AFTER), strict=True):
-        drawn = spec.unpatchify(view[chosen : chosen + 1])[0].numpy()
-        series(axes[3], drawn, np.zeros_like(mask), colour, where=~shown)
+        predicted = spec.unpatchify(view[chosen : chosen + 1])[0].numpy()
+        series(axes["predict"], predicted, np.zeros_like(mask), colour, where=~shown)
+    axes["predict"].set(xlabel="", xticks=[])
+    bars(axes["error"], [error[chosen].numpy() for error in errors], mask, length)
     features = torch.as_tensor(compute_features(method, data)[1]).double()
-    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
-    flat = (features @ torch.linalg.svd(features, full_matrices=False)[2][:2].T).numpy()
-    labels = np.asarray(test.labels)
-    axes[4].scatter(*flat.T, c=labels, cmap="tab10", s=5, lw=0)
-    axes[4].set(xticks=[], yticks=[], xlabel="test rows, by exercise")
+    exercises(axes["features"], features, np.asarray(test.labels), data.task.classes)
     masked = round(100 * float(hidden.float().mean()))
-    titles = (
-        "1  data\n",
-        f"2  mask {masked} %\n",
-        "3  encode; one gradient\nstep from z to z'",
-        f"4  predict what is masked:\nerror {errors[0]:.2f} from z, {errors[1]:.2f} from z'",
-        "5  features, nothing\nmasked",
-    )
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=14, loc="left")
-        axis.xaxis.label.set_size(13)
-        axis.tick_params(labelsize=12)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-    for text, colour, x in (("from z", BEFORE, 0.03), ("from z'", AFTER, 0.27)):
-        axes[3].text(x, 0.93, text, color=colour, fontsize=13, transform=axes[3].transAxes)
-    figure.savefig(OUT, dpi=110)
+    titles = {
+        "data": "1  data\n",
+        "mask": f"2  mask {masked} %\n",
+        "step": "3  encode; a gradient\nstep from z to z'",
+        "predict": f"4  predict what is masked:\nerror {before:.2f} from z, {after:.2f} from z'",
+        "features": "5  features, nothing\nmasked",
+    }
+    for name, title in titles.items():
+        axes[name].set_title(title, loc="left")
+    for text, colour, x in (("from z", BEFORE, 0.02), ("from z'", AFTER, 0.23)):
+        place = axes["predict"].transAxes
+        axes["predict"].text(x, 0.9, text, color=colour, transform=place)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    # The README shows it: a palette makes it a third as large.
+    Image.open(drawn).convert("RGB").quantize(128).save(OUT, optimize=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.protocols import evaluate
 from metamae.files import write_json, write_text
 from metamae.progress import Reporter
-from metamae.report.style import SERIES
+from metamae.report.style import SERIES, styled
 from metamae.training.bilevel import PREFIX
 from metamae.training.pretraining import Pretrained, pretrain
 from metamae.training.provenance import device_name
@@ -248,10 +248,11 @@ def equal_time_steps(dataset: Dataset, steps: int, runs: Path, reporter: Reporte
     return max(1, round(steps / ratio))
 
 
+@styled()
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Accuracy by arm and protocol on top; learned settings over time, one panel each, below."""
     names = [name for name in DATASETS if select(rows, dataset=name)]
-    figure = Figure(figsize=(14, 8), layout="constrained")
+    figure = Figure(figsize=(14, 8.4))
     top, bottom = figure.subfigures(2, 1)
     for number, (axis, name) in enumerate(
         zip(np.atleast_1d(top.subplots(1, len(names))), names, strict=True)
@@ -259,25 +260,25 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         draw_accuracies(axis, select(rows, dataset=name))
         axis.set_title(name)
         if number == 0:
-            axis.set_ylabel("test accuracy, %, mean ± std over seeds")
-            axis.legend(frameon=False, fontsize=8)
+            axis.set_ylabel("test accuracy, %")
+            handles, labels = axis.get_legend_handles_labels()
+            top.legend(handles, labels, loc="outside right center", title="mean ± std")
     for axis, setting in zip(bottom.subplots(1, len(SETTINGS)), SETTINGS, strict=True):
         for number, name in enumerate(names):
             for first, row in enumerate(select(rows, dataset=name, arm="learned")):
                 points = np.array(row["series"][setting])
                 label = name if first == 0 else None
-                axis.plot(points[:, 0], points[:, 1], color=SERIES[number], lw=1, label=label)
+                axis.plot(points[:, 0], points[:, 1], color=SERIES[number], lw=1.5, label=label)
         axis.set_title(f"learned {setting.replace('_', ' ')}")
         axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
         if setting.endswith("ratio"):
             axis.set_ylim(0, 1)
         else:
             axis.set_yscale("log")
-        if setting == SETTINGS[0]:
-            axis.legend(frameon=False, fontsize=8)
+    handles, labels = bottom.axes[0].get_legend_handles_labels()
+    bottom.legend(handles, labels, loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path)
 
 
 def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
@@ -291,11 +292,8 @@ def draw_accuracies(axis: Axes, rows: Sequence[Row]) -> None:
                 places.append(place + 0.12 * (number - 1.5))
                 means.append(mean)
                 spreads.append(spread)
-        axis.errorbar(
-            places, means, spreads, fmt="o", ms=5, capsize=2, color=SERIES[number], label=protocol
-        )
-    axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize=8)
-    axis.grid(alpha=0.3)
+        axis.errorbar(places, means, spreads, fmt="o", color=SERIES[number], label=protocol)
+    axis.set_xticks(range(len(ARMS)), [arm.replace("_", "\n") for arm in ARMS], fontsize="small")
 
 
 def main(arguments: list[str] | None = None) -> int:

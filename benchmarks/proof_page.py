@@ -15,7 +15,7 @@ from proof import BASELINES, DEAR, FEW, PART_SETS, PARTS, PREDICTIONS, RESULTS, 
 
 from metamae.files import read_json, write_text
 from metamae.report.intervals import student_margin
-from metamae.report.style import look_of
+from metamae.report.style import look_of, styled
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "labels.png"
 TITLES = {
@@ -238,11 +238,12 @@ Written into the program before the first cell ran:
 """
 
 
+@styled()
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Accuracy against labels a class, a panel a set; bands are 95 % intervals over seeds."""
     values = read_values(report["rows"])
     sets = list(dict.fromkeys(r["dataset"] for r in report["rows"] if r["variant"] == "metamae"))
-    figure = Figure(figsize=(4.6 * len(sets), 5.2), layout="constrained")
+    figure = Figure(figsize=(4 * len(sets), 5.2))
     for axis, dataset in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
         for name in DRAWN:
             runs = list(values.get((dataset, name), {}).values())
@@ -261,21 +262,17 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             axis.plot(ticks, mean, line, color=colour, marker=marker, label=TITLES[name], **style)
         axis.set_xscale("log")
         names = [f"{int(n) // 1000}k" if int(n) >= 1000 else n for n in numbers]
-        axis.set_xticks(ticks, [*names, "all"], rotation=40 if len(names) > 8 else 0)
+        axis.set_xticks(ticks, [*names, "all"], rotation=60 if len(names) > 8 else 0)
         axis.minorticks_off()
-        axis.set_title(dataset.replace("_spatial", ""), fontsize=19)
-        axis.tick_params(labelsize=14)
-        axis.set_xlabel("labels a class", fontsize=16)
-        axis.grid(alpha=0.3)
+        axis.set_title(dataset.replace("_spatial", ""))
+        axis.set_xlabel("labels a class")
         # An untrained encoder's first points may lie far below: the room is for the others.
-    figure.axes[0].set_ylabel("test accuracy, %", fontsize=16)
+    figure.axes[0].set_ylabel("test accuracy, %")
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=6, fontsize=15, frameon=False
-    )
-    figure.savefig(path, dpi=90)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6)
+    figure.savefig(path)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rows import RESULTS, Row
 
-from metamae.report.style import SERIES
+from metamae.report.style import SERIES, styled
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "scaling.png"
 AXES = {
@@ -28,6 +28,7 @@ AXES = {
 """Axes and their titles, in the order of tables and picture."""
 
 
+@styled()
 def draw(results: Path = RESULTS, path: Path = PICTURE) -> None:
     """Draw every axis that was measured; one colour a device, MAE's memory dashed."""
     reports = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("scaling-*.json"))}
@@ -38,8 +39,8 @@ def draw(results: Path = RESULTS, path: Path = PICTURE) -> None:
             f"expected rows in {results}/scaling-*.json, found none; measure some: "
             "pytest benchmarks/ --benchmark -k scaling"
         )
-    figure = Figure(figsize=(2.7 * len(axes) + 0.6, 6), layout="constrained")
-    widths = [1.3 if axis == "policy" else 1 for axis in axes]  # it has names to hold
+    figure = Figure(figsize=(2.9 * len(axes) + 0.6, 6.6))
+    widths = [1.5 if axis == "policy" else 1 for axis in axes]  # it has names to hold
     panels = figure.subplots(2, len(axes), squeeze=False, width_ratios=widths)
     for (name, report), colour in zip(reports.items(), SERIES, strict=False):
         device = f"{name.removeprefix('scaling-')}: {report['hardware']}"
@@ -54,33 +55,34 @@ def draw(results: Path = RESULTS, path: Path = PICTURE) -> None:
         memory.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         memory.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         memory.yaxis.set_minor_formatter(NullFormatter())
-        memory.set_xlabel(axis)
-    panels[0][0].set_ylabel("step time, MetaMAE / MAE")
+        memory.set_xlabel("" if axis == "policy" else axis)
+    panels[0][0].set_ylabel("step, MetaMAE / MAE")
     panels[1][0].set_ylabel("peak MiB")
     handles, labels = panels[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def _draw_axis(time: Axes, memory: Axes, rows: Sequence[Row], colour: str, device: str) -> None:
     values = [row["value"] for row in rows]
-    named = rows[0]["axis"] in ("order", "policy")
+    axis = rows[0]["axis"]
+    named = axis in ("order", "policy")
     x = list(range(len(rows))) if named else values
     line = "" if named else "-"
     ratios, spreads = ([row[k] for row in rows] for k in ("ratio", "ratio_spread"))
-    time.errorbar(x, ratios, spreads, fmt=f"o{line}", color=colour, ms=4, capsize=3)
+    time.errorbar(x, ratios, spreads, fmt=f"o{line}", color=colour)
     for method, dashes, marker in (("mae", "--", "s"), ("metamae", "-", "o")):
         peaks = [row[f"{method}_peak_mib"] for row in rows]
-        style = {"linestyle": dashes if line else "", "marker": marker, "color": colour, "ms": 4}
+        style = {"linestyle": dashes if line else "", "marker": marker, "color": colour}
         label = f"{'MAE' if method == 'mae' else 'MetaMAE'}, {device}"
         filled = colour if method == "metamae" else "white"
         memory.plot(x, peaks, label=label, markerfacecolor=filled, **style)
     for panel in (time, memory):
-        panel.grid(alpha=0.3)
         if named:
             names = [str(value).replace("_", "\n") for value in values]
-            panel.set_xticks(x, names, fontsize=7, linespacing=0.9)
+            turned = 90 if axis == "policy" else 0
+            panel.set_xticks(x, names if panel is memory else [""] * len(x), rotation=turned)
             panel.set_xlim(-0.5, len(rows) - 0.5)
         else:
             panel.set_xscale("log", base=2)

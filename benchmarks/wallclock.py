@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metamae.report.style import SERIES, look_of
+from metamae.report.style import SERIES, look_of, styled
 from metamae.report.wording import LABELS
 
 Rows = Sequence[Mapping[str, Any]]
@@ -149,14 +149,17 @@ def table(rows: Rows, dataset: str) -> list[dict[str, Any]]:
     return lines
 
 
+@styled()
 def draw(rows: Rows, clock: str, path: Path) -> None:
     """A panel per data set: mean and deviation against seconds, and the time of passing."""
     names = list(dict.fromkeys(row["dataset"] for row in rows))
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(names), 5))
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         draw_panel(axis, rows, name, clock)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def draw_panel(axis: Axes, rows: Rows, dataset: str, clock: str) -> None:
@@ -168,21 +171,20 @@ def draw_panel(axis: Axes, rows: Rows, dataset: str, clock: str) -> None:
             for sign in (-1, 1)
         )
         axis.fill_between(curve.seconds, low, high, color=colour, alpha=0.15, lw=0)
-        axis.plot(curve.seconds, curve.values, "o-", color=colour, ms=3, label=LABELS[method])
+        axis.plot(curve.seconds, curve.values, "o-", color=colour, label=LABELS[method])
     summary = summarise(rows, dataset, clock)
     best, passes = summary["mae_best"], summary["metamae_passes_s"]
     level = f"{best} %" + ("" if summary["mae_best_steps"] else " untrained")
     axis.axhline(best, color=look_of("mae")[0], lw=0.8, ls=":")
     if passes is None:
-        outcome = f"does not pass MAE's best, {level}, within {summary['metamae_last_s']} s"
+        outcome = f"does not pass MAE's best,\n{level}, within {summary['metamae_last_s']} s"
     else:
         axis.axvline(passes, color=SERIES[-1], lw=1.2, ls="--")
-        outcome = f"passes MAE's best, {level}, at {passes} s"
-    axis.set_title(f"{dataset}\nMetaMAE {outcome}", fontsize=9)
+        outcome = f"passes MAE's best,\n{level}, at {passes} s"
+    axis.set_title(f"{dataset}\nMetaMAE {outcome}")
     seeds = summary["seeds"]
-    over = f", mean ± std of {seeds} seeds" if seeds > 1 else ""
+    over = f"\nmean ± std of {seeds} seeds" if seeds > 1 else ""
     metric = next(row["metric"] for row in rows if row["dataset"] == dataset)
-    axis.set_ylabel(f"{metric}, %{over}")
-    axis.set_xlabel("seconds of training" + (" by processor time" if clock == "cpu" else ""))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, loc="lower right")
+    axis.set_ylabel(f"{metric}, %")
+    by = " by processor time" if clock == "cpu" else ""
+    axis.set_xlabel(f"seconds of training{by}{over}")

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from metalearn.multilevel.levels import Level
 from metalearn.multilevel.problem import Multilevel
 from metamae import load_dataset
+from metamae.report.style import styled
 
 NOISE, CLEAN, BATCH, WIDTH = 0.4, 100, 128, 64
 Labelled = tuple[Tensor, Tensor]
@@ -108,17 +109,18 @@ def separation(weights: Tensor, wrong: Tensor) -> float:
     return ((right > false).float() + 0.5 * (right == false).float()).mean().item()
 
 
+@styled()
 def draw(weights: Tensor, wrong: Tensor, file: Path) -> None:
     """Weights of right and of wrong labels."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = Figure(figsize=(6, 3.4))
     axes = figure.subplots()
     for label, chosen in (("right labels", ~wrong), ("wrong labels", wrong)):
         axes.hist(weights[chosen].numpy(), bins=30, range=(0, 1), alpha=0.6, label=label)
     axes.set_xlabel("learned weight")
     axes.set_ylabel("training examples")
-    axes.legend(frameon=False)
+    axes.legend()
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=100)
+    figure.savefig(file)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from metalearn import Checkpointed, LatentAdapter, LearnedStepSize
 from metamae.data import load_dataset
+from metamae.report.style import styled
 
 WIDTH, LATENT, DEPTH, TRAIN_STEPS, BATCH = 64, 48, 3, 3, 64
 
@@ -108,10 +109,11 @@ def main() -> None:
         draw(test[:8], network(grid(8), latent), network(grid(32), latent), options.out)
 
 
+@styled({"axes.grid": False})
 def draw(images: Tensor, fitted: Tensor, fine: Tensor, folder: Path) -> None:
     """Originals, fits, and the same functions at 32 x 32."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure = Figure(figsize=(12, 4.8))
     axes = figure.subplots(3, len(images))
     for row, (name, values) in enumerate(
         {"original": images, "fitted": fitted, "at 32 x 32": fine}.items()
@@ -122,7 +124,7 @@ def draw(images: Tensor, fitted: Tensor, fine: Tensor, folder: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
         axes[row][0].set_ylabel(name)
-    figure.savefig(folder / "images.png", dpi=110)
+    figure.savefig(folder / "images.png")
     print(f"picture: {folder / 'images.png'}")
 
 

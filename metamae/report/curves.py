@@ -10,7 +10,7 @@ import numpy as np
 
 from metamae.errors import DataError
 from metamae.report.rows import DEFAULT
-from metamae.report.style import SERIES, look_of
+from metamae.report.style import SERIES, look_of, styled
 from metamae.report.wording import label
 from metamae.training.bilevel import PREFIX
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@styled()
 def draw_curves(
     histories: Mapping[str, Sequence[Mapping[str, list[list[float]]]]], path: Path
 ) -> None:
@@ -34,7 +35,7 @@ def draw_curves(
     panels = 3 if others else 2
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(5.5 * panels, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.5 * panels, 3.8))
     left, *middle, right = figure.subplots(1, panels)
     for method, runs in histories.items():
         colour, name = look_of(method)[0], label(method, DEFAULT)
@@ -56,12 +57,11 @@ def draw_curves(
         axis.set_title("other losses, relative to their first value")
     for axis in (left, *middle, right):
         axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False)
+            axis.legend()
         else:
             axis.text(0.5, 0.5, "nothing to show", ha="center", transform=axis.transAxes)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def _relative(points: list[list[float]]) -> list[list[float]]:
@@ -72,7 +72,7 @@ def _relative(points: list[list[float]]) -> list[list[float]]:
 def _draw_series(axis: Axes, runs: Sequence[list[list[float]]], colour: str, label: str) -> None:
     """One thin line a seed, and their running mean over the steps that all have logged."""
     for run in runs:
-        axis.plot(*np.array(run).T, color=colour, lw=0.5, alpha=0.35)
+        axis.plot(*np.array(run).T, color=colour, lw=0.8, alpha=0.35)
     levels = [{point[0]: point[1] for point in run} for run in runs]
     steps = sorted(set(levels[0]).intersection(*levels[1:]))
     if not steps:
@@ -81,7 +81,7 @@ def _draw_series(axis: Axes, runs: Sequence[list[list[float]]], colour: str, lab
     width = max(1, len(steps) // 15)
     padded = np.pad(mean, (width - 1, 0), mode="edge")
     smooth = np.convolve(padded, np.ones(width) / width, mode="valid")
-    axis.plot(steps, smooth, color=colour, lw=1.8, label=label)
+    axis.plot(steps, smooth, color=colour, label=label)
 
 
 History = Mapping[str, list[list[float]]]
@@ -90,6 +90,7 @@ History = Mapping[str, list[list[float]]]
 SHARES = ("nearby_ratio", "mask_ratio")
 
 
+@styled()
 def draw_settings(histories: Mapping[str, Sequence[History]], path: Path) -> None:
     """Draw one panel per learned setting and one for the reference loss.
 
@@ -110,25 +111,22 @@ def draw_settings(histories: Mapping[str, Sequence[History]], path: Path) -> Non
     panels = [*names, "reference"]
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 3.2))
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, name in zip(grid, panels, strict=True):
         for number, (name_of_group, group) in enumerate(histories.items()):
             colour = SERIES[number % len(SERIES)]
             for seed, run in enumerate(run for run in group if name in run):
                 points = np.array(run[name])
-                axis.plot(
-                    *points.T, color=colour, lw=1.2, label=name_of_group if seed == 0 else None
-                )
+                axis.plot(*points.T, color=colour, label=name_of_group if seed == 0 else None)
         short = name.removeprefix(PREFIX)
         axis.set_title("reference loss" if name == "reference" else short.replace("_", " "))
         axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
         if short in SHARES:
             axis.set_ylim(0, 1)
         else:
             axis.set_yscale("log")
     if grid[0].get_legend_handles_labels()[0] and len(histories) > 1:
-        grid[0].legend(frameon=False, fontsize=8)
+        grid[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)

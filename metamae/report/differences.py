@@ -11,13 +11,14 @@ from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Paired, pair_results, rank
 from metamae.report.intervals import student_margin
 from metamae.report.rows import DEFAULT, Result
-from metamae.report.style import VERDICTS
+from metamae.report.style import VERDICTS, styled
 from metamae.report.wording import describe_place, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@styled({"axes.grid.axis": "y", "axes.spines.left": False})
 def draw_differences(
     rows: Sequence[Result], path: Path, *, method: str = "metamae", against: str = "mae"
 ) -> None:
@@ -48,18 +49,18 @@ def draw_differences(
     protocols = sorted({p.protocol for p in pairs}, key=lambda name: rank(PROTOCOLS, name))
     places = list(dict.fromkeys(describe_place(p.dataset, p.transfer) for p in pairs))
     height = 0.42 * len(places) + 1.5
-    figure = Figure(figsize=(2.2 + 2.3 * len(protocols), height), layout="constrained")
+    figure = Figure(figsize=(2.2 + 2.3 * len(protocols), height))
     panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     for axis, protocol in zip(panels, protocols, strict=True):
         chosen = [p for p in pairs if p.protocol == protocol]
         _draw_panel(axis, chosen, places)
-        axis.set_title(protocol, fontsize=15)
-    panels[0].set_yticks(range(len(places)), places, fontsize=13)
+        axis.set_title(protocol)
+    panels[0].set_yticks(range(len(places)), places)
     panels[0].invert_yaxis()
     names = f"{label(method, DEFAULT)} minus {label(against, DEFAULT)}"
-    figure.supxlabel(f"{names}, points (95 % intervals over seeds)", fontsize=14)
+    figure.supxlabel(f"{names}, points (95 % intervals over seeds)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def interval(pair: Paired) -> float:
@@ -86,6 +87,4 @@ def _draw_panel(axis: Axes, pairs: Sequence[Paired], places: Sequence[str]) -> N
         axis.plot(mean, line, "o", color=colour, ms=9)
     # Means are what is looked at: an interval of three seeds may leave the panel.
     axis.set_xlim(-limit, limit)
-    axis.grid(axis="y", alpha=0.3)
-    axis.tick_params(labelsize=12, length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(length=0)

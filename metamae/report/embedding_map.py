@@ -12,7 +12,7 @@ from metamae.data.dataset import Array, Task
 from metamae.errors import DataError
 from metamae.evaluation.features import Features
 from metamae.files import replacing
-from metamae.report.style import SERIES
+from metamae.report.style import SERIES, styled
 
 MOST_POINTS = 2000
 """Examples that are drawn, spread evenly."""
@@ -20,6 +20,7 @@ MOST_CLASSES = 20
 """Classes that get a colour; more are drawn in one."""
 
 
+@styled()
 def draw_map(features: Features, path: Path, *, seed: int = 0) -> None:
     """Draw test rows in the plane of their first two principal components; by UMAP too, if there.
 
@@ -46,7 +47,7 @@ def draw_map(features: Features, path: Path, *, seed: int = 0) -> None:
         views.append((placed, ("UMAP 1", "UMAP 2")))
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(6.5 * len(views) + 2.5, 6), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(views) + 2.5, 6))
     for axis, (points, names) in zip(
         figure.subplots(1, len(views), squeeze=False)[0], views, strict=True
     ):
@@ -55,19 +56,15 @@ def draw_map(features: Features, path: Path, *, seed: int = 0) -> None:
             marker = "o^sDvPX*"[number // len(SERIES) % 8]
             style = {"s": 16, "alpha": 0.65, "lw": 0}
             axis.scatter(*points[chosen].T, color=colour, marker=marker, label=name, **style)
-        axis.set_xlabel(names[0], fontsize=15)
-        axis.set_ylabel(names[1], fontsize=15)
-        axis.tick_params(labelsize=12)
-        axis.grid(alpha=0.3)
+        axis.set_xlabel(names[0])
+        axis.set_ylabel(names[1])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if any(labels):
-        legend = figure.legend(
-            handles, labels, loc="outside right upper", fontsize=13, markerscale=2.5, frameon=False
-        )
+        legend = figure.legend(handles, labels, loc="outside right upper", markerscale=2.5)
         for handle in legend.legend_handles:
             handle.set_alpha(1.0)  # type: ignore[union-attr]
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
+        figure.savefig(temporary, format=path.suffix.removeprefix("."))
 
 
 def principal_plane(rows: Array) -> tuple[Array, Array]:

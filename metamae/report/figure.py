@@ -10,7 +10,7 @@ from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import Summary, rank, summarise_results
 from metamae.report.published import STAND_INS, look_up
 from metamae.report.rows import Result
-from metamae.report.style import look_of
+from metamae.report.style import look_of, styled
 from metamae.report.wording import label
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Series = tuple[str, str, int]
 """Method, variant, and steps where one place has several numbers of them (0 elsewhere)."""
 
 
+@styled({"axes.grid.axis": "y"})
 def draw_report(rows: Sequence[Result], path: Path) -> None:
     """Draw means and deviations over seeds, and the paper's numbers as hollow diamonds.
 
@@ -39,7 +40,7 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     down = -(-len(places) // across)
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(4.6 * across, 3.2 * down + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(9, 5 * across), 3.4 * down + 1))
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, place in zip(panels, places, strict=False):
         chosen = [line for line in lines if (line.dataset, line.transfer) == place]
@@ -50,11 +51,9 @@ def draw_report(rows: Sequence[Result], path: Path) -> None:
     for axis in figure.axes:
         artists, names = axis.get_legend_handles_labels()
         handles |= dict(zip(names, artists, strict=True))
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False
-    )
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def _several_steps(lines: Sequence[Summary]) -> bool:
@@ -89,16 +88,13 @@ def _draw_place(
             [scale * line.mean for line in chosen],
             [scale * (line.spread or line.draws) for line in chosen],
             fmt=marker,
-            ms=4,
-            capsize=2,
             color=colour,
             label=label(*one[:2]) + (f", {one[2]} steps" if several else ""),
         )
         _draw_paper(axis, place, one, protocols, shift, scale, colour)
-    axis.set_xticks(range(len(protocols)), protocols)
+    axis.set_xticks(range(len(protocols)), protocols, rotation=25)
     axis.set_title(" → ".join(dict.fromkeys(place)))
     axis.set_ylabel(lines[0].metric.replace("_", " ") + (", %" if scale == 100 else ""))
-    axis.grid(alpha=0.3, axis="y")
 
 
 def _draw_paper(
@@ -118,7 +114,6 @@ def _draw_paper(
             protocols.index("published") + shift,
             scale * published.value,
             marker="D",
-            ms=5,
             ls="none",
             markerfacecolor="none",
             markeredgecolor=colour,

@@ -81,7 +81,7 @@ class Grid:
     marked: Sequence[int] = ()
 
     def html(self) -> str:
-        """It as HTML; what begins like a number is set to the right."""
+        """It as HTML; numbers, with a spread or without one, are set to the right."""
         head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
         body = "\n".join(
             (MARKED if number in self.marked else "<tr>") + "".join(map(_cell, line)) + "</tr>"
@@ -94,7 +94,8 @@ class Grid:
 
 
 def _cell(text: str) -> str:
-    number = text[:1].isdigit() or (text[:1] in "+-−" and text[1:2].isdigit())
+    begins = text[:1].isdigit() or (text[:1] in "+-−" and text[1:2].isdigit())
+    number = begins and not any(map(str.isalpha, text))
     return (NUMBER if number else "<td>") + escape(text) + "</td>"
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from metamae.evaluation.drawing import Stage
 from metamae.files import replacing
 from metamae.report.label_curves import Curves, interval
-from metamae.report.style import look_of
+from metamae.report.style import look_of, styled
 from metamae.report.wording import describe_metric
 
 
+@styled()
 def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> None:
     """Draw means over draws and seeds, and their 95 % intervals as bands.
 
-    The number of labels is on a logarithmic axis; the last point is all labels. Letters are large
-    enough for half the size.
+    The number of labels is on a logarithmic axis; the last point is all labels.
 
     Args:
         curves: What was measured.
@@ -24,7 +24,7 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
     """
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 6.4))
     axis = figure.subplots()
     places = [curves.place(number) for number in curves.numbers]
     scale = 1 if curves.metric == "spearman" else 100
@@ -55,12 +55,10 @@ def draw_label_curves(curves: Curves, path: Path, *, stage: Stage = "test") -> N
     axis.xaxis.set_minor_locator(NullLocator())
     names = [str(number) for number in curves.numbers[:-1]]
     axis.set_xticklabels([*names, f"all\n({curves.all_labels:.0f})"])
-    axis.set_xlabel("labels a class" if curves.by_class else "labels", fontsize=17)
-    axis.set_ylabel(describe_metric(curves.metric), fontsize=17)
+    axis.set_xlabel("labels a class" if curves.by_class else "labels")
+    axis.set_ylabel(describe_metric(curves.metric))
     where = "test rows" if stage == "test" else "validation cuts of the training rows"
-    axis.set_title(f"{describe_metric(curves.metric)}, {where}", fontsize=17)
-    axis.tick_params(labelsize=15)
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=14, frameon=False)
+    axis.set_title(f"{describe_metric(curves.metric)}, {where}")
+    figure.legend(loc="outside lower center", ncols=3)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
+        figure.savefig(temporary, format=path.suffix.removeprefix("."))

@@ -71,10 +71,10 @@ def list_values(
     far = np.abs(everything[np.isfinite(everything)]).max(initial=1.0)
     axis.set_xlim(-1.15 * far, 1.15 * far)
     for place in places[np.isnan(truth) & ~hidden.astype(bool)]:
-        axis.text(0, place, "missing", color=HIDDEN, ha="center", va="center", fontsize=9)
+        axis.text(0, place, "missing", color=HIDDEN, ha="center", va="center", fontsize="small")
     axis.axvline(0, color=MASKED, lw=1, zorder=0)
     axis.set_ylim(len(truth) - 0.5, -0.5)
-    axis.set_yticks(places, [_cut(name, 18) for name in names], fontsize=10)
+    axis.set_yticks(places, [_cut(name, 18) for name in names], fontsize="small")
 
 
 def list_words(axis: Axes, spec: Tokens, truth: Array, shown: Array | None, hidden: Array) -> None:
@@ -88,7 +88,7 @@ def list_words(axis: Axes, spec: Tokens, truth: Array, shown: Array | None, hidd
             right = shown is not None and shown[place] == code
             colour = HIDDEN if shown is None else (RIGHT if right else WRONG)
         text = _cut(word.replace("=", ": ", 1), LETTERS)
-        axis.text(0.03, place, text, color=colour, va="center", fontsize=10)
+        axis.text(0.03, place, text, color=colour, va="center", fontsize="small")
     axis.set_ylim(len(truth) - 0.5, -0.5)
 
 

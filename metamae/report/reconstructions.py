@@ -18,7 +18,7 @@ from metamae.methods.mae import MAE
 from metamae.methods.reconstruction import masked_tokens, reconstruct
 from metamae.randomness import generator
 from metamae.report.listings import has_words, height_of, is_listed, list_values, list_words
-from metamae.report.style import SERIES
+from metamae.report.style import SERIES, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +38,7 @@ def check_picture(path: Path) -> None:
         raise ConfigError(f"expected a picture ending in {', '.join(PICTURES)}, got {path.name!r}")
 
 
+@styled({"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True})
 def draw_reconstructions(
     method: MAE, data: Partition, path: Path, *, examples: int = 4, seed: int = 0
 ) -> None:
@@ -68,12 +69,12 @@ def draw_reconstructions(
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
     heights = [height_of(spec) for spec in specs] * len(rows)
-    figure = Figure(figsize=(13, sum(heights) + 0.6), layout="constrained")
+    figure = Figure(figsize=(13, sum(heights) + 0.6))
     axes = figure.subplots(len(heights), 4, squeeze=False, height_ratios=heights)
-    figure.supxlabel(LEGEND + LISTED * any(map(is_listed, specs)), fontsize=11)
+    figure.supxlabel(LEGEND + LISTED * any(map(is_listed, specs)))
     titles = ("original", "masked input", "prediction from z", "prediction from z'")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=14)
+        axis.set_title(title)
     for line in range(len(rows) * len(specs)):
         example, number = divmod(line, len(specs))
         spec = specs[number]
@@ -86,7 +87,7 @@ def draw_reconstructions(
             if axis is not axes[line][0]:
                 axis.set_yticks([])
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def _draw(axis: Axes, spec: InputSpec, truth: Tensor, tokens: Tensor | None, hidden: Array) -> None:
@@ -173,5 +174,5 @@ def _draw_letters(
             ha="center",
             va="center",
             family="monospace",
-            fontsize=8,
+            fontsize="small",
         )

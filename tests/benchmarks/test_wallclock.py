@@ -78,6 +78,6 @@ def test_the_figure_marks_the_time_of_passing(tmp_path: Path) -> None:
     assert mae == [[0.5, 50], [9.5, 80], [16.5, 70]]
     assert metamae == [[0.5, 50], [6.5, 70], [20.5, 100]]
     assert (level[0][1], moment[0][0]) == (80, 11.17)
-    assert axis.get_title().endswith("MetaMAE passes MAE's best, 80.0 %, at 11.17 s")
+    assert axis.get_title().endswith("MetaMAE passes MAE's best,\n80.0 %, at 11.17 s")
     wallclock.draw(rows(), "cpu", tmp_path / "wallclock.png")
     assert (tmp_path / "wallclock.png").read_bytes().startswith(b"\x89PNG")

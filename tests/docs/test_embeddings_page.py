@@ -48,6 +48,7 @@ def test_the_blocks_run(
 
 
 def test_the_commands_are_known() -> None:
-    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
-    for line in block.splitlines():
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for line in "".join(blocks).splitlines():
         make_parser().parse_args(line.partition("#")[0].split()[1:])

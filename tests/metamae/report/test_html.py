@@ -78,3 +78,5 @@ def test_numbers_are_set_to_the_right() -> None:
     html = Grid(header=["a"], lines=[["-1.5"], ["x"]]).html()
     assert '<td class="number">-1.5</td>' in html
     assert "<td>x</td>" in html
+    line = Grid(header=["a"], lines=[["61.1 (4.7)", "20 nearest neighbours", "3dcb96"]]).html()
+    assert line.count('class="number"') == 1
