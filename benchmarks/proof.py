@@ -9,6 +9,7 @@ may share a folder.
     python benchmarks/proof.py parts     # what is taken away from MetaMAE, or changed
     python benchmarks/proof.py tune      # equal trials for every method, judged on validation cuts
     python benchmarks/proof.py tuned     # the best trial of every method, on test rows, once
+    python benchmarks/proof.py auto      # rate and ratio of signals and images, on validation cuts
     python benchmarks/proof.py collect   # rows into benchmarks/results/proof.json
 
 ``benchmarks/proof_page.py`` makes page and figure from the rows. What was expected before anything
@@ -118,6 +119,12 @@ OWN: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 """Five trials a method: rate, mask ratio, and its own settings."""
+
+AUTO = {
+    "1e-3, half": ("training.learning_rate=1e-3", "masking.mask_ratio=0.5"),
+    "5e-4, three quarters": ("training.learning_rate=5e-4", "masking.mask_ratio=0.75"),
+}
+"""Learning rate and mask ratio, of now and of before."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +283,16 @@ def tune_jobs(
                 yield Job("tune", dataset, variant, TUNE_SEED, config, "validation", (FEW,))
 
 
+def auto_jobs(sets: Iterable[str]) -> Iterator[Job]:
+    """The preset's rate and ratio of signals and images: those of before, and those of now."""
+    for dataset in sets:
+        for method in METHODS:
+            for name, overrides in AUTO.items():
+                config = configure(dataset, method, TUNE_SEED, STEPS, overrides)
+                variant = f"{method}, {name}"
+                yield Job("auto", dataset, variant, TUNE_SEED, config, "validation", CHOICE)
+
+
 def best_trial(rows: dict[Any, dict[str, Any]], dataset: str, method: str) -> int | None:
     """The trial with the best mean accuracy on validation cuts, once all are finished."""
     means = []
@@ -283,7 +300,8 @@ def best_trial(rows: dict[Any, dict[str, Any]], dataset: str, method: str) -> in
         row = rows.get(("tune", dataset, f"{method} {number}", TUNE_SEED))
         if row is None:
             return None
-        means.append(max(float(np.mean(row[kind][str(FEW)])) for kind in ("values", "tokens")))
+        kinds = [row[kind] for kind in ("values", "tokens") if kind in row]
+        means.append(max(float(np.mean(kind[str(FEW)])) for kind in kinds))
     return int(np.argmax(means))
 
 
@@ -303,7 +321,7 @@ def tuned_jobs(
 def read_rows(out: Path) -> dict[Any, dict[str, Any]]:
     """Finished cells by their keys: the committed ones, and those of the folder."""
     found = read_json(RESULTS)["rows"] if RESULTS.exists() else []
-    for stage in ("fixed", "tune", "tuned"):
+    for stage in ("fixed", "tune", "tuned", "auto"):
         found += [read_json(path) for path in sorted((out / stage).glob("*/*/seed-*.json"))]
     return {(r["stage"], r["dataset"], r["variant"], r["seed"]): r for r in found}
 
@@ -340,7 +358,7 @@ def collect(out: Path) -> None:
 def main() -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("fixed", "parts", "tune", "tuned", "collect"))
+    parser.add_argument("stage", choices=("fixed", "parts", "tune", "tuned", "auto", "collect"))
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--trials", type=int, nargs="+", default=list(range(len(RATES))))
@@ -358,6 +376,8 @@ def main() -> None:
         case "tuned":
             rows = read_rows(options.out)
             run_all(tuned_jobs(options.sets, options.seeds, rows), options.out)
+        case "auto":
+            run_all(auto_jobs(options.sets), options.out)
         case "collect":
             collect(options.out)
 

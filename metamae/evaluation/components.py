@@ -47,6 +47,7 @@ class Components:
 
     Args:
         values: ``(N, D)`` rows to compute them from.
+        all_of_them: Keep up to 64, however little variance the last ones have.
 
     Example:
         >>> import numpy as np
@@ -56,7 +57,7 @@ class Components:
         (2, 2)
     """
 
-    def __init__(self, values: Array) -> None:
+    def __init__(self, values: Array, *, all_of_them: bool = False) -> None:
         """See the class."""
         from sklearn.decomposition import PCA  # takes seconds: commands start without it
 
@@ -66,7 +67,8 @@ class Components:
         most = min(MOST_COMPONENTS, *scaled.shape)
         self.model = PCA(most, svd_solver="full" if min(scaled.shape) <= 512 else "randomized")
         self.model.set_params(random_state=0).fit(scaled)
-        self.count = count_components(self.model.explained_variance_ratio_)
+        ratios = self.model.explained_variance_ratio_
+        self.count = len(ratios) if all_of_them else count_components(ratios)
         self.unit = float(np.sqrt(self.model.explained_variance_[: self.count].mean())) or 1.0
 
     def __call__(self, values: Array) -> Array:
@@ -96,7 +98,8 @@ def token_components(
     """Components of an encoder's features of all tokens side by side, of training and test rows.
 
     Their mean, the features of the paper, forgets which token says what; where a token's place
-    means something, as columns of a table do, a probe learns more from them one by one.
+    means something, as columns of a table do, a probe learns more from them one by one. Up to 64
+    components are kept: classes may differ where features vary little.
 
     Args:
         method: Any method.
@@ -105,7 +108,7 @@ def token_components(
     """
     unlabelled = sample(dataset.pretrain or dataset.need("train"))
     side_by_side = partial(_tokens, method, device=device)
-    components = Components(side_by_side(unlabelled).astype(np.float64))
+    components = Components(side_by_side(unlabelled).astype(np.float64), all_of_them=True)
     train, test = (
         torch.cat([torch.from_numpy(components(side_by_side(rows))) for rows in _runs(part)])
         for part in (dataset.need("train"), dataset.need("test"))

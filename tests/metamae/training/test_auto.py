@@ -38,7 +38,7 @@ def test_settings_follow_the_kind_of_input(
     values = auto_values(inputs, 5000, 300)
     assert values["adaptation"]["step_size"] == step_size
     assert values["masking"]["mask_ratio"] == mask_ratio
-    assert values["training"]["learning_rate"] == 5e-4
+    assert values["training"]["learning_rate"] == rate
     assert values["training"]["warmup_steps"] == 30
     assert Config.from_dict({"dataset": "x"} | values).training.schedule == "cosine"
 
