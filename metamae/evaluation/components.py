@@ -68,7 +68,9 @@ class Components:
         self.model = PCA(most, svd_solver="full" if min(scaled.shape) <= 512 else "randomized")
         self.model.set_params(random_state=0).fit(scaled)
         ratios = self.model.explained_variance_ratio_
-        self.count = len(ratios) if all_of_them else count_components(ratios)
+        # One without variance is a direction that no row told anything of.
+        there = max(1, int((ratios > 1e-9).sum()))
+        self.count = there if all_of_them else count_components(ratios)
         self.unit = float(np.sqrt(self.model.explained_variance_[: self.count].mean())) or 1.0
 
     def __call__(self, values: Array) -> Array:

@@ -31,7 +31,8 @@ def test_components_of_all_tokens_side_by_side(tmp_path: Path) -> None:
     unlabelled = flat("pretrain")
     mean, scale = unlabelled.mean(0), unlabelled.std(0)
     _, sizes, directions = np.linalg.svd((unlabelled - mean) / scale, full_matrices=False)
-    count = min(64, len(unlabelled), len(mean))
+    assert len(unlabelled) < min(64, len(mean))
+    count = len(unlabelled) - 1  # as many directions as rows about their mean have
     unit = np.sqrt((sizes[:count] ** 2 / (len(unlabelled) - 1)).mean())
     train, test = token_components(method, data)
     assert train.shape == (len(data.need("train")), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,19 @@ PICTURE = Image(name="picture", channels=3, height=32, width=32, patch=(4, 4))
 
 
 @pytest.mark.parametrize(
-    ("inputs", "step_size", "mask_ratio"),
+    ("inputs", "step_size", "mask_ratio", "rate"),
     [
-        ((TABLE,), 20.0, 0.5),
-        ((LETTERS,), 0.1, 0.5),
-        ((TABLE, LETTERS), 0.1, 0.5),
-        ((WATCH,), 20.0, 0.75),
-        ((PICTURE,), 20.0, 0.75),
+        ((TABLE,), 20.0, 0.5, 5e-4),
+        ((LETTERS,), 0.1, 0.5, 5e-4),
+        ((TABLE, LETTERS), 0.1, 0.5, 5e-4),
+        ((WATCH,), 20.0, 0.5, 1e-3),
+        ((PICTURE,), 20.0, 0.5, 1e-3),  # 64 tokens
+        ((PICTURE, LETTERS), 0.1, 0.5, 5e-4),
+        ((replace(PICTURE, patch=(2, 2)),), 20.0, 0.75, 1e-3),
     ],
 )
 def test_settings_follow_the_kind_of_input(
-    inputs: Inputs, step_size: float, mask_ratio: float
+    inputs: Inputs, step_size: float, mask_ratio: float, rate: float
 ) -> None:
     values = auto_values(inputs, 5000, 300)
     assert values["adaptation"]["step_size"] == step_size
