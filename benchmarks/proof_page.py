@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from proof import BASELINES, DEAR, FEW, PART_SETS, PARTS, PREDICTIONS, RESULTS, VARIANTS
+from proof import (
+    BASELINES,
+    DEAR,
+    FEW,
+    PART_SETS,
+    PARTS,
+    PREDICTIONS,
+    RESULTS,
+    STEPS,
+    TUNE_STEPS,
+    VARIANTS,
+    trial,
+)
 
 from metamae.files import read_json, write_text
 from metamae.report.intervals import student_margin
@@ -181,6 +193,39 @@ def part_table(values: Values, sets: Sequence[str]) -> str:
     return table(("minus MAE", *header), lines)
 
 
+def auto_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rate and ratio of now and of before, on validation cuts: the mean of tokens, and all."""
+    lines = []
+    for row in rows:
+        if row["stage"] == "auto":
+            method, _, setting = row["variant"].partition(", ")
+            kinds = [row.get(kind) for kind in ("values", "tokens")]
+            cells = [
+                f"{100 * np.mean(kind[n]):.1f}" if kind else "-"
+                for kind in kinds
+                for n in (str(FEW), "all")
+            ]
+            lines.append([row["dataset"], setting or "-", TITLES[method], *cells])
+    heads = [f"{kind}, {n}" for kind in ("mean", "all tokens") for n in (f"{FEW} a class", "all")]
+    lines.sort(key=lambda line: (line[0], line[1], list(TITLES.values()).index(line[2])))
+    return table(("", "rate, masked", "", *heads), lines)
+
+
+def tune_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every trial on validation cuts; its settings are those of the program."""
+    lines = []
+    for row in rows:
+        if row["stage"] == "tune":
+            method, number = row["variant"].split()
+            few = [
+                f"{100 * np.mean(row[kind][str(FEW)]):.1f}" if kind in row else "-"
+                for kind in ("values", "tokens")
+            ]
+            told = "; ".join(trial(row["dataset"], method, int(number)))
+            lines.append([row["dataset"], TITLES[method], told, *few])
+    return table(("", "", "settings", "mean", "all tokens"), lines)
+
+
 def make_page(report: Mapping[str, Any]) -> str:
     """The page."""
     rows = report["rows"]
@@ -193,11 +238,18 @@ def make_page(report: Mapping[str, Any]) -> str:
     told = ", ".join(f"{name} {count}" for name, count in seeds.items())
     predictions = "\n".join(f"{n}. {text}" for n, text in enumerate(PREDICTIONS, start=1))
     parts = [s for s in PART_SETS if s in sets]
+    earlier = ""
+    if any("tokens" not in r for r in fixed):
+        earlier = (
+            "\nThe preset is that of before: a rate of 5e-4 for all data, three quarters of signals "
+            "and\nimages masked; features are means of tokens."
+        )
     return f"""# Does pretraining save labels, and what in it does the work?
 
 Test accuracy in percent, of logistic regression on frozen standardised features; 20 draws of
 labels, the same for every method. Encoders: the preset `auto`, {" or ".join(map(str, steps))}
-steps, one setting for all data and methods, nothing tuned on them. Seeds of pretraining: {told}.
+steps, one setting for all data and methods, nothing tuned on them. Seeds of
+pretraining: {told}.{earlier}
 Made by `benchmarks/proof_page.py` from [rows](proof.json), which `benchmarks/proof.py` measured.
 
 ## With {FEW} labels a class
@@ -225,6 +277,20 @@ that their spread is not in it, nor that of the test rows. A win or a loss is on
 {part_table(values, parts)}
 
 The same setting but for what is named; paired with MAE, seed by seed.
+
+## What the preset's rate and ratio do
+
+{auto_table(rows)}
+
+Validation cuts of training rows, {STEPS} steps, one seed (100); "all tokens" are up to 64 principal
+components of the features of all of them side by side.
+
+## Trials
+
+{tune_table(rows)}
+
+Validation cuts, {FEW} labels a class, {TUNE_STEPS} steps, one seed. Unfinished: nothing was chosen
+from a method's trials before all five of them, and of the other methods, were run.
 
 ## What was expected
 

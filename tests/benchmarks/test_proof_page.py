@@ -31,6 +31,7 @@ def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:
     assert table in results
     assert page.accuracy_table(values, sets, "5") in results
     assert page.accuracy_table(values, sets, "all") in results
+    assert page.auto_table(report["rows"]) in results
     encoders = ("random", "mae", "umae", "metamae")
     gains = [page.difference(values, "sensors", e, "raw_logistic", "5").mean for e in encoders]
     assert min(gains) > 16  # README

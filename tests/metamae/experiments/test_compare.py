@@ -119,7 +119,7 @@ def test_features_are_those_that_do_better_on_validation_cuts(finished: Path) ->
         )
         assert row["values"] == read_json(pieces / f"{kinds[chosen]}-validation.json")["5"]
     assert "raw_logistic-0-tokens-validation.json" not in found
-    assert "mean of tokens" in text or "all tokens side by side" in text
+    assert "mean of tokens" in text or "components of all tokens" in text
 
 
 def test_its_runs_are_run_folders(finished: Path) -> None:
