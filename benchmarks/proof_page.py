@@ -241,8 +241,8 @@ def make_page(report: Mapping[str, Any]) -> str:
     earlier = ""
     if any("tokens" not in r for r in fixed):
         earlier = (
-            "\nThe preset is that of before: a rate of 5e-4 for all data, three quarters of signals "
-            "and\nimages masked; features are means of tokens."
+            "\nThe preset is that of before: a rate of 5e-4 for all data, and three quarters of "
+            "signals\nand images masked; features are means of tokens."
         )
     return f"""# Does pretraining save labels, and what in it does the work?
 
