@@ -53,6 +53,8 @@ STEPS, TUNE_STEPS = 1500, 600
 TUNE_SEED, SEEDS, DRAWS = 100, 5, 20
 FEW = 5
 """Labels a class by which settings are chosen."""
+STAGES = ("fixed", "tune", "tuned", "auto")
+"""Of rows; ``parts`` are more of ``fixed``."""
 CHOICE = (FEW, ALL)
 """Numbers of labels by which what becomes of the tokens is chosen, on validation cuts."""
 POOLINGS: tuple[Pooling, ...] = ("mean", "tokens")
@@ -161,6 +163,10 @@ class Job:
         safe = "".join(c if c.isalnum() else "-" for c in self.variant)
         return f"{self.stage}/{self.dataset}/{safe}/seed-{self.seed}"
 
+    def is_whole(self, row: dict[str, Any]) -> bool:
+        """Whether a row has everything: those of before know no components of tokens."""
+        return self.config is None or "tokens" in row
+
     def run(self, out: Path) -> dict[str, Any]:
         """Pretrain and judge."""
         dataset, folder = load_dataset(self.dataset), out / self.name
@@ -171,7 +177,9 @@ class Job:
         curves = dict(self._curves(dataset, drawing, folder))
         numbers = self.numbers or drawing.numbers
         values = {p: _values(c, dataset, self.judged, numbers) for p, c in curves.items()}
-        cuts = {p: _values(c, dataset, "validation", CHOICE) for p, c in curves.items()}
+        cuts = values
+        if self.judged == "test":
+            cuts = {p: _values(c, dataset, "validation", CHOICE) for p, c in curves.items()}
         return {
             "stage": self.stage,
             "dataset": self.dataset,
@@ -325,7 +333,7 @@ def tuned_jobs(
 def read_rows(out: Path) -> dict[Any, dict[str, Any]]:
     """Finished cells by their keys: the committed ones, and those of the folder."""
     found = read_json(RESULTS)["rows"] if RESULTS.exists() else []
-    for stage in ("fixed", "tune", "tuned", "auto"):
+    for stage in STAGES:
         found += [read_json(path) for path in sorted((out / stage).glob("*/*/seed-*.json"))]
     return {(r["stage"], r["dataset"], r["variant"], r["seed"]): r for r in found}
 
@@ -335,12 +343,12 @@ def run_all(jobs: Iterable[Job], out: Path) -> None:
     done = read_rows(out)
     for job in jobs:
         earlier = done.get(job.key)
-        if earlier and ("tokens" in earlier or job.config is None):
+        if earlier and job.is_whole(earlier):
             continue
         try:
             with locked(out / "locks" / job.name):
                 path = out / f"{job.name}.json"
-                if path.exists() and (job.config is None or "tokens" in read_json(path)):
+                if path.exists() and job.is_whole(read_json(path)):
                     continue
                 row = job.run(out)
                 if earlier and not row["pretrain_cpu_seconds"]:  # its run was there
@@ -362,7 +370,7 @@ def collect(out: Path) -> None:
 def main() -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("fixed", "parts", "tune", "tuned", "auto", "collect"))
+    parser.add_argument("stage", choices=("parts", *STAGES, "collect"))
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--trials", type=int, nargs="+", default=list(range(len(RATES))))

@@ -289,8 +289,8 @@ components of the features of all of them side by side.
 
 {tune_table(rows)}
 
-Validation cuts, {FEW} labels a class, {TUNE_STEPS} steps, one seed. Unfinished: nothing was chosen
-from a method's trials before all five of them, and of the other methods, were run.
+Validation cuts, {FEW} labels a class, {TUNE_STEPS} steps, one seed. Unfinished where a method has
+fewer than five; no method's best trial was taken to test rows yet.
 
 ## What was expected
 

@@ -30,6 +30,12 @@ def check_text(value: object, what: str) -> None:
         raise ConfigError(f"expected {what} as a text, got {_shown(value)}")
 
 
+def check_folder_name(name: str, what: str) -> None:
+    """Raise ``ConfigError`` unless a name can be that of a visible folder."""
+    if not name or set(name) & set("/\\") or name.startswith("."):
+        raise ConfigError(f"expected {what} fit for a folder, got {name!r}")
+
+
 def is_whole(value: object) -> bool:
     """Whether it is a whole number that torch can count with.
 

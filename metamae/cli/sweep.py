@@ -60,9 +60,6 @@ def run_sweep(options: argparse.Namespace) -> int:
         threads=options.threads,
         executor=Executor.parse(options.executor),
     )
-    for own in (source.own for source in sweep.datasets.values() if source.own):
-        for remark in own.opened().remarks:
-            reporter.say(f"{own.name}: {remark}")
     with limited_threads(run.threads, run.device):
         reporter.say(f"{run.out} on {device_name(run.device)}")
     rows, failures = run.run(reporter)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from metamae.arguments import check_folder_name
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.own import Opened, open_data
@@ -67,8 +68,7 @@ class OwnData:
                 f"expected another name than {name!r} for own data in a sweep, it is a data set of "
                 "this package"
             )
-        if not name or set(name) & set("/\\") or name.startswith("."):
-            raise ConfigError(f"expected a name of own data fit for a folder, got {name!r}")
+        check_folder_name(name, "a name of own data")
         path = values.get("path")
         if not isinstance(path, str) or not path:
             raise ConfigError(f"expected {where}.path, a file or a folder, got {shown(path)}")
@@ -126,7 +126,7 @@ class OwnData:
 _WORDS = {str: "a text", list: "a list", float: "a number", bool: "true or false"}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # the configuration of every cell looks at its data
 def _open(own: OwnData) -> Opened:
     opened = open_data(own.path, **dict(own.options))
     named = replace(opened.dataset, name=own.name)

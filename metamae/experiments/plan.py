@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metamae.arguments import as_path, check_text
+from metamae.arguments import as_path, check_folder_name, check_text
 from metamae.config.presets import list_presets, make_config
 from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
 from metamae.data.own import is_path
@@ -137,8 +137,7 @@ class Sweep:
                     f"{', '.join(variant.methods)}"
                 )
             _check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
-            if not name or set(name) & set("/\\") or name.startswith("."):
-                raise ConfigError(f"expected a variant's name fit for a folder, got {name!r}")
+            check_folder_name(name, "a variant's name")
 
     def cells(self) -> list[Cell]:
         """All cells: seeds outermost, so that a sweep that is stopped has whole comparisons.

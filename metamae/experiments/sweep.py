@@ -77,14 +77,20 @@ class SweepRun:
         """
         _load.cache_clear()  # what lies in files may have changed since an earlier run
         forget()
+        for own in self._own.values():
+            for remark in own.opened().remarks:
+                reporter.say(f"{own.name}: {remark}")
         cells = self.sweep.cells()
         with locked(self.out):
             return self._run(cells, reporter)
 
+    @property
+    def _own(self) -> dict[str, OwnData]:
+        return {name: source.own for name, source in self.sweep.datasets.items() if source.own}
+
     def _run(self, cells: list[Cell], reporter: Reporter) -> tuple[list[Result], dict[str, str]]:
         rows = {row.key: row for row in read_results(self.out / RESULTS)}
-        own = {name: source.own for name, source in self.sweep.datasets.items() if source.own}
-        data = _Fingerprints(self.data_dir, own)
+        data = _Fingerprints(self.data_dir, self._own)
         missing = {cell.name: self._missing(cell, rows, data) for cell in cells}
         for line in data.unknown:
             reporter.say(f"kept the rows of data that cannot be looked at: {line}")

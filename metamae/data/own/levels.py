@@ -72,6 +72,8 @@ def spell(levels: Sequence[str], texts: Sequence[str]) -> list[str]:
         ['true', '', 'false', 'perhaps']
     """
     spelled = {level.lower(): level for level in levels if level.lower() in ("true", "false")}
+    if not spelled:
+        return list(texts)
     return [text if text in levels else spelled.get(text.lower(), text) for text in texts]
 
 
