@@ -92,6 +92,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Method and overrides of the preset ``auto``, on every set."""
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inner step": ("metamae", ("contrast.weight=0",)),
+    "contrast of weight 0.1": ("metamae", ("contrast.weight=0.1",)),
     "contrast of equal views": ("metamae", ("adaptation.step_size=0",)),
     "contrast of two masks": ("mae_contrast", (_WEIGHT,)),
     "first order": ("metamae", ("adaptation.differentiation=first_order",)),
@@ -108,7 +109,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "MAE, drawn ratio": ("mae", ("masking.ratio_range=[0.3,0.8]",)),
 }
 """What is taken away or changed, on :data:`PART_SETS`; MAE and MetaMAE stand beside it."""
-PART_SETS = ("tabular", "digits", "sensors")
+PART_SETS = SETS
 
 RATES = (5e-4, 1e-3, 2.5e-4, 1e-3, 5e-4)
 RATIOS: tuple[float | None, ...] = (None, 0.5, 0.75, 0.3, 0.6)
