@@ -10,7 +10,9 @@ with a log to the folder that ``OUT`` names (``runs/cuda`` by default), as soon 
 (A file called ``cuda.py`` here would hide NVIDIA's package of that name from torch.)
 
 Of Python packages a machine with torch may lack: higher, betty-ml, rich, scikit-learn, soundfile,
-tifffile, pytest. Carry these as wheels; the rest of ``pyproject.toml`` usually comes with torch.
+tifffile, pytest, hypothesis, lmdb. Carry these as wheels; the rest of ``pyproject.toml`` usually
+comes with torch. Compile what was unpacked (``python -m compileall``) before the tests, which take
+a warning for an error: ``higher`` has an escape sequence that Python warns of.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 STATE = "cuda-errand.json"
 LIMIT = 520
 """Seconds of one piece: below nine minutes."""
+QUIET = ("-q", "--tb=short", "--show-capture=no", "-p", "no:benchmark")
+"""Of pytest: what was caught of torch's logs is thousands of lines, and its plugin for benchmarks
+warns wherever several processes test."""
 LAST = ("sensors", "tabular", "genomes")
 """The largest pocket sets, which end the errand at the paper's sizes."""
 
@@ -62,13 +67,13 @@ class Piece:
 
 def bench(select: str) -> tuple[str, ...]:
     """Arguments of a benchmark on CUDA."""
-    flags = ("--benchmark", "--device", "cuda", "-q")
+    flags = ("--benchmark", "--device", "cuda", *QUIET)
     return ("-m", "pytest", "benchmarks/", *flags, "-k", select)
 
 
 def small(select: str) -> tuple[str, ...]:
     """Arguments of a benchmark on a CPU, one round."""
-    flags = ("--benchmark", "--device", "cpu", "--rounds", "2", "-q")
+    flags = ("--benchmark", "--device", "cpu", "--rounds", "2", *QUIET)
     return ("-m", "pytest", "benchmarks/", *flags, "-k", select)
 
 
@@ -76,7 +81,7 @@ def pieces() -> list[Piece]:
     """All pieces, the most wanted first."""
     overhead = ("overhead-cuda.json", "overhead-cuda.md")
     training = ("training-cuda.json", "training-cuda.md")
-    tests = ("-m", "pytest", "-q", "-k", "cuda")
+    tests = ("-m", "pytest", *QUIET, "-k", "cuda")
     variants = (
         ("eager", "eager and self and float32 and unrolled"),
         ("compiled", "compiled and self and float32"),
@@ -148,7 +153,8 @@ def run(
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # training saves what it reached
+            # As Ctrl-C: training saves what it reached, and pytest tells what has failed so far.
+            os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
