@@ -35,7 +35,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import LockedError
 from metamae.evaluation.candidates import CANDIDATES, plain_features
 from metamae.evaluation.drawing import ALL, Drawing, Stage
-from metamae.evaluation.feature_cache import Pooling, run_features
+from metamae.evaluation.feature_cache import POOLINGS, run_features
 from metamae.evaluation.label_curve import FrozenCurve, ScratchCurve, measure
 from metamae.files import read_json, write_json
 from metamae.locks import locked
@@ -59,7 +59,6 @@ STAGES = ("fixed", "tune", "tuned", "auto")
 """Of rows; ``parts`` are more of ``fixed``."""
 CHOICE = (FEW, ALL)
 """Numbers of labels by which what becomes of the tokens is chosen, on validation cuts."""
-POOLINGS: tuple[Pooling, ...] = ("mean", "tokens")
 
 PREDICTIONS = (
     "With 5 labels a class, mean over sets, MetaMAE is above MAE by 1 to 3 points and above the "
@@ -167,7 +166,7 @@ class Job:
         return f"{self.stage}/{self.dataset}/{safe}/seed-{self.seed}"
 
     def is_whole(self, row: dict[str, Any]) -> bool:
-        """Whether a row has everything: those of before know no components of tokens."""
+        """Whether a row is of the preset of now: those of before know no components of tokens."""
         return self.config is None or "tokens" in row
 
     def run(self, out: Path) -> dict[str, Any]:
@@ -211,7 +210,7 @@ class Job:
             return
         for pooling in POOLINGS:
             features = run_features(folder, dataset, pooling=pooling)
-            scaled = pooling == "tokens"
+            scaled = pooling != "mean"
             yield pooling, FrozenCurve(CANDIDATES["mae"], features, drawing, scaled=scaled)
 
     def _plain(self, dataset: Dataset, drawing: Drawing) -> FrozenCurve | ScratchCurve:

@@ -152,7 +152,7 @@ def tune_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
     """What became of every encoder's tokens, with few labels and with all."""
     found = grouped(rows)
-    words = {"values": "mean", "tokens": "all tokens"}
+    words = {"values": "mean", "tokens": "all tokens", "joined": "joined"}
     lines = [
         [
             TITLES[name],

@@ -32,21 +32,21 @@ class Difference(NamedTuple):
 
 
 def pooling(rows: Sequence[Mapping[str, Any]], labels: str) -> str:
-    """What became of the tokens of one encoder's seeds: their mean, or components of all of them.
+    """What became of the tokens of one encoder's seeds, of what all of them were measured with.
 
     Chosen on validation cuts of training rows, with all labels for all and with few for the rest.
 
     Returns:
-        ``values`` or ``tokens``: where a row keeps the accuracies.
+        Where a row keeps the accuracies: ``values``, of the mean, ``tokens`` or ``joined``.
     """
-    if any("tokens" not in row for row in rows):
-        return "values"
     judged = "all" if labels == "all" else str(FEW)
 
     def score(kind: str) -> float:
-        return float(np.mean([np.mean(row["validation"][kind][judged]) for row in rows]))
+        name = "mean" if kind == "values" else kind
+        return float(np.mean([np.mean(row["validation"][name][judged]) for row in rows]))
 
-    return "tokens" if score("tokens") > score("mean") else "values"
+    more = [kind for kind in ("tokens", "joined") if all(kind in row for row in rows)]
+    return max(("values", *more), key=score) if more else "values"
 
 
 def grouped(

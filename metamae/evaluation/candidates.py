@@ -145,7 +145,11 @@ def describe(candidate: Candidate, dataset: Dataset, pooling: Pooling = "mean") 
     text = candidate.what.format(field=describe_field(dataset.inputs))
     ridge = dataset.need_task().kind == "regression"
     if candidate.representation == "encoder":
-        text += {"mean": "; mean of tokens", "tokens": "; components of all tokens"}[pooling]
+        text += {
+            "mean": "; mean of tokens",
+            "tokens": "; components of all tokens",
+            "joined": "; components of all tokens, joined with those of the inputs",
+        }[pooling]
     return text.replace("logistic regression", "ridge regression") if ridge else text
 
 

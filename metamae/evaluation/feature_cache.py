@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,14 +12,17 @@ from metamae.arguments import as_path
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
-from metamae.evaluation.components import token_components
+from metamae.evaluation.components import joined_components, token_components
 from metamae.evaluation.features import Features, compute_features
 from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
-Pooling = Literal["mean", "tokens"]
-"""What becomes of the features of tokens: their mean, as in the paper, or principal components of
-all of them side by side (:func:`~metamae.evaluation.components.token_components`)."""
+Pooling = Literal["mean", "tokens", "joined"]
+"""What becomes of the features of tokens: their mean, as in the paper; principal components of all
+of them side by side (:func:`~metamae.evaluation.components.token_components`); or these beside
+components of the inputs (:func:`~metamae.evaluation.components.joined_components`)."""
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+_MAKERS = {"mean": compute_features, "tokens": token_components, "joined": joined_components}
 
 
 def run_features(
@@ -50,8 +53,7 @@ def run_features(
     parts = _read_cache(path, key)
     if parts is None:
         method = load_method(checkpoint, dataset.inputs, device)
-        compute = token_components if pooling == "tokens" else compute_features
-        train, test = compute(method, dataset, device=str(device))
+        train, test = _MAKERS[pooling](method, dataset, device=str(device))
         parts = {"train": train, "test": test}
         save_tensors(path, {"key": key, **parts})
     return Features.of(dataset, parts["train"], parts["test"])
