@@ -46,6 +46,8 @@ TITLES = {
     "metamae": "MetaMAE",
 }
 RIVALS = ("random", "raw_logistic", "components", "mae", "umae")
+KINDS = ("mean", "all tokens", "joined")
+"""Of features of an encoder."""
 DRAWN = ("raw_logistic", "field", "random", "mae", "umae", "metamae")
 
 
@@ -122,14 +124,14 @@ def auto_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         if row["stage"] == "auto":
             method, _, setting = row["variant"].partition(", ")
-            kinds = [row.get(kind) for kind in ("values", "tokens")]
+            kinds = [row.get(kind) for kind in ("values", "tokens", "joined")]
             cells = [
                 f"{100 * np.mean(kind[n]):.1f}" if kind else "-"
                 for kind in kinds
                 for n in (str(FEW), "all")
             ]
             lines.append([row["dataset"], setting or "-", TITLES[method], *cells])
-    heads = [f"{kind}, {n}" for kind in ("mean", "all tokens") for n in (f"{FEW} a class", "all")]
+    heads = [f"{kind}, {n}" for kind in KINDS for n in (f"{FEW} a class", "all")]
     lines.sort(key=lambda line: (line[0], line[1], list(TITLES.values()).index(line[2])))
     return table(("", "rate, masked", "", *heads), lines)
 
@@ -152,7 +154,7 @@ def tune_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
     """What became of every encoder's tokens, with few labels and with all."""
     found = grouped(rows)
-    words = {"values": "mean", "tokens": "all tokens", "joined": "joined"}
+    words = dict(zip(("values", "tokens", "joined"), KINDS, strict=True))
     lines = [
         [
             TITLES[name],
@@ -186,6 +188,24 @@ With all labels:
 {mean_table(values, sets)}"""
 
 
+def kept_back_section(
+    rows: Sequence[Mapping[str, Any]], values: Values, sets: Sequence[str]
+) -> str:
+    """Accuracy on sets that decided nothing."""
+    return f"""## Sets on which nothing was chosen
+
+The preset's rate and ratio were chosen on validation cuts of the sets above. These were kept back;
+components of all tokens joined with those of the inputs were a third choice here:
+
+{accuracies(values, sets)}
+
+{pooling_table(rows, sets)}
+
+{rival_table(values, sets)}
+
+"""
+
+
 def make_page(report: Mapping[str, Any]) -> str:
     """The page."""
     rows = report["rows"]
@@ -194,6 +214,7 @@ def make_page(report: Mapping[str, Any]) -> str:
     told = ", ".join(f"{s} {len(values[s, 'metamae'])}" for s in (*sets, *held_back))
     machines = sorted({f"{r['hardware']}, torch {r['torch']}" for r in rows})
     revisions = ", ".join(sorted({r["revision"] for r in rows}))
+    kept_back = kept_back_section(rows, values, held_back) if held_back else ""
     predictions = "\n".join(f"{n}. {text}" for n, text in enumerate(PREDICTIONS, start=1))
     return f"""# Does pretraining save labels, and what in it does the work?
 
@@ -206,8 +227,8 @@ Made by `benchmarks/proof_page.py` from [rows](proof.json), which `benchmarks/pr
 
 {accuracies(values, sets)}
 
-Of an encoder's tokens either the mean is taken or up to 64 principal components of all of them,
-what is better on validation cuts of training rows; with few labels and with all:
+Of an encoder's tokens the mean is taken, or up to 64 principal components of all of them, what is
+better on validation cuts of training rows; with few labels and with all:
 
 {pooling_table(rows, sets)}
 
@@ -219,15 +240,7 @@ Mean paired difference over seeds with Student's 95 % interval; draws of labels 
 that their spread is not in it, nor that of the test rows. A win or a loss is one by a t test at
 5 % after Holm's correction over the sets.
 
-## Sets on which nothing was chosen
-
-The preset's rate and ratio were chosen on validation cuts of the sets above. These were kept back:
-
-{accuracies(values, held_back)}
-
-{rival_table(values, held_back)}
-
-## What in it does the work
+{kept_back}## What in it does the work
 
 {part_table(values, sets_of(values, PART_SETS))}
 
@@ -238,7 +251,7 @@ The same setting but for what is named; paired with MAE, seed by seed.
 {auto_table(rows)}
 
 Validation cuts of training rows, {STEPS} steps, one seed (100); "all tokens" are up to 64 principal
-components of the features of all of them side by side.
+components of the features of all of them side by side, "joined" these beside as many of the inputs.
 
 ## Trials
 

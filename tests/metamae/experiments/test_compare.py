@@ -186,8 +186,8 @@ def test_test_rows_are_for_after_the_decision(
     original = Piece.run
     monkeypatch.setattr(Piece, "run", look)
     make(tmp_path, candidates=("raw_logistic", "mae")).run(SILENT)
-    # MAE is tried with both kinds of features on validation cuts, and with one on test rows.
-    assert seen == [("validation", False)] * 3 + [("test", True)] * 2
+    # MAE is tried with all three kinds of features on validation cuts, and with one on test rows.
+    assert seen == [("validation", False)] * 4 + [("test", True)] * 2
 
 
 def test_labels_of_test_rows_change_no_decision(tmp_path: Path) -> None:
