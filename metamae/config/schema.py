@@ -52,14 +52,19 @@ def check_method(name: str, where: str = "") -> None:
     """
     check_text(name, "a method")
     if name not in known_methods():
-        for entry in entry_points(group="metamae.methods"):
-            entry.load()
+        load_methods()
     known = known_methods()
     if name not in known:
         place = f" in {where}" if where else ""
         raise ConfigError(
             f"expected a method among {', '.join(known)}{place}, {suggest(name, known)}"
         )
+
+
+def load_methods() -> None:
+    """Import what other packages name under the entry point ``metamae.methods``."""
+    for entry in entry_points(group="metamae.methods"):
+        entry.load()
 
 
 def add_method(name: str) -> None:

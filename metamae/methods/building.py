@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from metalearn import (
@@ -23,7 +24,7 @@ from metalearn import (
 )
 from metalearn.randomness import seeded
 from metamae.arguments import check_text
-from metamae.config.schema import METHODS, Config, add_method
+from metamae.config.schema import METHODS, Config, add_method, known_methods, load_methods
 from metamae.config.sections import AdaptationConfig
 from metamae.data.dataset import Task
 from metamae.errors import ConfigError
@@ -34,7 +35,7 @@ from metamae.methods.baselines.mae_linear import LinearMAE
 from metamae.methods.baselines.shed import ShED
 from metamae.methods.baselines.supervised import Supervised
 from metamae.methods.learning import build_learning
-from metamae.methods.mae import MAE
+from metamae.methods.mae import MAE, Untrained
 from metamae.methods.mae_contrast import ContrastiveMAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
@@ -50,6 +51,29 @@ POLICIES: dict[str, GradientPolicy] = {
     "finite_difference": FiniteDifference(),
 }
 """Gradient policies by the name that a configuration uses."""
+
+
+CLASSES: Mapping[str, type[Method[Any]]] = MappingProxyType(
+    {
+        "random": Untrained,
+        "emix": EMix,
+        "shed": ShED,
+        "capri": Capri,
+        "mae_linear": LinearMAE,
+        "mae": MAE,
+        "umae": UMAE,
+        "mae_contrast": ContrastiveMAE,
+        "metamae": MetaMAE,
+        "supervised": Supervised,
+    }
+)
+"""Methods of the package by name, in the order of :data:`metamae.config.METHODS`."""
+
+
+def method_sources() -> dict[str, object]:
+    """What makes each known method: its class, or what another package registered."""
+    load_methods()
+    return {name: CLASSES.get(name) or _registered[name] for name in known_methods()}
 
 
 Builder: TypeAlias = Callable[[Config, Inputs, Task | None], Method[Any]]
@@ -136,6 +160,8 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
                 )
             case "metamae":
                 return _build_metamae(config, network)
+            case "random":
+                return Untrained(network)
         return MAE(network)
 
 

@@ -45,3 +45,7 @@ class MAE(Method[Split]):
         """Amortised latent ``(B, 1 + S, D)``, both times: there is no refinement."""
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         return latent, latent
+
+
+class Untrained(MAE):
+    """The encoder with its initial weights: what pretraining has to beat."""
