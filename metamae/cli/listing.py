@@ -12,10 +12,12 @@ from metalearn.uniformity import uniformity
 from metamae.evaluation.protocols import FITS
 from metamae.listing import lines
 from metamae.methods.building import POLICIES, method_sources
+from metamae.model.mask_rules import RULES
 
 KINDS: Mapping[str, Callable[[], Mapping[str, object]]] = MappingProxyType(
     {
         "methods": method_sources,
+        "masks": lambda: RULES,
         "terms": lambda: {"nt_xent": nt_xent, "uniformity": uniformity},
         "policies": lambda: POLICIES,
         "protocols": lambda: FITS,

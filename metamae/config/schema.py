@@ -85,6 +85,9 @@ LARGEST_SEED = 2**64 - 1
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
 
+RULED = ("mae", "umae", "metamae", "random")
+"""Methods with one mask an example, which ``masking.rule`` may choose."""
+
 COMPILE_FROM = 10_000
 """Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
 
@@ -145,6 +148,7 @@ class Config:
         require(not (forced and self.learn.settings), expected, settings)
         self._refuse_coarse_differences()
         self._refuse_changing_shapes(forced)
+        self._refuse_blind_rules()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -166,6 +170,20 @@ class Config:
         held = self.adaptation.reduction
         expected = "adaptation.reduction=0 where learn.settings names some"
         require(not (held and self.learn.settings), expected, held)
+
+    def _refuse_blind_rules(self) -> None:
+        """A mask rule that sees the network: where it is asked for, it must be able to."""
+        rule = self.masking.rule
+        if rule == "random":
+            return
+        masks = self.method not in METHODS or self.method in RULED
+        expected = f"masking.rule=random, or a method among {', '.join(RULED)}"
+        require(masks, expected, f"{rule} with {self.method}")
+        require(
+            not self.learn.settings, "masking.rule=random where learn.settings names some", rule
+        )
+        blocks = self.encoder.depth > 0
+        require(blocks, "encoder.depth >= 1 where masking.rule is not random", self.encoder.depth)
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""

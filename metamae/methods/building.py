@@ -42,6 +42,7 @@ from metamae.methods.method import Method
 from metamae.methods.umae import UMAE
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.backbone import Backbone
+from metamae.model.mask_rules import build_rule
 from metamae.model.masking import Masking
 
 POLICIES: dict[str, GradientPolicy] = {
@@ -151,18 +152,24 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             masking,
             support_mean=config.adaptation.support_mean,
         )
-        match config.method:
-            case "umae":
-                return UMAE(network, weight=config.baseline.uniformity)
-            case "mae_contrast":
-                return ContrastiveMAE(
-                    network, _build_contrast(config), contrast_weight=config.contrast.weight
-                )
-            case "metamae":
-                return _build_metamae(config, network)
-            case "random":
-                return Untrained(network)
-        return MAE(network)
+        method = _build_masked(config, network)
+        network.rule = build_rule(config)  # last: all else starts as without it
+    return method
+
+
+def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
+    match config.method:
+        case "umae":
+            return UMAE(network, weight=config.baseline.uniformity)
+        case "mae_contrast":
+            return ContrastiveMAE(
+                network, _build_contrast(config), contrast_weight=config.contrast.weight
+            )
+        case "metamae":
+            return _build_metamae(config, network)
+        case "random":
+            return Untrained(network)
+    return MAE(network)
 
 
 def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:

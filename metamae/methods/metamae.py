@@ -106,7 +106,8 @@ class MetaMAE(MAE):
 
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
         """Mean support loss before and after refinement, and a step size that is held."""
-        numbers = self.support_losses(self.network, batch, split)
+        numbers = super().monitor(batch, split)
+        numbers |= self.support_losses(self.network, batch, split)
         held = self.meta.adapter.step_size
         if isinstance(held, HeldStepSize):
             numbers["step_size"] = float(held(0, 0))
