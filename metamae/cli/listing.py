@@ -9,6 +9,7 @@ from typing import Any
 
 from metalearn.contrast import nt_xent
 from metalearn.uniformity import uniformity
+from metamae.evaluation.feature_cache import FEATURES
 from metamae.evaluation.protocols import FITS
 from metamae.listing import lines
 from metamae.methods.building import POLICIES, method_sources
@@ -19,6 +20,7 @@ KINDS: Mapping[str, Callable[[], Mapping[str, object]]] = MappingProxyType(
         "methods": method_sources,
         "masks": lambda: RULES,
         "terms": lambda: {"nt_xent": nt_xent, "uniformity": uniformity},
+        "features": lambda: {str(name): compute for name, compute in FEATURES.items()},
         "policies": lambda: POLICIES,
         "protocols": lambda: FITS,
     }

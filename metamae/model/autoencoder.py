@@ -161,7 +161,7 @@ class MaskedAutoencoder(Backbone):
         # As one matrix: a compiled inner step would expand the weight for every example of a part
         # of the hidden states, and sum as many gradients.
         output: Tensor = self.heads[number](hidden.reshape(-1, hidden.shape[-1]))
-        output = output.view(*hidden.shape[:-1], -1)
+        output = output.view(*hidden.shape[:-1], output.shape[-1])
         if isinstance(spec, Tokens):
             output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output
