@@ -85,6 +85,9 @@ LARGEST_SEED = 2**64 - 1
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
 
+CONTRASTED = ("mae_contrast", "metamae", "random")
+"""Methods whose second view ``contrast.view`` may choose; nothing is trained of the last."""
+
 RULED = ("mae", "umae", "metamae", "random")
 """Methods with one mask an example, which ``masking.rule`` may choose."""
 
@@ -149,6 +152,7 @@ class Config:
         self._refuse_coarse_differences()
         self._refuse_changing_shapes(forced)
         self._refuse_blind_rules()
+        self._refuse_unseen_views()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -184,6 +188,19 @@ class Config:
         )
         blocks = self.encoder.depth > 0
         require(blocks, "encoder.depth >= 1 where masking.rule is not random", self.encoder.depth)
+
+    def _refuse_unseen_views(self) -> None:
+        """A second view: for methods that contrast, at random masks."""
+        view = self.contrast.view
+        if view == "own":
+            return
+        contrasts = self.method not in METHODS or self.method in CONTRASTED
+        expected = f"contrast.view=own, or a method among {', '.join(CONTRASTED)}"
+        require(contrasts, expected, f"{view} with {self.method}")
+        rule = self.masking.rule
+        require(rule == "random", f"masking.rule=random with contrast.view={view}", rule)
+        fixed = not self.learn.settings
+        require(fixed, "contrast.view=own where learn.settings names some", view)
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""

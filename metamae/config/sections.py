@@ -186,12 +186,18 @@ class ContrastConfig:
         temperature: Divides similarities; the lower, the more the nearest negatives count.
         hidden: Width of the projector's hidden layer.
         out: Width of what is contrasted.
+        view: What an example is contrasted with: the method's ``own``, that is a second mask of
+            ``mae_contrast`` and the latent before refinement of ``metamae``; or the same tokens of
+            the example after randomised ``quantization``.
+        bins: Bins of every channel of a quantised example.
     """
 
     weight: float = 1.0
     temperature: float = 0.5
     hidden: int = 1024
     out: int = 128
+    view: Literal["own", "quantization"] = "own"
+    bins: int = 8
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -200,6 +206,9 @@ class ContrastConfig:
         require(positive(self.temperature), "contrast.temperature > 0", self.temperature)
         require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
         require(self.out >= 1, "contrast.out >= 1", self.out)
+        require(self.bins >= 2, "contrast.bins >= 2", self.bins)
+        seen = self.view == "own" or self.weight > 0
+        require(seen, "contrast.weight > 0 where contrast.view is not own", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

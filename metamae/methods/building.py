@@ -44,6 +44,7 @@ from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.backbone import Backbone
 from metamae.model.mask_rules import build_rule
 from metamae.model.masking import Masking
+from metamae.model.views import VIEWS
 
 POLICIES: dict[str, GradientPolicy] = {
     "unrolled": Unrolled(recompute=True),
@@ -163,7 +164,10 @@ def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
             return UMAE(network, weight=config.baseline.uniformity)
         case "mae_contrast":
             return ContrastiveMAE(
-                network, _build_contrast(config), contrast_weight=config.contrast.weight
+                network,
+                _build_contrast(config),
+                contrast_weight=config.contrast.weight,
+                view=VIEWS[config.contrast.view](config.contrast, network.inputs),
             )
         case "metamae":
             return _build_metamae(config, network)
@@ -180,6 +184,7 @@ def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:
         build_adapter(config.adaptation, config.encoder.width),
         _build_contrast(config),
         contrast_weight=config.contrast.weight,
+        view=VIEWS[config.contrast.view](config.contrast, network.inputs),
     )
 
 
