@@ -61,7 +61,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "multilevel",
     ),
     "metamae": (
-        "version errors arguments files locks stopping randomness inputs progress",
+        "version errors arguments files listing locks stopping randomness inputs progress",
         "config",
         "data",
         "model",

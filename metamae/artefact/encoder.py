@@ -20,6 +20,7 @@ from metamae.data.formats.libraries import need_module
 from metamae.data.own import Examples
 from metamae.errors import ConfigError
 from metamae.evaluation.features import extract_features
+from metamae.evaluation.inner_gradients import gradient_features
 from metamae.inputs import Inputs, Tokens, check_batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Method
@@ -110,6 +111,24 @@ class Encoder:
         """Embeddings of every token, float32 ``(N, L, D)``; several inputs one after the other."""
         partition = self.read(data).partition
         return self._compute(partition, tokens=True, batch_size=batch_size)
+
+    def embed_gradients(self, data: Any, *, batch_size: int = 256) -> Array:
+        """Embeddings beside projected inner gradients, float32 ``(N, 2 D)``.
+
+        See :func:`metamae.evaluation.inner_gradients.gradient_features`.
+
+        Raises:
+            ConfigError: a method without a decoder.
+            InputError, DataError: data that do not fit, or of other sizes than those of training.
+        """
+        method = self.need_decoder()
+        _check_batch_size(batch_size)
+        partition = self.read(data).partition
+        self.check_sizes(partition)
+        joined: Array = gradient_features(
+            method, partition, device=self.device, batch_size=batch_size
+        ).numpy()
+        return joined
 
     def _compute(self, partition: Partition, *, tokens: bool, batch_size: int) -> Array:
         _check_batch_size(batch_size)

@@ -38,6 +38,12 @@ def add_encoder_commands(commands: Any) -> None:
     embed.add_argument(
         "--tokens", action="store_true", help="of every token, not their mean: (N, L, D), .npy only"
     )
+    embed.add_argument(
+        "--features",
+        choices=("mean", "gradients"),
+        default="mean",
+        help="mean of the tokens' features (default), or that beside inner gradients",
+    )
     embed.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once")
     embed.set_defaults(run=run_embed, interrupted="stopped; nothing was written")
     reconstruct = commands.add_parser(
@@ -96,10 +102,14 @@ def run_embed(options: argparse.Namespace) -> int:
             f"expected a file ending in .npy for --tokens, which has three axes, got "
             f"{options.out.name!r}"
         )
+    if options.tokens and options.features != "mean":
+        raise ConfigError("expected --tokens or --features gradients, got both; leave out one")
     reporter = Reporter(make_console())
     encoder = load(options.run_dir, options.device)
     read = read_data(encoder, options, reporter)
-    compute = encoder.embed_tokens if options.tokens else encoder.embed
+    compute = {"mean": encoder.embed, "gradients": encoder.embed_gradients}[options.features]
+    if options.tokens:
+        compute = encoder.embed_tokens
     embeddings = compute(read.partition, batch_size=options.batch_size)
     labels = name_labels(encoder, read) if options.label else None
     write_embeddings(options.out, embeddings, read.ids, labels)

@@ -8,6 +8,7 @@ from metamae.cli import data as data_commands
 from metamae.cli.compare import add_compare
 from metamae.cli.completion import add_completion
 from metamae.cli.encoders import add_encoder_commands
+from metamae.cli.listing import add_list
 from metamae.cli.options import OneLineParser
 from metamae.cli.pretrain import add_pretrain
 from metamae.cli.probe import add_probe
@@ -34,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_sweep(commands)
     add_report(commands)
+    add_list(commands)
     data_commands.add_parser(commands).set_defaults(
         run=lambda options: data_commands.run(options, make_console()),
         interrupted="stopped; nothing half-made is kept, run the same command again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from metamae.data.description import Description
 from metamae.data.fingerprint import fingerprint
 from metamae.data.own import is_path
 from metamae.errors import ConfigError, DataError
-from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.candidates import POOLED
+from metamae.evaluation.feature_cache import FEATURES, Pooling, run_features
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.evaluate_run import probe_row
 from metamae.experiments.plan import MOST_CELLS
@@ -53,6 +55,13 @@ def add_probe(commands: Any) -> None:
         metavar="P",
         help="evaluation protocols, or all (default: published)",
     )
+    add(
+        "--features",
+        choices=tuple(FEATURES),
+        default="mean",
+        help="mean of the tokens' (default), components of all tokens, these joined with the "
+        "inputs' own, or mean beside inner gradients",
+    )
     add("--seeds", type=int, default=1, help="probe seeds, counted from the run's own (default: 1)")
     add(
         "--set",
@@ -89,7 +98,8 @@ def run_probe(options: argparse.Namespace) -> int:
     name = dataset.name
     with locked(options.run_dir):
         trained = Checkpoint.load(options.run_dir / CHECKPOINT)  # as it is now, and stays
-        features = run_features(options.run_dir, dataset, device=device)
+        pooling: Pooling = options.features
+        features = run_features(options.run_dir, dataset, device=device, pooling=pooling)
         data = fingerprint(dataset)
         if name == config.dataset and trained.data not in ("", data):
             reporter.say(
@@ -103,7 +113,7 @@ def run_probe(options: argparse.Namespace) -> int:
                     features,
                     protocol,
                     transfer=name,
-                    variant=DEFAULT,
+                    variant=DEFAULT if pooling == "mean" else pooling,
                     device=device,
                     probe=changed.probe,
                     probe_seed=config.seed + number,
@@ -112,6 +122,10 @@ def run_probe(options: argparse.Namespace) -> int:
                 )
                 for number in range(options.seeds)
             ]
+            if pooling != "mean":
+                new_rows = [
+                    replace(row, settings=f"{row.settings}, {POOLED[pooling]}") for row in new_rows
+                ]
             _add(options.run_dir / PROBES, new_rows)
             reporter.say(describe(new_rows))
     return 0

@@ -52,14 +52,19 @@ def check_method(name: str, where: str = "") -> None:
     """
     check_text(name, "a method")
     if name not in known_methods():
-        for entry in entry_points(group="metamae.methods"):
-            entry.load()
+        load_methods()
     known = known_methods()
     if name not in known:
         place = f" in {where}" if where else ""
         raise ConfigError(
             f"expected a method among {', '.join(known)}{place}, {suggest(name, known)}"
         )
+
+
+def load_methods() -> None:
+    """Import what other packages name under the entry point ``metamae.methods``."""
+    for entry in entry_points(group="metamae.methods"):
+        entry.load()
 
 
 def add_method(name: str) -> None:
@@ -79,6 +84,12 @@ LARGEST_SEED = 2**64 - 1
 
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
+
+CONTRASTED = ("mae_contrast", "metamae", "random")
+"""Methods whose second view ``contrast.view`` may choose; nothing is trained of the last."""
+
+RULED = ("mae", "umae", "metamae", "random")
+"""Methods with one mask an example, which ``masking.rule`` may choose."""
 
 COMPILE_FROM = 10_000
 """Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
@@ -140,6 +151,8 @@ class Config:
         require(not (forced and self.learn.settings), expected, settings)
         self._refuse_coarse_differences()
         self._refuse_changing_shapes(forced)
+        self._refuse_blind_rules()
+        self._refuse_unseen_views()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -161,6 +174,33 @@ class Config:
         held = self.adaptation.reduction
         expected = "adaptation.reduction=0 where learn.settings names some"
         require(not (held and self.learn.settings), expected, held)
+
+    def _refuse_blind_rules(self) -> None:
+        """A mask rule that sees the network: where it is asked for, it must be able to."""
+        rule = self.masking.rule
+        if rule == "random":
+            return
+        masks = self.method not in METHODS or self.method in RULED
+        expected = f"masking.rule=random, or a method among {', '.join(RULED)}"
+        require(masks, expected, f"{rule} with {self.method}")
+        require(
+            not self.learn.settings, "masking.rule=random where learn.settings names some", rule
+        )
+        blocks = self.encoder.depth > 0
+        require(blocks, "encoder.depth >= 1 where masking.rule is not random", self.encoder.depth)
+
+    def _refuse_unseen_views(self) -> None:
+        """A second view: for methods that contrast, at random masks."""
+        view = self.contrast.view
+        if view == "own":
+            return
+        contrasts = self.method not in METHODS or self.method in CONTRASTED
+        expected = f"contrast.view=own, or a method among {', '.join(CONTRASTED)}"
+        require(contrasts, expected, f"{view} with {self.method}")
+        rule = self.masking.rule
+        require(rule == "random", f"masking.rule=random with contrast.view={view}", rule)
+        fixed = not self.learn.settings
+        require(fixed, "contrast.view=own where learn.settings names some", view)
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""

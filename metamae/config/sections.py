@@ -95,11 +95,22 @@ class MaskingConfig:
         nearby_ratio: Chance that a masked token beside a visible one joins the support.
         ratio_range: Two ratios between which that of every step is drawn, instead of
             ``mask_ratio`` (R2MAE); empty for none.
+        rule: Which tokens are masked in training: ``random`` ones; those that a few tokens attend
+            to most in the encoder's first block (``attention``, SMA); those whose loss a head ranks
+            highest (``hard``, hard patches).
+        rule_share: Share of the masked tokens that the rule chooses at the first step and at the
+            last, in proportion between; the others are random. Empty for the rule's own: 0 and 1
+            of ``attention``, 0 and 0.5 of ``hard``.
+        attention_rows: Share of an example's tokens whose attention ``attention`` sums, drawn anew
+            in every step.
     """
 
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
     ratio_range: tuple[float, ...] = ()
+    rule: Literal["random", "attention", "hard"] = "random"
+    rule_share: tuple[float, ...] = ()
+    attention_rows: float = 0.1
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -111,6 +122,11 @@ class MaskingConfig:
         ordered = not ends or (len(ends) == 2 and 0 < ends[0] < ends[1] < 1)
         expected = "masking.ratio_range of two rising ratios between 0 and 1, or empty"
         require(ordered, expected, ends)
+        shares = self.rule_share
+        fit = not shares or (len(shares) == 2 and all(0 <= share <= 1 for share in shares))
+        require(fit, "masking.rule_share of two shares in [0, 1], or empty", shares)
+        rows = 0 < self.attention_rows <= 1
+        require(rows, "masking.attention_rows in (0, 1]", self.attention_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +186,18 @@ class ContrastConfig:
         temperature: Divides similarities; the lower, the more the nearest negatives count.
         hidden: Width of the projector's hidden layer.
         out: Width of what is contrasted.
+        view: What an example is contrasted with: the method's ``own``, that is a second mask of
+            ``mae_contrast`` and the latent before refinement of ``metamae``; or the same tokens of
+            the example after randomised ``quantization``.
+        bins: Bins of every channel of a quantised example.
     """
 
     weight: float = 1.0
     temperature: float = 0.5
     hidden: int = 1024
     out: int = 128
+    view: Literal["own", "quantization"] = "own"
+    bins: int = 8
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -184,6 +206,9 @@ class ContrastConfig:
         require(positive(self.temperature), "contrast.temperature > 0", self.temperature)
         require(self.hidden >= 1, "contrast.hidden >= 1", self.hidden)
         require(self.out >= 1, "contrast.out >= 1", self.out)
+        require(self.bins >= 2, "contrast.bins >= 2", self.bins)
+        seen = self.view == "own" or self.weight > 0
+        require(seen, "contrast.weight > 0 where contrast.view is not own", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

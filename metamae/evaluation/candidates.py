@@ -14,6 +14,16 @@ from metamae.evaluation.features import Features
 from metamae.evaluation.field import describe_field, field_features
 from metamae.evaluation.raw import raw_features
 
+POOLED: Mapping[Pooling, str] = MappingProxyType(
+    {
+        "mean": "mean of tokens",
+        "tokens": "components of all tokens",
+        "joined": "components of all tokens, joined with those of the inputs",
+        "gradients": "mean of tokens beside inner gradients",
+    }
+)
+"""What becomes of the features of tokens, in words."""
+
 Representation = Literal["raw", "components", "field", "encoder", "network"]
 
 
@@ -145,11 +155,7 @@ def describe(candidate: Candidate, dataset: Dataset, pooling: Pooling = "mean") 
     text = candidate.what.format(field=describe_field(dataset.inputs))
     ridge = dataset.need_task().kind == "regression"
     if candidate.representation == "encoder":
-        text += {
-            "mean": "; mean of tokens",
-            "tokens": "; components of all tokens",
-            "joined": "; components of all tokens, joined with those of the inputs",
-        }[pooling]
+        text += f"; {POOLED[pooling]}"
     return text.replace("logistic regression", "ridge regression") if ridge else text
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from metamae.arguments import as_path
 from metamae.data.dataset import Dataset
@@ -14,15 +17,28 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.components import joined_components, token_components
 from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.inner_gradients import joined_gradients
 from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
-Pooling = Literal["mean", "tokens", "joined"]
+Pooling = Literal["mean", "tokens", "joined", "gradients"]
 """What becomes of the features of tokens: their mean, as in the paper; principal components of all
-of them side by side (:func:`~metamae.evaluation.components.token_components`); or these beside
-components of the inputs (:func:`~metamae.evaluation.components.joined_components`)."""
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-_MAKERS = {"mean": compute_features, "tokens": token_components, "joined": joined_components}
+of them side by side (:func:`~metamae.evaluation.components.token_components`); these beside
+components of the inputs (:func:`~metamae.evaluation.components.joined_components`); or their mean
+beside inner gradients (:func:`~metamae.evaluation.inner_gradients.joined_gradients`)."""
+
+POOLINGS: tuple[Pooling, ...] = ("mean", "tokens", "joined")
+"""What a comparison tries."""
+
+FEATURES: Mapping[Pooling, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
+    {
+        "mean": compute_features,
+        "tokens": token_components,
+        "joined": joined_components,
+        "gradients": joined_gradients,
+    }
+)
+"""What computes each, of the training and the test rows."""
 
 
 def run_features(
@@ -45,6 +61,7 @@ def run_features(
 
     Raises:
         CheckpointError: a missing or damaged checkpoint, or weights that do not fit the inputs.
+        ConfigError: gradients of a method without a decoder, or for a task of tokens.
     """
     run_dir = as_path(run_dir, "a run folder")
     kind = "" if pooling == "mean" else f"-{pooling}"
@@ -53,7 +70,7 @@ def run_features(
     parts = _read_cache(path, key)
     if parts is None:
         method = load_method(checkpoint, dataset.inputs, device)
-        train, test = _MAKERS[pooling](method, dataset, device=str(device))
+        train, test = FEATURES[pooling](method, dataset, device=str(device))
         parts = {"train": train, "test": test}
         save_tensors(path, {"key": key, **parts})
     return Features.of(dataset, parts["train"], parts["test"])

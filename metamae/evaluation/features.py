@@ -165,7 +165,7 @@ def _batches(data: Partition, size: int) -> Iterator[dict[str, Tensor]]:
 def compute_features(
     method: Method[Any], dataset: Dataset, *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Features of the training and the test rows, token-wise where the task is."""
+    """Mean features of the training and the test rows; all of them where the task is of tokens."""
     tokens = dataset.need_task().kind == "token_classification"
     train, test = (
         extract_features(method, dataset.need(part), tokens=tokens, device=device)

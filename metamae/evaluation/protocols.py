@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from metamae.arguments import check_text
 from metamae.config.sections import ProbeConfig
@@ -14,6 +16,16 @@ from metamae.evaluation.probe import describe_probe, fit_probe
 from metamae.evaluation.result import Evaluation
 from metamae.evaluation.tuned import describe_tuned, probe_tuned
 from metamae.progress import Reporter
+
+FITS: Mapping[str, Callable[..., Evaluation]] = MappingProxyType(
+    {
+        "published": fit_probe,
+        "tuned": probe_tuned,
+        "knn": probe_neighbours,
+        "few-N": probe_few_labels,
+    }
+)
+"""What evaluates under each protocol."""
 
 PROTOCOLS = ("published", "tuned", "knn", "few-1", "few-5", "few-10")
 """Protocols of a full report; ``few-N`` works for any number of labels a class."""

@@ -147,7 +147,7 @@ def describe_tuned() -> str:
 
 
 def probe_tuned(features: Features, *, seed: int = 0) -> Evaluation:
-    """Evaluate :func:`fit_tuned`.
+    """An exact linear fit, its L2 strength chosen on a cut of the rows (:func:`fit_tuned`).
 
     Token-wise tasks are fitted on all tokens but the ignored; the cut keeps sequences whole.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from metalearn import (
@@ -23,7 +24,7 @@ from metalearn import (
 )
 from metalearn.randomness import seeded
 from metamae.arguments import check_text
-from metamae.config.schema import METHODS, Config, add_method
+from metamae.config.schema import METHODS, Config, add_method, known_methods, load_methods
 from metamae.config.sections import AdaptationConfig
 from metamae.data.dataset import Task
 from metamae.errors import ConfigError
@@ -34,14 +35,16 @@ from metamae.methods.baselines.mae_linear import LinearMAE
 from metamae.methods.baselines.shed import ShED
 from metamae.methods.baselines.supervised import Supervised
 from metamae.methods.learning import build_learning
-from metamae.methods.mae import MAE
+from metamae.methods.mae import MAE, Untrained
 from metamae.methods.mae_contrast import ContrastiveMAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
 from metamae.methods.umae import UMAE
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.backbone import Backbone
+from metamae.model.mask_rules import build_rule
 from metamae.model.masking import Masking
+from metamae.model.views import VIEWS
 
 POLICIES: dict[str, GradientPolicy] = {
     "unrolled": Unrolled(recompute=True),
@@ -50,6 +53,29 @@ POLICIES: dict[str, GradientPolicy] = {
     "finite_difference": FiniteDifference(),
 }
 """Gradient policies by the name that a configuration uses."""
+
+
+CLASSES: Mapping[str, type[Method[Any]]] = MappingProxyType(
+    {
+        "random": Untrained,
+        "emix": EMix,
+        "shed": ShED,
+        "capri": Capri,
+        "mae_linear": LinearMAE,
+        "mae": MAE,
+        "umae": UMAE,
+        "mae_contrast": ContrastiveMAE,
+        "metamae": MetaMAE,
+        "supervised": Supervised,
+    }
+)
+"""Methods of the package by name, in the order of :data:`metamae.config.METHODS`."""
+
+
+def method_sources() -> dict[str, object]:
+    """What makes each known method: its class, or what another package registered."""
+    load_methods()
+    return {name: CLASSES.get(name) or _registered[name] for name in known_methods()}
 
 
 Builder: TypeAlias = Callable[[Config, Inputs, Task | None], Method[Any]]
@@ -127,16 +153,27 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             masking,
             support_mean=config.adaptation.support_mean,
         )
-        match config.method:
-            case "umae":
-                return UMAE(network, weight=config.baseline.uniformity)
-            case "mae_contrast":
-                return ContrastiveMAE(
-                    network, _build_contrast(config), contrast_weight=config.contrast.weight
-                )
-            case "metamae":
-                return _build_metamae(config, network)
-        return MAE(network)
+        method = _build_masked(config, network)
+        network.rule = build_rule(config)  # last: all else starts as without it
+    return method
+
+
+def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
+    match config.method:
+        case "umae":
+            return UMAE(network, weight=config.baseline.uniformity)
+        case "mae_contrast":
+            return ContrastiveMAE(
+                network,
+                _build_contrast(config),
+                contrast_weight=config.contrast.weight,
+                view=VIEWS[config.contrast.view](config.contrast, network.inputs),
+            )
+        case "metamae":
+            return _build_metamae(config, network)
+        case "random":
+            return Untrained(network)
+    return MAE(network)
 
 
 def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:
@@ -147,6 +184,7 @@ def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:
         build_adapter(config.adaptation, config.encoder.width),
         _build_contrast(config),
         contrast_weight=config.contrast.weight,
+        view=VIEWS[config.contrast.view](config.contrast, network.inputs),
     )
 
 

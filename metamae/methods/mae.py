@@ -8,6 +8,8 @@ from torch import Tensor
 from metamae.inputs import Batch
 from metamae.methods.method import Method, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
+from metamae.model.mask_rules.hard import HardRule, RankedSplit
+from metamae.model.mask_rules.rule import OpenSplit
 from metamae.model.masking import Split
 
 
@@ -28,8 +30,23 @@ class MAE(Method[Split]):
         super().__init__(network)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Split:
-        """A support/query split for every example."""
+        """A support/query split for every example, at random whatever the mask rule."""
         return self.network.masking.draw(batch_size, generator)
+
+    def draw_at(self, batch_size: int, generator: torch.Generator, progress: float) -> Split:
+        """What the mask rule draws for a step."""
+        rule = self.network.rule
+        if rule is None:
+            return self.draw(batch_size, generator)
+        return rule.draw(self.network.masking, batch_size, generator, progress)
+
+    def complete(self, batch: Batch, split: Split) -> Split:
+        """The split that the mask rule makes of these examples."""
+        rule = self.network.rule
+        if rule is None or not isinstance(split, OpenSplit):
+            return split
+        self.check(batch, len(split.support_idx))
+        return rule.complete(self.network, self.network.masking, batch, split)
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch, Eq. 1."""
@@ -41,7 +58,21 @@ class MAE(Method[Split]):
         return PretextLoss(query, {"query": query.detach()})
 
     @torch.no_grad()
+    def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
+        """Where a mask rule ranks tokens, the share of pairs that it ranks by their losses."""
+        rule = self.network.rule
+        if not isinstance(rule, HardRule) or not isinstance(split, RankedSplit):
+            return {}
+        targets = self.network.tokenizer.targets(batch)
+        losses = self.network.query_token_losses(self.latents(batch, split)[1], targets, split)
+        return {"ranked": rule.agreement(losses, split)}
+
+    @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
         """Amortised latent ``(B, 1 + S, D)``, both times: there is no refinement."""
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         return latent, latent
+
+
+class Untrained(MAE):
+    """The encoder with its initial weights: what pretraining has to beat."""

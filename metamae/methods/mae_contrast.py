@@ -14,6 +14,7 @@ from metamae.methods.mae import MAE
 from metamae.methods.method import Parts, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
+from metamae.model.views import RandomQuantization, ViewedSplit
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class ContrastiveMAE(MAE):
         network: The masked autoencoder.
         contrast: Aligns both latents, pooled over tokens without the class token; or ``None``.
         contrast_weight: :math:`\lambda`.
+        view: What makes the second view in place of a second mask: the tokens that the first mask
+            leaves visible, of the changed example, from which the same masked tokens of the
+            unchanged one are predicted.
     """
 
     def __init__(
@@ -70,14 +74,18 @@ class ContrastiveMAE(MAE):
         contrast: TaskContrastiveLoss | None,
         *,
         contrast_weight: float = 1.0,
+        view: RandomQuantization | None = None,
     ) -> None:
         """See the class."""
         super().__init__(network)
-        self.contrast, self.contrast_weight = contrast, contrast_weight
+        self.contrast, self.contrast_weight, self.view = contrast, contrast_weight, view
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> PairedSplit:
-        """Two splits of every example."""
+    def draw(self, batch_size: int, generator: torch.Generator) -> PairedSplit | ViewedSplit:
+        """Two splits of every example; one, and what is random about the second view."""
         masking = self.network.masking
+        if self.view is not None:
+            split = masking.draw(batch_size, generator)
+            return ViewedSplit.of(split, self.view.draw(batch_size, generator))
         return PairedSplit.of(
             masking.draw(batch_size, generator), masking.draw(batch_size, generator)
         )
@@ -98,13 +106,17 @@ class ContrastiveMAE(MAE):
     def parts(self, batch: Batch, split: Split) -> Parts:
         """Query losses, and both pooled latents."""
         self.check(batch, len(split.support_idx))
-        assert isinstance(split, PairedSplit)
         network, targets = self.network, self.network.tokenizer.targets(batch)
-        views = (split, split.second)
-        latents = [network.encode(network.visible_tokens(batch, view)) for view in views]
+        if self.view is None:
+            assert isinstance(split, PairedSplit)
+            views: tuple[tuple[Batch, Split], ...] = ((batch, split), (batch, split.second))
+        else:
+            assert isinstance(split, ViewedSplit)
+            views = ((batch, split), (self.view(batch, split.noise), split))
+        latents = [network.encode(network.visible_tokens(*view)) for view in views]
         losses = [
-            network.query_loss(latent, targets, view).mean()
-            for latent, view in zip(latents, views, strict=True)
+            network.query_loss(latent, targets, masks).mean()
+            for latent, (_, masks) in zip(latents, views, strict=True)
         ]
         query = torch.stack(losses).mean()
         terms = {"query": query.detach()}

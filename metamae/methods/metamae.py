@@ -14,6 +14,7 @@ from metamae.methods.mae import MAE
 from metamae.methods.method import Parts, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.masking import Split
+from metamae.model.views import RandomQuantization, ViewedSplit
 
 OBSERVED = 10
 """Steps between two looks at what a refinement takes off the support loss."""
@@ -33,6 +34,8 @@ class MetaMAE(MAE):
         adapter: Refines the latent, class token included.
         contrast: Aligns both latents, pooled over tokens without the class token; or ``None``.
         contrast_weight: :math:`\lambda`.
+        view: What makes the view that the refined latent is aligned with, in place of the latent
+            before: the same visible tokens of a changed example, encoded.
     """
 
     def __init__(
@@ -42,16 +45,29 @@ class MetaMAE(MAE):
         contrast: TaskContrastiveLoss | None,
         *,
         contrast_weight: float = 1.0,
+        view: RandomQuantization | None = None,
     ) -> None:
         """See the class."""
         super().__init__(network)
+        self.view = view
         # The bound method, not the module: its weights must not be registered a second time.
         self.meta = MetaObjective(
             network.encode, adapter, contrast, contrast_weight=contrast_weight
         )
 
+    def draw(self, batch_size: int, generator: torch.Generator) -> Split:
+        """A support/query split for every example, and what is random about a second view."""
+        split = super().draw(batch_size, generator)
+        if self.view is None:
+            return split
+        return ViewedSplit.of(split, self.view.draw(batch_size, generator))
+
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch, Eq. 4."""
+        if self.view is not None:
+            parts, losses = self._parts(batch, split)
+            contrast, terms = self.joint(parts.rows, split)
+            return PretextLoss(parts.own + contrast, parts.terms | terms, losses)
         result = self._under(self.meta, batch, split)
         terms = {"query": result.query.detach()}
         if result.contrast is not None:
@@ -87,12 +103,22 @@ class MetaMAE(MAE):
 
     def parts(self, batch: Batch, split: Split) -> Parts:
         """Query loss, and both pooled latents."""
+        return self._parts(batch, split)[0]
+
+    def _parts(self, batch: Batch, split: Split) -> tuple[Parts, Tensor]:
+        """The parts, and the support losses."""
         result = self._under(self.meta.predict, batch, split)
         contrast, terms = self.meta.contrast, {"query": result.query.detach()}
+        losses = result.adaptation.losses
         if contrast is None:
-            return Parts(result.query, terms)
-        views: tuple[Any, Any] = (result.latent, result.adaptation.latent)
-        return Parts(result.query, terms, tuple(contrast.pool(view) for view in views))
+            return Parts(result.query, terms), losses
+        first: Any = result.latent
+        if self.view is not None:
+            assert isinstance(split, ViewedSplit)
+            changed = self.view(batch, split.noise)
+            first = self.network.encode(self.network.visible_tokens(changed, split))
+        views: tuple[Any, Any] = (first, result.adaptation.latent)
+        return Parts(result.query, terms, tuple(contrast.pool(view) for view in views)), losses
 
     def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted contrast of both pooled latents."""
@@ -106,7 +132,8 @@ class MetaMAE(MAE):
 
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
         """Mean support loss before and after refinement, and a step size that is held."""
-        numbers = self.support_losses(self.network, batch, split)
+        numbers = super().monitor(batch, split)
+        numbers |= self.support_losses(self.network, batch, split)
         held = self.meta.adapter.step_size
         if isinstance(held, HeldStepSize):
             numbers["step_size"] = float(held(0, 0))

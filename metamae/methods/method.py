@@ -104,6 +104,17 @@ class Method(nn.Module, Generic[D]):
         """Everything random about one step apart from dropout, on the CPU."""
         raise NotImplementedError
 
+    def draw_at(self, batch_size: int, generator: torch.Generator, progress: float) -> D:
+        """The draw of a training step, ``progress`` of the way through training, from 0 to 1."""
+        return self.draw(batch_size, generator)
+
+    def complete(self, batch: Batch, draw: D) -> D:
+        """The draw of a training step once its examples are known, on their device.
+
+        What of it depends on them and on the weights is computed here, each example for itself.
+        """
+        return draw
+
     def forward(self, batch: Batch, draw: D) -> PretextLoss:
         """Loss of a batch under a draw."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ from metamae.config.sections import NORMALISED_FROM, DecoderConfig, EncoderConfi
 from metamae.inputs import Batch, Image, Inputs, InputSpec, Signal, Tokens, scored
 from metamae.model.backbone import Backbone
 from metamae.model.decoder import build_decoder
+from metamae.model.mask_rules.rule import MaskRule
 from metamae.model.masking import Masking, Split
 from metamae.model.tokenizer import select, xavier_linear
 
@@ -58,6 +59,7 @@ class MaskedAutoencoder(Backbone):
         super().__init__(inputs, encoder)
         self.masking, self.support_mean = masking, support_mean
         self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
+        self.rule: MaskRule | None = None  # masks at random
         self.normalised = [decoder.normalise_targets and is_normalised(spec) for spec in inputs]
         self.decoder = build_decoder(decoder, inputs, encoder.width)
         self.heads = nn.ModuleList(
@@ -129,7 +131,19 @@ class MaskedAutoencoder(Backbone):
         return torch.stack(losses).mean(0)  # (inputs, B) -> (B,)
 
     def query_loss(self, latent: Tensor, targets: Mapping[str, Tensor], split: Split) -> Tensor:
-        """Loss on the masked tokens, or on those that are scored, ``(B,)``; differentiable once."""
+        """Loss on the masked tokens, or on those that are scored, ``(B,)``; differentiable once.
+
+        A mask rule with a loss of its own adds that loss's gradient in its weights, not its value.
+        """
+        losses = self.query_token_losses(latent, targets, split)
+        loss = torch.stack([of_tokens.mean(1) for of_tokens in losses]).mean(0)  # (B,)
+        own = None if self.rule is None else self.rule.token_loss(losses, split)
+        return loss if own is None else loss + (own - own.detach())
+
+    def query_token_losses(
+        self, latent: Tensor, targets: Mapping[str, Tensor], split: Split
+    ) -> list[Tensor]:
+        """Losses of the masked tokens, or of those that are scored, per input ``(B, P_i)``."""
         first, index = 1 + split.support_idx.shape[1], split.query_idx
         rows: Tensor | slice = slice(first, None)
         _, counts, scored = self.masking.counts_of(split)
@@ -138,18 +152,16 @@ class MaskedAutoencoder(Backbone):
             counts = scored
         hidden = self.decoder(latent, split, rows)  # (B, 1 + S, D) -> (B, P, D'), P = Q if all
         parts, query_idx = hidden.split(counts, 1), index.split(counts, 1)  # per input (B, P_i, .)
-        losses = [
-            self._token_losses(n, parts[n], targets, query_idx[n]).mean(1)
-            for n in range(len(self.inputs))
+        return [
+            self._token_losses(n, parts[n], targets, query_idx[n]) for n in range(len(self.inputs))
         ]
-        return torch.stack(losses).mean(0)  # (inputs, B) -> (B,)
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         spec = self.inputs[number]
         # As one matrix: a compiled inner step would expand the weight for every example of a part
         # of the hidden states, and sum as many gradients.
         output: Tensor = self.heads[number](hidden.reshape(-1, hidden.shape[-1]))
-        output = output.view(*hidden.shape[:-1], -1)
+        output = output.view(*hidden.shape[:-1], output.shape[-1])
         if isinstance(spec, Tokens):
             output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output

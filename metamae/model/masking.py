@@ -140,7 +140,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Masking:
-    """Draws support/query splits for examples with given inputs.
+    """Draws which tokens of each input are masked, uniformly: support/query splits of examples.
 
     Each input keeps ``visible_count(L_i, mask_ratio)`` of its own tokens, uniformly at random per
     example. Each masked token with a visible neighbour is drawn as nearby support independently
@@ -262,9 +262,10 @@ class Masking:
     def touches_support(self, support_idx: Tensor, query_idx: Tensor) -> Tensor:
         """Boolean ``(B, Q)``: which masked tokens have a visible neighbour."""
         total = len(self._neighbours)
-        visible = torch.zeros(len(support_idx), total + 1, dtype=torch.bool)
+        device = support_idx.device
+        visible = torch.zeros(len(support_idx), total + 1, dtype=torch.bool, device=device)
         visible.scatter_(1, support_idx, True)
-        beside_visible = visible[:, self._neighbours].any(dim=2)
+        beside_visible = visible[:, self._neighbours.to(device)].any(dim=2)
         return beside_visible.gather(1, query_idx)
 
 

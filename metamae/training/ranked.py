@@ -21,10 +21,8 @@ from metalearn.randomness import fold, seeded
 from metamae.config.schema import Config
 from metamae.data.dataset import Dataset, labelled_batch
 from metamae.errors import ConfigError, TrainingError
-from metamae.inputs import to_device
 from metamae.methods.method import Draw, Parts
 from metamae.model.dropout import sharing
-from metamae.randomness import generator
 from metamae.training.batches import batch_indices, pin_batch, pin_draw
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import autocast
@@ -109,7 +107,7 @@ class RankedRun(Run):
         """This process's pieces of batch ``number``, on the CPU."""
         size, seed = self.config.training.batch_size, self.config.seed
         index = batch_indices(len(self.data), size, seed, number)
-        draw = self.method.draw(size, generator(seed, "masks", number))
+        draw = self.draw(number)
         pinned = self.device.type == "cuda"
         pieces = []
         for rows in self.shares:
@@ -124,8 +122,7 @@ class RankedRun(Run):
     def put(self, loaded: Pieces) -> Pieces:  # type: ignore[override]
         """The same on the device; the draw of the whole batch only where it is used."""
         moved = (
-            Piece(piece.rows, to_device(piece.batch, self.device), piece.draw.to(self.device))
-            for piece in loaded.pieces
+            Piece(piece.rows, *self.completed(piece.batch, piece.draw)) for piece in loaded.pieces
         )
         draw = loaded.draw.to(self.device) if self.method.is_joint else loaded.draw
         return Pieces(tuple(moved), draw)

@@ -186,15 +186,27 @@ class Run:
         index = batch_indices(len(self.data), settings.batch_size, seed, number)
         labelled = self.method.needs_labels
         batch = labelled_batch(self.data, index) if labelled else self.data.batch(index)
-        draw: Draw = self.method.draw(settings.batch_size, generator(seed, "masks", number))
+        draw: Draw = self.draw(number)
         if self.device.type == "cuda":
             return pin_batch(batch), pin_draw(draw)
         return batch, draw
 
+    def draw(self, number: int) -> Any:
+        """Everything random about batch ``number``, apart from dropout, on the CPU."""
+        settings = self.config.training
+        progress = min(1.0, number // settings.accumulate / max(1, settings.steps - 1))
+        return self.method.draw_at(
+            settings.batch_size, generator(self.config.seed, "masks", number), progress
+        )
+
     def put(self, loaded: Loaded) -> Loaded:
-        """The same on the device."""
-        batch, draw = loaded
-        return to_device(batch, self.device), draw.to(self.device)
+        """The same on the device, with what of the draw depends on the examples."""
+        return self.completed(*loaded)
+
+    def completed(self, batch: Batch, draw: Draw) -> Loaded:
+        """Batch and draw on the device, the draw complete."""
+        batch = to_device(batch, self.device)
+        return batch, self.method.complete(batch, draw.to(self.device))
 
     def loss(self, batch: Batch, draw: Draw, number: int = 0) -> PretextLoss:
         """Loss of batch ``number`` of a step, with its dropout."""
