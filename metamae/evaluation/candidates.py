@@ -19,6 +19,7 @@ POOLED: Mapping[Pooling, str] = MappingProxyType(
         "mean": "mean of tokens",
         "tokens": "components of all tokens",
         "gradients": "mean of tokens beside inner gradients",
+        "all": "all tokens",
     }
 )
 """What becomes of the features of tokens, in words."""

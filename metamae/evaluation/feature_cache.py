@@ -16,18 +16,23 @@ from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.components import token_components
-from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.features import Features, all_token_features, compute_features
 from metamae.evaluation.inner_gradients import joined_gradients
 from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
-Pooling = Literal["mean", "tokens", "gradients"]
+Pooling = Literal["mean", "tokens", "gradients", "all"]
 """What becomes of the features of tokens: their mean, as in the paper, principal components of all
-of them side by side (:func:`~metamae.evaluation.components.token_components`), or their mean beside
-inner gradients (:func:`~metamae.evaluation.inner_gradients.joined_gradients`)."""
+of them side by side (:func:`~metamae.evaluation.components.token_components`), their mean beside
+inner gradients (:func:`~metamae.evaluation.inner_gradients.joined_gradients`), or all of them."""
 
 FEATURES: Mapping[Pooling, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
-    {"mean": compute_features, "tokens": token_components, "gradients": joined_gradients}
+    {
+        "mean": compute_features,
+        "tokens": token_components,
+        "gradients": joined_gradients,
+        "all": all_token_features,
+    }
 )
 """What computes each, of the training and the test rows."""
 
