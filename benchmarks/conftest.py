@@ -43,6 +43,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The tests take a warning for an error; here it would fail what a user's run only tells.
+    config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_exception_interact(
+    node: pytest.Item | pytest.Collector, report: pytest.TestReport | pytest.CollectReport
+) -> None:
+    """A failure is told when it happens, for the rest may take an hour."""
+    terminal = node.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        told = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+        terminal.write_line(f"{node.nodeid}: {' '.join(told)[:2000]}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--benchmark"):
         return

@@ -10,7 +10,9 @@ with a log to the folder that ``OUT`` names (``runs/cuda`` by default), as soon 
 (A file called ``cuda.py`` here would hide NVIDIA's package of that name from torch.)
 
 Of Python packages a machine with torch may lack: higher, betty-ml, rich, scikit-learn, soundfile,
-tifffile, pytest. Carry these as wheels; the rest of ``pyproject.toml`` usually comes with torch.
+tifffile, pytest, hypothesis, lmdb. Carry these as wheels; the rest of ``pyproject.toml`` usually
+comes with torch. Compile what was unpacked (``python -m compileall``) before the tests, which take
+a warning for an error: ``higher`` has an escape sequence that Python warns of.
 """
 
 from __future__ import annotations
@@ -37,6 +39,21 @@ RESULTS = ROOT / "benchmarks" / "results"
 STATE = "cuda-errand.json"
 LIMIT = 520
 """Seconds of one piece: below nine minutes."""
+QUIET = ("-q", "--tb=short", "--show-capture=no", "-p", "no:benchmark")
+"""Of pytest: what was caught of torch's logs is thousands of lines, and its plugin for benchmarks
+warns wherever several processes test."""
+PAPER = (
+    "imagenet32",
+    "pamap2",
+    "eurosat",
+    "librispeech",
+    "higgs",
+    "genomics",
+    "pfam",
+    "wafermap",
+    "mscoco",
+)
+"""Settings of the paper, those with the least arithmetic for a GPU first."""
 LAST = ("sensors", "tabular", "genomes")
 """The largest pocket sets, which end the errand at the paper's sizes."""
 
@@ -62,13 +79,13 @@ class Piece:
 
 def bench(select: str) -> tuple[str, ...]:
     """Arguments of a benchmark on CUDA."""
-    flags = ("--benchmark", "--device", "cuda", "-q")
+    flags = ("--benchmark", "--device", "cuda", *QUIET)
     return ("-m", "pytest", "benchmarks/", *flags, "-k", select)
 
 
 def small(select: str) -> tuple[str, ...]:
     """Arguments of a benchmark on a CPU, one round."""
-    flags = ("--benchmark", "--device", "cpu", "--rounds", "2", "-q")
+    flags = ("--benchmark", "--device", "cpu", "--rounds", "2", *QUIET)
     return ("-m", "pytest", "benchmarks/", *flags, "-k", select)
 
 
@@ -76,26 +93,20 @@ def pieces() -> list[Piece]:
     """All pieces, the most wanted first."""
     overhead = ("overhead-cuda.json", "overhead-cuda.md")
     training = ("training-cuda.json", "training-cuda.md")
-    tests = ("-m", "pytest", "-q", "-k", "cuda")
-    variants = (
-        ("eager", "eager and self and float32 and unrolled"),
-        ("compiled", "compiled and self and float32"),
-        ("bfloat16", "compiled and self and bfloat16"),
-        ("cross", "cross and float32"),
-        ("memory", "checkpointed or chunked"),
-    )
-    # CUDA graphs are on wherever a variant is compiled and the device is CUDA.
+    tests = ("-m", "pytest", *QUIET, "-k", "cuda")
     listed = [Piece("tests", (*tests, "tests"), (*tests, "tests/metalearn/test_cuda.py"))]
-    listed += [
+    eager, *others = (
         Piece(
             f"overhead-{name}",
-            bench(f"overhead and paper and ({select})"),
+            bench(f"overhead and {select}"),
             small("overhead and pocket and digits"),
             overhead,
+            least,
         )
-        for name, select in variants
-    ]
+        for name, select, least in _variants()
+    )
     listed += [
+        eager,
         Piece("training", bench("training"), small("training and basic_motions"), training),
         Piece(
             "adapter",
@@ -103,6 +114,7 @@ def pieces() -> list[Piece]:
             small("adapter and mlp and 1-"),
             ("adapter-cuda.json", "adapter-cuda.md"),
         ),
+        *others,
     ]
     compiled = ("--set", "training.compile=on", "--set", "training.cuda_graphs=on")
     short = ("--preset", "pocket", "--set", "training.steps=2", "--device", "cpu")
@@ -113,6 +125,23 @@ def pieces() -> list[Piece]:
             paper = (*command, "--preset", "paper", *compiled, *out)
             listed.append(Piece(f"paper-{name}-{method}", paper, (*command, *short, *out)))
     return listed
+
+
+def _variants() -> list[tuple[str, str, int]]:
+    """Name of a piece, tests of it, seconds that it needs; compiling takes minutes a setting."""
+    eager = [("eager", "paper and eager and self and float32 and unrolled", 60)]
+    # CUDA graphs are on wherever a variant is compiled and the device is CUDA.
+    compiled = [
+        (f"{name}-{setting}", f"paper/{setting}-compiled and self and {dtype}", 150)
+        for name, dtype in (("compiled", "float32"), ("bfloat16", "bfloat16"))
+        for setting in PAPER
+    ]
+    return [
+        *eager,
+        *compiled,
+        ("cross", "paper and eager and cross and float32", 60),
+        ("memory", "paper and (checkpointed or chunked)", 60),
+    ]
 
 
 def read_state() -> dict[str, dict[str, object]]:
@@ -148,7 +177,8 @@ def run(
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # training saves what it reached
+            # As Ctrl-C: training saves what it reached, and pytest tells what has failed so far.
+            os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from proof import FEW, SETS, STEPS, Job, configure, run_all
-from proof_page import difference, read_values
+from proof_values import difference, read_values
 
 from metamae.data.dataset import Dataset
 from metamae.evaluation.candidates import CANDIDATES
@@ -124,15 +124,24 @@ def missing(wanted: Iterable[Job], out: Path) -> Iterator[Job]:
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of every choice on every set, paired by seed, in points, of the means of tokens."""
-    gradients = [
-        {**row, "variant": f"{row['variant']}, gradients", "values": row["gradients"]}
+    """Of every choice on every set, paired by seed, in points.
+
+    Encoders are compared with what becomes of their tokens chosen on validation cuts, as in the
+    proof; gradients beside the mean of tokens with that mean alone.
+    """
+    halves = [
+        {
+            **{key: row[key] for key in ("stage", "dataset", "seed")},
+            "variant": f"{row['variant']}, {name}",
+            "values": row[kind],
+        }
         for row in rows
         if "gradients" in row
+        for kind, name in (("gradients", "gradients"), ("values", "mean"))
     ]
-    values = read_values([*rows, *gradients], STAGE)
+    values = read_values(rows, STAGE) | read_values(halves, STAGE)
     pairs = {name: made.beside for name, made in VARIANTS.items() if made.beside}
-    pairs |= {f"{name}, gradients": name for name in GRADIENTS}
+    pairs |= {f"{name}, gradients": f"{name}, mean" for name in GRADIENTS}
     found = []
     for name, beside in pairs.items():
         for dataset in dict.fromkeys(row["dataset"] for row in rows):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,15 +15,18 @@ from proof import (
     BASELINES,
     DEAR,
     FEW,
+    HELD_BACK,
     PART_SETS,
     PARTS,
     PREDICTIONS,
     RESULTS,
+    SETS,
     STEPS,
     TUNE_STEPS,
     VARIANTS,
     trial,
 )
+from proof_values import Values, difference, grouped, holm, over_sets, pooling, read_values
 
 from metamae.files import read_json, write_text
 from metamae.report.intervals import student_margin
@@ -42,88 +45,10 @@ TITLES = {
     "umae": "U-MAE",
     "metamae": "MetaMAE",
 }
-RIVALS = ("random", "raw_logistic", "mae", "umae")
+RIVALS = ("random", "raw_logistic", "components", "mae", "umae")
+KINDS = ("mean", "all tokens", "joined")
+"""Of features of an encoder."""
 DRAWN = ("raw_logistic", "field", "random", "mae", "umae", "metamae")
-
-Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
-"""Data set and variant to seed to number of labels to the mean over draws, in points."""
-
-
-class Difference(NamedTuple):
-    """A paired difference over seeds, in points."""
-
-    mean: float
-    half: float | None
-    """Half the 95 % interval; ``None`` from one seed."""
-    p: float | None
-    """Of the two-sided t test."""
-    seeds: int
-
-    def text(self) -> str:
-        """As it stands in a table."""
-        if self.half is None:
-            return f"{self.mean:+.1f} (one seed)"
-        return f"{self.mean:+.1f} ± {self.half:.1f}"
-
-
-def read_values(rows: Sequence[Mapping[str, Any]], stage: str = "fixed") -> Values:
-    """Means over draws, by cell."""
-    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for row in rows:
-        if row["stage"] == stage:
-            means = {n: 100 * float(np.mean(v)) for n, v in row["values"].items()}
-            values.setdefault((row["dataset"], row["variant"]), {})[row["seed"]] = means
-    return values
-
-
-def difference(values: Values, dataset: str, a: str, b: str, labels: str) -> Difference | None:
-    """Of two variants, seed by seed; what has no seed stands beside each."""
-    first, second = values.get((dataset, a), {}), values.get((dataset, b), {})
-    if b in (*BASELINES, *DEAR) and second:
-        second = dict.fromkeys(first, second[0])
-    shared = sorted(s for s in first if s in second and labels in first[s] and labels in second[s])
-    return summarise([first[s][labels] - second[s][labels] for s in shared])
-
-
-def summarise(differences: Sequence[float]) -> Difference | None:
-    """Mean, interval and p of paired differences."""
-    count = len(differences)
-    if count == 0:
-        return None
-    mean = float(np.mean(differences))
-    if count == 1:
-        return Difference(mean, None, None, 1)
-    from scipy.stats import t as student
-
-    error = max(float(np.std(differences, ddof=1)) / count**0.5, 1e-9)
-    p = 2 * float(student.sf(abs(mean) / error, count - 1))
-    return Difference(mean, student_margin(error, count), p, count)
-
-
-def over_sets(
-    values: Values, sets: Sequence[str], a: str, b: str, labels: str
-) -> Difference | None:
-    """The mean over sets of a difference, seed by seed."""
-    by_seed: dict[int, list[float]] = {}
-    for dataset in sets:
-        first, second = values.get((dataset, a), {}), values.get((dataset, b), {})
-        if b in (*BASELINES, *DEAR) and second:
-            second = dict.fromkeys(first, second[0])
-        for seed in first:
-            if seed in second and labels in first[seed] and labels in second[seed]:
-                by_seed.setdefault(seed, []).append(first[seed][labels] - second[seed][labels])
-    return summarise([float(np.mean(d)) for d in by_seed.values() if len(d) == len(sets)])
-
-
-def holm(differences: Sequence[Difference | None]) -> list[str]:
-    """Win, tie or loss of each at the 5 % level, by Holm's correction over all of them."""
-    words = ["-" if d is None or d.p is None else "tie" for d in differences]
-    tested = [(n, d) for n, d in enumerate(differences) if d is not None and d.p is not None]
-    for rank, (number, d) in enumerate(sorted(tested, key=lambda pair: pair[1].p or 0.0)):
-        if d.p is None or d.p > 0.05 / (len(tested) - rank):
-            break
-        words[number] = "win" if d.mean > 0 else "loss"
-    return words
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -199,14 +124,14 @@ def auto_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         if row["stage"] == "auto":
             method, _, setting = row["variant"].partition(", ")
-            kinds = [row.get(kind) for kind in ("values", "tokens")]
+            kinds = [row.get(kind) for kind in ("values", "tokens", "joined")]
             cells = [
                 f"{100 * np.mean(kind[n]):.1f}" if kind else "-"
                 for kind in kinds
                 for n in (str(FEW), "all")
             ]
             lines.append([row["dataset"], setting or "-", TITLES[method], *cells])
-    heads = [f"{kind}, {n}" for kind in ("mean", "all tokens") for n in (f"{FEW} a class", "all")]
+    heads = [f"{kind}, {n}" for kind in KINDS for n in (f"{FEW} a class", "all")]
     lines.sort(key=lambda line: (line[0], line[1], list(TITLES.values()).index(line[2])))
     return table(("", "rate, masked", "", *heads), lines)
 
@@ -226,43 +151,86 @@ def tune_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(("", "", "settings", "mean", "all tokens"), lines)
 
 
+def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
+    """What became of every encoder's tokens, with few labels and with all."""
+    found = grouped(rows)
+    words = dict(zip(("values", "tokens", "joined"), KINDS, strict=True))
+    lines = [
+        [
+            TITLES[name],
+            *(
+                ", ".join(words[pooling(found[s, name], n)] for n in (str(FEW), "all"))
+                if (s, name) in found
+                else "-"
+                for s in sets
+            ),
+        ]
+        for name in VARIANTS
+    ]
+    return table(("", *sets), lines)
+
+
+def sets_of(values: Values, among: Sequence[str]) -> list[str]:
+    """Those of which every variant has a seed."""
+    return [s for s in among if all((s, name) in values for name in VARIANTS)]
+
+
+def accuracies(values: Values, sets: Sequence[str]) -> str:
+    """Tables of accuracy, set by set and on average."""
+    return f"""With {FEW} labels a class, mean and deviation over seeds:
+
+{accuracy_table(values, sets, str(FEW))}
+
+With all labels:
+
+{accuracy_table(values, sets, "all")}
+
+{mean_table(values, sets)}"""
+
+
+def kept_back_section(
+    rows: Sequence[Mapping[str, Any]], values: Values, sets: Sequence[str]
+) -> str:
+    """Accuracy on sets that decided nothing."""
+    return f"""## Sets on which nothing was chosen
+
+The preset's rate and ratio were chosen on validation cuts of the sets above. These were kept back;
+components of all tokens joined with those of the inputs were a third choice here:
+
+{accuracies(values, sets)}
+
+{pooling_table(rows, sets)}
+
+{rival_table(values, sets)}
+
+"""
+
+
 def make_page(report: Mapping[str, Any]) -> str:
     """The page."""
     rows = report["rows"]
     values = read_values(rows)
-    sets = list(dict.fromkeys(r["dataset"] for r in rows if r["variant"] == "metamae"))
-    seeds = {s: len(values[s, "metamae"]) for s in sets}
-    fixed = [r for r in rows if r["stage"] == "fixed" and r["method"] == "metamae"]
-    steps = sorted({r["steps"] for r in fixed})
-    where = sorted({f"{r['hardware']}, torch {r['torch']}, revision {r['revision']}" for r in rows})
-    told = ", ".join(f"{name} {count}" for name, count in seeds.items())
+    sets, held_back = sets_of(values, SETS), sets_of(values, HELD_BACK)
+    told = ", ".join(f"{s} {len(values[s, 'metamae'])}" for s in (*sets, *held_back))
+    machines = sorted({f"{r['hardware']}, torch {r['torch']}" for r in rows})
+    revisions = ", ".join(sorted({r["revision"] for r in rows}))
+    kept_back = kept_back_section(rows, values, held_back) if held_back else ""
     predictions = "\n".join(f"{n}. {text}" for n, text in enumerate(PREDICTIONS, start=1))
-    parts = [s for s in PART_SETS if s in sets]
-    earlier = ""
-    if any("tokens" not in r for r in fixed):
-        earlier = (
-            "\nThe preset is that of before: a rate of 5e-4 for all data, and three quarters of "
-            "signals\nand images masked; features are means of tokens."
-        )
     return f"""# Does pretraining save labels, and what in it does the work?
 
 Test accuracy in percent, of logistic regression on frozen standardised features; 20 draws of
-labels, the same for every method. Encoders: the preset `auto`, {" or ".join(map(str, steps))}
-steps, one setting for all data and methods, nothing tuned on them. Seeds of
-pretraining: {told}.{earlier}
+labels, the same for every method. Encoders: the preset `auto`, {STEPS} steps, one setting for all
+data and methods. Seeds of pretraining: {told}.
 Made by `benchmarks/proof_page.py` from [rows](proof.json), which `benchmarks/proof.py` measured.
 
-## With {FEW} labels a class
+## Accuracy
 
-{accuracy_table(values, sets, str(FEW))}
+{accuracies(values, sets)}
 
-Mean and deviation over seeds.
+Of an encoder's tokens the mean is taken, or up to 64 principal components of all of them, what is
+better on validation cuts of training rows; with few labels and with all:
 
-{mean_table(values, sets)}
-
-## With all labels
-
-{accuracy_table(values, sets, "all")}
+{pooling_table(rows, sets)}
 
 ## MetaMAE beside its rivals
 
@@ -272,9 +240,9 @@ Mean paired difference over seeds with Student's 95 % interval; draws of labels 
 that their spread is not in it, nor that of the test rows. A win or a loss is one by a t test at
 5 % after Holm's correction over the sets.
 
-## What in it does the work
+{kept_back}## What in it does the work
 
-{part_table(values, parts)}
+{part_table(values, sets_of(values, PART_SETS))}
 
 The same setting but for what is named; paired with MAE, seed by seed.
 
@@ -283,7 +251,7 @@ The same setting but for what is named; paired with MAE, seed by seed.
 {auto_table(rows)}
 
 Validation cuts of training rows, {STEPS} steps, one seed (100); "all tokens" are up to 64 principal
-components of the features of all of them side by side.
+components of the features of all of them side by side, "joined" these beside as many of the inputs.
 
 ## Trials
 
@@ -300,7 +268,8 @@ Written into the program before the first cell ran:
 
 ## How it was measured
 
-{"; ".join(where)}; a thread each, side by side with other work. {len(rows)} cells.
+{len(rows)} cells, a thread each, side by side with other work, on {"; ".join(machines)}. Revisions:
+{revisions}.
 """
 
 
@@ -308,9 +277,13 @@ Written into the program before the first cell ran:
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Accuracy against labels a class, a panel a set; bands are 95 % intervals over seeds."""
     values = read_values(report["rows"])
-    sets = list(dict.fromkeys(r["dataset"] for r in report["rows"] if r["variant"] == "metamae"))
-    figure = Figure(figsize=(4 * len(sets), 5.2))
-    for axis, dataset in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+    sets = sets_of(values, (*SETS, *HELD_BACK))
+    wide, high = 4, -(-len(sets) // 4)
+    figure = Figure(figsize=(4 * wide, 0.8 + 4.4 * high))
+    axes = figure.subplots(high, wide, squeeze=False).ravel()
+    for axis in axes[len(sets) :]:
+        axis.remove()
+    for axis, dataset in zip(axes, sets, strict=False):
         for name in DRAWN:
             runs = list(values.get((dataset, name), {}).values())
             if not runs:
@@ -319,12 +292,12 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             ticks = [float(n) for n in numbers] + [3 * float(numbers[-1])]
             points = np.array([[run[n] for n in (*numbers, "all")] for run in runs])
             colour, marker, line = look_of(name)
-            mean, wide = points.mean(0), name == "metamae"
+            mean, bold = points.mean(0), name == "metamae"
             if len(points) > 1:
                 error = points.std(0, ddof=1) / len(points) ** 0.5
                 half = np.array([student_margin(float(e), len(points)) for e in error])
                 axis.fill_between(ticks, mean - half, mean + half, color=colour, alpha=0.12, lw=0)
-            style = {"lw": 3.0 if wide else 2.0, "ms": 12 if wide else 7}
+            style = {"lw": 3.0 if bold else 2.0, "ms": 12 if bold else 7}
             axis.plot(ticks, mean, line, color=colour, marker=marker, label=TITLES[name], **style)
         axis.set_xscale("log")
         names = [f"{int(n) // 1000}k" if int(n) >= 1000 else n for n in numbers]
@@ -333,7 +306,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         axis.set_title(dataset.replace("_spatial", ""))
         axis.set_xlabel("labels a class")
         # An untrained encoder's first points may lie far below: the room is for the others.
-    figure.axes[0].set_ylabel("test accuracy, %")
+    for axis in axes[::wide]:
+        axis.set_ylabel("test accuracy, %")
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

@@ -60,8 +60,8 @@ def add_probe(commands: Any) -> None:
     add(
         "--features",
         choices=tuple(name for name in FEATURES if name != "all"),
-        help="mean of the tokens' (default), components of all tokens, or mean beside inner "
-        "gradients; the protocol attentive reads all tokens as they are",
+        help="mean of the tokens' (default), components of all tokens, these joined with the "
+        "inputs' own, or mean beside inner gradients; the protocol attentive reads all tokens",
     )
     add("--seeds", type=int, default=1, help="probe seeds, counted from the run's own (default: 1)")
     add(

@@ -48,6 +48,14 @@ class Selected:
         return picked
 
 
+def _told(name: str, rows: Rows) -> str:
+    """Name, and shape and type of an example where the array knows them."""
+    array: Any = rows.array if isinstance(rows, Selected) else rows
+    if not hasattr(array, "shape"):
+        return name
+    return f"{name} {tuple(array.shape[1:])} {array.dtype}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a probe predicts, and the one metric it is judged by.
@@ -153,6 +161,12 @@ class Partition:
     def __len__(self) -> int:
         """Number of examples."""
         return len(next(iter(self.arrays.values())))
+
+    def __repr__(self) -> str:
+        """Sizes and kinds in a line, not the data."""
+        inputs = [_told(name, rows) for name, rows in self.arrays.items()]
+        more = [name for name in ("labels", "groups") if getattr(self, name) is not None]
+        return f"Partition({len(self)} examples: {', '.join([*inputs, *more])})"
 
     def batch(self, index: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
         """Scaled examples, one tensor per input.
@@ -324,6 +338,28 @@ class Dataset:
         if self.task is not None and self.task.kind != "regression":
             train, test = self.need("train").labels, self.need("test").labels
             check_classes(train, test, self.task.classes, complete=self.task.complete)
+
+    def __repr__(self) -> str:
+        """Name, task and partitions, a line each, not the data.
+
+        Example:
+            >>> from metamae import load_dataset
+            >>> load_dataset("digits")
+            Dataset('digits', classification of 10 classes by accuracy,
+                pretrain=Partition(3823 examples: image (1, 8, 8) uint8),
+                train=Partition(3823 examples: image (1, 8, 8) uint8, labels),
+                test=Partition(1797 examples: image (1, 8, 8) uint8, labels))
+        """
+        task = "no task"
+        if self.task is not None:
+            classes = f" of {len(self.task.classes)} classes" if self.task.classes else ""
+            task = f"{self.task.kind}{classes} by {self.task.metric}"
+        parts = [
+            f"{part}={getattr(self, part)!r}"
+            for part in ("pretrain", "train", "test")
+            if getattr(self, part) is not None
+        ]
+        return f"Dataset({self.name!r}, " + ",\n    ".join([task, *parts]) + ")"
 
     def need(self, part: PartitionName) -> Partition:
         """One partition, which must be there.

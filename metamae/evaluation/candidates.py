@@ -18,6 +18,7 @@ POOLED: Mapping[Pooling, str] = MappingProxyType(
     {
         "mean": "mean of tokens",
         "tokens": "components of all tokens",
+        "joined": "components of all tokens, joined with those of the inputs",
         "gradients": "mean of tokens beside inner gradients",
         "all": "all tokens",
     }

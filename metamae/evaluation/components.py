@@ -118,6 +118,36 @@ def token_components(
     return train, test
 
 
+def joined_components(
+    method: Method[Any], dataset: Dataset, *, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`token_components` beside components of the raw inputs, of training and test rows.
+
+    What an encoder learned is seldom all that its inputs tell; a probe on both loses nothing. Both
+    blocks have the same variance in all, so that neither outweighs the other by its width.
+
+    Args:
+        method: Any method.
+        dataset: The data set.
+        device: Where the method is.
+    """
+    tokens = token_components(method, dataset, device=device)
+    unlabelled = sample(dataset.pretrain or dataset.need("train"))
+    components = Components(raw_inputs(unlabelled).astype(np.float64), all_of_them=True)
+    parts = (dataset.need("train"), dataset.need("test"))
+    inputs = [torch.from_numpy(components(raw_inputs(part))) for part in parts]
+    train, test = (
+        torch.cat([_sized(block) for block in blocks], dim=1)
+        for blocks in zip(tokens, inputs, strict=True)
+    )
+    return train, test
+
+
+def _sized(block: torch.Tensor) -> torch.Tensor:
+    """With half the variance that as many components as are kept at most have."""
+    return block * float(np.sqrt(MOST_COMPONENTS / 2 / block.shape[1]))
+
+
 def _tokens(method: Method[Any], rows: Partition, *, device: torch.device | str) -> Array:
     features = extract_features(method, rows, tokens=True, device=device)
     return features.flatten(1).numpy()

@@ -14,7 +14,7 @@ from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError
 from metamae.evaluation.candidates import CANDIDATES, applicable, describe, title_of
 from metamae.evaluation.drawing import ALL, Drawing, Stage
-from metamae.evaluation.feature_cache import Pooling
+from metamae.evaluation.feature_cache import POOLINGS, Pooling
 from metamae.evaluation.metrics import commonest_share
 from metamae.experiments.compare_plan import (
     PLAN,
@@ -193,17 +193,20 @@ class Compare:
     def _validate(
         self, plan: Plan, numbers: Sequence[int], reporter: Reporter
     ) -> tuple[list[Piece], dict[str, Pooling]]:
-        """Pieces on validation cuts, of the pooling that does better there, and which that is."""
-        pieces = self._measure(self._pieces(plan, "validation", {}), numbers, reporter)
+        """Pieces on validation cuts, of the pooling that does best there, and which that is."""
         encoders = [name for name in plan.candidates if CANDIDATES[name].seeded]
-        tokens: dict[str, Pooling] = dict.fromkeys(encoders, "tokens")
-        others = [p for p in self._pieces(plan, "validation", tokens) if p.candidate in tokens]
-        others = self._measure(others, numbers, reporter)
-        by_mean, by_tokens = (average(found) for found in (pieces, others))
-        pooling: dict[str, Pooling] = {
-            name: "tokens" if by_tokens[name] > by_mean[name] else "mean" for name in encoders
-        }
-        chosen = [p for p in (*pieces, *others) if p.pooling == pooling.get(p.candidate, "mean")]
+        pieces: list[Piece] = []
+        averages: dict[Pooling, dict[str, float]] = {}
+        for kind in POOLINGS:
+            all_of_it = self._pieces(plan, "validation", dict.fromkeys(encoders, kind))
+            wanted = [p for p in all_of_it if kind == "mean" or p.candidate in encoders]
+            averages[kind] = average(self._measure(wanted, numbers, reporter))
+            pieces += wanted
+        pooling: dict[str, Pooling] = {}
+        for name in encoders:
+            found = {kind: averages[kind][name] for kind in POOLINGS}
+            pooling[name] = max(found, key=found.__getitem__)
+        chosen = [p for p in pieces if p.pooling == pooling.get(p.candidate, "mean")]
         return chosen, pooling
 
     def _pieces(self, plan: Plan, stage: Stage, pooling: Mapping[str, Pooling]) -> list[Piece]:

@@ -197,7 +197,7 @@ class Piece:
                 self.config, dataset, folder, device=self.device, resume=True, reporter=reporter
             )
         features = run_features(folder, dataset, device=self.device, pooling=self.pooling)
-        return FrozenCurve(candidate, features, drawing, scaled=self.pooling == "tokens")
+        return FrozenCurve(candidate, features, drawing, scaled=self.pooling != "mean")
 
 
 def run_folder(out: Path, candidate: Candidate, seed: int) -> Path:

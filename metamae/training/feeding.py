@@ -24,18 +24,18 @@ SHARE = 0.1
 class Feed(Generic[Item]):
     """Gives the item of every step, and decides once whether a thread prepares them ahead.
 
-    Preparing data that lie in memory takes a hundredth of a step on a CPU, while a second thread
-    and the first fight for cores. Where data come from a slow disk, or are decoded, a thread hides
-    it. Under ``auto`` the first steps are watched: a thread is used if it can hide more than a
-    tenth of them, that is what preparing waits (for a disk), and what it computes where a core is
-    free for that. The items are the same either way: ``prepare`` is a function of the step.
+    Preparing data that lie in memory takes a hundredth of a step, while a second thread and the
+    first fight for cores, or, on CUDA, for the interpreter that launches the kernels. Where data
+    come from a slow disk, or are decoded, a thread hides it. Under ``auto`` the first steps are
+    watched: a thread is used if it can hide more than a tenth of them, that is what preparing waits
+    (for a disk), and what it computes where a core is free for that. The items are the same either
+    way: ``prepare`` is a function of the step.
 
     Args:
         prepare: Makes the item of a step.
         steps: Number of steps: nothing is prepared from this one on.
-        mode: ``on`` always, ``off`` never, ``auto`` as described; on CUDA ``auto`` is ``on``, since
-            the device works meanwhile.
-        device: Where training runs.
+        mode: ``on`` always, ``off`` never, ``auto`` as described.
+        device: Where training runs: on CUDA torch's threads do not compute the steps.
 
     Attributes:
         decision: What was decided and why, in words; empty before that.
@@ -65,7 +65,8 @@ class Feed(Generic[Item]):
         self._waited: list[float] = []
         self._computed: list[float] = []
         self._taken, self._since = 0, 0.0
-        self._undecided = mode == "auto" and device.type == "cpu"
+        self._busy = torch.get_num_threads() if device.type == "cpu" else 1
+        self._undecided = mode == "auto"
         if not self._undecided:
             self._decide(mode != "off", f"training.prefetch={mode} on {device.type}")
 
@@ -90,12 +91,12 @@ class Feed(Generic[Item]):
 
     def _judge(self) -> None:
         """By medians: a step during which the machine did something else does not count."""
-        spare = count_cores() > torch.get_num_threads()
+        spare = count_cores() > self._busy
         whole = max(statistics.median(self._watched), 1e-9)
         waited, computed = statistics.median(self._waited), statistics.median(self._computed)
         reason = f"preparing takes {100 * (waited + computed) / whole:.0f} % of a step"
         if not spare:
-            reason += f", with {torch.get_num_threads()} threads on {count_cores()} cores"
+            reason += f", with {self._busy} threads on {count_cores()} cores"
         self._decide((waited + (computed if spare else 0.0)) / whole > SHARE, reason)
 
     def _decide(self, ahead: bool, reason: str) -> None:

@@ -47,10 +47,10 @@ def test_two_pieces_run_and_leave_rows_and_a_log(
 
 
 def test_a_piece_that_takes_too_long_is_stopped(errand: ModuleType, tmp_path: Path) -> None:
-    """By SIGTERM first, on which training saves what it reached."""
+    """As by Ctrl-C first, on which training saves what it reached."""
     code = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit()))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (print('saved'), sys.exit()))\n"
         "print('started', flush=True); time.sleep(60)"
     )
     ok, seconds = errand.run(["-c", code], 3.0, tmp_path / "log")

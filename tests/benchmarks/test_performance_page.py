@@ -58,6 +58,25 @@ def test_the_tables_of_a_step_hold_the_committed_rows() -> None:
         assert f"| `{mean['variant']}` | {mean['settings']} | {numbers} | {faster} |" in page
 
 
+def test_what_was_measured_on_a_gpu_holds_the_committed_rows() -> None:
+    found, page = results("overhead-cuda"), (ROOT / "docs" / "measurements.md").read_text()
+    rows = [row for row in found["rows"] if row["policy"] == "unrolled"]
+    assert len(rows) == 9
+    for row in rows:
+        times = f"{row['mae_ms']:.0f} | {row['metamae_ms']:.0f} | {row['ratio']:.2f}"
+        name, peak = row["setting"].removeprefix("paper/"), f"{row['peak_ratio']:.2f}"
+        assert f"| {name} | {row['batch']} | {times} | {row['flop_ratio']:.2f} | {peak} |" in page
+    shares = [100 * row["matmul_share"] for row in rows]
+    assert (round(min(shares)), round(max(shares), -1)) == (3, 30)
+    assert statistics.mean(row["peak_ratio"] for row in rows) < 1.6
+    steps = results("training-cuda")["rows"]
+    more = [
+        100 * statistics.mean(row["ratio"] for row in steps if row["method"] == method) - 100
+        for method in ("mae", "metamae")
+    ]
+    assert "took {:.0f} % more than the bare step under MAE and {:.0f} %".format(*more) in prose()
+
+
 def prose() -> str:
     return " ".join((ROOT / "docs" / "measurements.md").read_text().split())
 

@@ -20,48 +20,105 @@ def page() -> ModuleType:
     return load_program("proof_page")
 
 
+@pytest.fixture(scope="module")
+def judge() -> ModuleType:
+    """Accuracies of the rows, and differences."""
+    return load_program("proof_values")
+
+
 def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:
     report = json.loads((RESULTS / "proof.json").read_text())
     assert (RESULTS / "proof.md").read_text() == page.make_page(report)
     values = page.read_values(report["rows"])
-    sets = list(dict.fromkeys(r["dataset"] for r in report["rows"] if r["variant"] == "metamae"))
+    sets = page.sets_of(values, page.SETS)
+    assert len(sets) == 4
     table = page.mean_table(values, sets)
     assert table in (ROOT / "README.md").read_text()
     results = (ROOT / "docs" / "results.md").read_text()
     assert table in results
     assert page.accuracy_table(values, sets, "5") in results
     assert page.accuracy_table(values, sets, "all") in results
+    assert page.rival_table(values, sets) in results
     assert page.auto_table(report["rows"]) in results
-    encoders = ("random", "mae", "umae", "metamae")
-    gains = [page.difference(values, "sensors", e, "raw_logistic", "5").mean for e in encoders]
-    assert min(gains) > 16  # README
 
 
-def test_differences_are_paired_by_seed(page: ModuleType) -> None:
+def test_what_is_said_of_the_rows(page: ModuleType, judge: ModuleType) -> None:
+    """README and docs/results.md."""
+    values = page.read_values(json.loads((RESULTS / "proof.json").read_text())["rows"])
+    sets = page.sets_of(values, page.SETS)
+    assert {len(values[s, m]) for s in sets for m in ("mae", "umae", "metamae")} <= {3, 4, 5}
+
+    def over_sets(a: str, b: str, labels: str) -> float:
+        return float(judge.over_sets(values, sets, a, b, labels).mean)
+
+    for labels in ("5", "all"):
+        for name in ("random", "mae", "umae", "metamae"):
+            assert over_sets(name, "raw_logistic", labels) > 2
+        found = judge.over_sets(values, sets, "metamae", "mae", labels)
+        assert abs(found.mean) < found.half  # level
+
+    def on_digits(a: str, b: str, labels: str) -> float:
+        return float(judge.difference(values, "digits", a, b, labels).mean)
+
+    gains = [on_digits(m, "random", "5") for m in ("mae", "umae", "metamae")]
+    assert min(gains) > 5.5
+    assert on_digits("metamae", "raw_logistic", "1") > 9
+    assert on_digits("metamae", "random", "1") > 15.5
+    assert 1.5 < on_digits("metamae", "raw_logistic", "5") < 2.5
+
+
+def test_differences_are_paired_by_seed(judge: ModuleType) -> None:
     rows = [
         {"stage": "fixed", "dataset": "a", "variant": v, "seed": s, "values": {"5": [x, x + 0.02]}}
         for v, xs in (("metamae", (0.5, 0.7, 0.6)), ("mae", (0.4, 0.65)), ("raw_logistic", (0.3,)))
         for s, x in enumerate(xs)
     ]
-    values = page.read_values(rows)
-    found = page.difference(values, "a", "metamae", "mae", "5")
+    values = judge.read_values(rows)
+    found = judge.difference(values, "a", "metamae", "mae", "5")
     assert found.seeds == 2
     assert found.mean == pytest.approx(7.5)
     error = np.std([10, 5], ddof=1) / 2**0.5
     assert found.half == pytest.approx(12.7062 * error, rel=1e-4)  # Student's, one degree
-    plain = page.difference(values, "a", "metamae", "raw_logistic", "5")
+    plain = judge.difference(values, "a", "metamae", "raw_logistic", "5")
     assert plain.seeds == 3  # what has no seed stands beside each
     assert plain.mean == pytest.approx(30)
-    assert page.difference(values, "a", "metamae", "umae", "5") is None
-    assert page.over_sets(values, ["a", "b"], "metamae", "mae", "5") is None
+    assert judge.difference(values, "a", "metamae", "umae", "5") is None
+    assert judge.over_sets(values, ["a", "b"], "metamae", "mae", "5") is None
 
 
-def test_holm_corrects_over_the_sets(page: ModuleType) -> None:
+def test_holm_corrects_over_the_sets(judge: ModuleType) -> None:
     """The smallest p is held against a quarter of 5 %, the next against a third, and so on."""
     made = [
-        page.Difference(m, 1.0, p, 3) for m, p in ((1, 0.012), (-1, 0.026), (1, 0.016), (1, 0.9))
+        judge.Difference(m, 1.0, p, 3) for m, p in ((1, 0.012), (-1, 0.026), (1, 0.016), (1, 0.9))
     ]
-    assert page.holm(made) == ["win", "tie", "win", "tie"]
-    made[1] = page.Difference(-1, 1.0, 0.024, 3)
-    assert page.holm([*made, None]) == ["win", "loss", "win", "tie", "-"]
-    assert page.holm([page.Difference(1, 1.0, 0.013, 3)] * 4) == ["tie"] * 4
+    assert judge.holm(made) == ["win", "tie", "win", "tie"]
+    made[1] = judge.Difference(-1, 1.0, 0.024, 3)
+    assert judge.holm([*made, None]) == ["win", "loss", "win", "tie", "-"]
+    assert judge.holm([judge.Difference(1, 1.0, 0.013, 3)] * 4) == ["tie"] * 4
+
+
+def test_features_are_chosen_on_validation_cuts(judge: ModuleType) -> None:
+    """By few labels for few, by all for all, over the seeds of one encoder; never by test rows."""
+    rows = [
+        {
+            "stage": "fixed",
+            "dataset": "a",
+            "variant": "mae",
+            "seed": seed,
+            "values": {"1": [0.1], "5": [0.2], "all": [0.9]},
+            "tokens": {"1": [0.3], "5": [0.1], "all": [0.5]},
+            "joined": {"1": [0.9], "5": [0.9], "all": [0.95]},
+            "validation": {
+                "mean": {"5": [0.5], "all": [0.8]},
+                "tokens": {"5": [0.5 + gain], "all": [0.7]},
+                "joined": {"5": [0.1], "all": [0.1]},
+            },
+        }
+        for seed, gain in enumerate((0.2, -0.1))
+    ]
+    assert judge.pooling(rows, "5") == "tokens"
+    assert judge.pooling(rows, "all") == "values"
+    values = judge.read_values(rows)["a", "mae"]
+    assert values[1] == pytest.approx({"1": 30, "5": 10, "all": 90})
+    del rows[1]["tokens"]  # not all of them were measured with it
+    assert judge.pooling(rows, "5") == "values"

@@ -24,7 +24,7 @@ def test_the_command_is_one() -> None:
 
 def test_the_program_runs(tmp_path: Path) -> None:
     """On settings as small as can be."""
-    (program,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    program, further = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
     few = f"steps=1, seeds=1, draws=2, workers=1, overrides={SIZES!r}"
     small = program.replace("steps=300", f'{few}, candidates=("raw_logistic", "mae")')
     assert small != program
@@ -32,6 +32,7 @@ def test_the_program_runs(tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "comparison").iterdir()}
     assert {PAGE, TABLE, FIGURE, ROWS, DECISION} <= written
     assert all(f"`{name}`" in GUIDE for name in (PAGE, TABLE, FIGURE, ROWS, DECISION))
+    assert float(run_program(further, tmp_path).strip()) > 0.5  # of four classes
 
 
 def test_the_rules_are_those_of_the_code() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from metamae import load_dataset, make_config
-from metamae.evaluation.components import token_components
+from metamae.evaluation.components import Components, token_components
 from metamae.evaluation.feature_cache import run_features
+from metamae.evaluation.raw import raw_inputs
 from metamae.training.pretraining import pretrain
 from metamae.training.run_folder import CHECKPOINT, load_method
 from tests.tiny import SIZES
@@ -46,7 +47,17 @@ def test_components_of_all_tokens_side_by_side(tmp_path: Path) -> None:
     plain = run_features(tmp_path, data)  # kept beside it
     assert plain.train.shape == (len(train), config.encoder.width)
     assert torch.equal(run_features(tmp_path, data, pooling="tokens").test, test)
+    joined = run_features(tmp_path, data, pooling="joined")
+    inputs = Components(raw_inputs(data.need("pretrain")).astype(np.float64), all_of_them=True)
+    block = inputs(raw_inputs(data.need("test")))
+    half = np.sqrt(32 / block.shape[1])
+    assert np.allclose(joined.test[:, :count], test * np.sqrt(32 / count), atol=1e-5)
+    assert np.allclose(joined.test[:, count:], block * half, atol=1e-5)
+    for columns in (slice(None, count), slice(count, None)):  # of unlabelled rows: half each
+        variance = joined.train[:, columns].var(0).sum()
+        assert 24 < variance < 40
     assert {path.name for path in tmp_path.glob("features-*.pt")} == {
         "features-basic_motions.pt",
         "features-basic_motions-tokens.pt",
+        "features-basic_motions-joined.pt",
     }

@@ -102,17 +102,18 @@ def test_features_are_those_that_do_better_on_validation_cuts(finished: Path) ->
     found = {path.name for path in pieces.iterdir()}
     text = (finished / "out" / TABLE).read_text()
     for name in ("random", "metamae"):
-        kinds = {"mean": f"{name}-0", "tokens": f"{name}-0-tokens"}
+        kinds = {"mean": f"{name}-0"}
+        kinds |= {kind: f"{name}-0-{kind}" for kind in ("tokens", "joined")}
         means = {
             kind: np.mean(
                 [np.mean(v) for v in read_json(pieces / f"{file}-validation.json").values()]
             )
             for kind, file in kinds.items()
         }
-        chosen = "tokens" if means["tokens"] > means["mean"] else "mean"
-        other = kinds["mean" if chosen == "tokens" else "tokens"]
+        chosen = max(means, key=lambda kind: means[kind])
         assert f"{kinds[chosen]}-test.json" in found
-        assert f"{other}-test.json" not in found  # test rows were not looked at with it
+        others = {f"{file}-test.json" for kind, file in kinds.items() if kind != chosen}
+        assert not others & found  # test rows were not looked at with them
         rows = read_json(finished / "out" / ROWS)
         (row,) = (
             r for r in rows if (r["stage"], r["candidate"], r["labels"]) == ("validation", name, 5)
@@ -185,8 +186,8 @@ def test_test_rows_are_for_after_the_decision(
     original = Piece.run
     monkeypatch.setattr(Piece, "run", look)
     make(tmp_path, candidates=("raw_logistic", "mae")).run(SILENT)
-    # MAE is tried with both kinds of features on validation cuts, and with one on test rows.
-    assert seen == [("validation", False)] * 3 + [("test", True)] * 2
+    # MAE is tried with all three kinds of features on validation cuts, and with one on test rows.
+    assert seen == [("validation", False)] * 4 + [("test", True)] * 2
 
 
 def test_labels_of_test_rows_change_no_decision(tmp_path: Path) -> None:

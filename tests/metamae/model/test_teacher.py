@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from metamae.errors import ConfigError
 from metamae.inputs import Inputs, Tabular, Tokens
 from metamae.methods import MAE, build_method
 from metamae.model.teacher import TARGETS, Teacher, effective_rank
+from metamae.report.run_page import _reconstructions
 from metamae.training import pretrain
 from metamae.training.compiling import CompiledLoss
 from metamae.training.run import Run
@@ -153,6 +155,11 @@ def test_the_effective_rank_is_that_of_the_singular_values() -> None:
     line = torch.linspace(0, 1, 9).outer(torch.ones(4))
     assert effective_rank(line) == pytest.approx(1, abs=1e-3)
     assert effective_rank(torch.ones(3, 4)) == 0
+
+
+def test_a_report_draws_no_reconstructions_of_it(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(method="mae", trained=SimpleNamespace(config=config_of("mae")))
+    assert _reconstructions("basic_motions", [run], tmp_path / "picture.svg", None) == []
 
 
 @pytest.mark.slow

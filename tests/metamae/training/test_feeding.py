@@ -16,7 +16,7 @@ from metamae.training import feeding, pretrain
 from metamae.training.feeding import SHARE, TRIAL, Feed
 from tests.tiny import SIZES
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OURS = threading.current_thread().name
 
 
@@ -46,19 +46,24 @@ def test_slow_reading_is_hidden() -> None:
     assert feed.decision.startswith("input is prepared by a thread of its own, ahead (preparing ta")
 
 
-def test_quick_reading_stays_where_it_is() -> None:
-    feed, threads = follow("auto", waits=0.0, works=0.005)
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_quick_reading_stays_where_it_is(device: torch.device) -> None:
+    feed, threads = follow("auto", waits=0.0, works=0.005, device=device)
     assert set(threads) == {"main"}
     assert re.search(r"between the steps \(preparing takes \d % of a step", feed.decision)
 
 
-@pytest.mark.parametrize(("cores", "other"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("device", "threads", "cores", "other"),
+    [(CPU, 2, 2, False), (CPU, 2, 3, True), (CUDA, 2, 1, False), (CUDA, 2, 2, True)],
+)
 def test_what_computes_needs_a_free_core(
-    cores: int, other: bool, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, threads: int, cores: int, other: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Preparing that takes half a step of pure computation, one thread in use."""
+    """Preparing that takes half a step of pure computation; torch's threads are busy on a CPU."""
     clock = {"wall": 0.0, "cpu": 0.0}
     monkeypatch.setattr(feeding, "count_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
     monkeypatch.setattr(time, "thread_time", lambda: clock["cpu"])
 
@@ -67,7 +72,7 @@ def test_what_computes_needs_a_free_core(
             clock[name] += 1.0
         return step
 
-    with Feed(prepare, 20, "auto", CPU) as feed:
+    with Feed(prepare, 20, "auto", device) as feed:
         for step in range(TRIAL + 2):
             feed.take(step)
             clock["wall"] += 1.0
@@ -81,8 +86,8 @@ def test_what_computes_needs_a_free_core(
     [
         ("on", CPU, "main", "other"),
         ("off", CPU, "main", "main"),
-        ("auto", torch.device("cuda"), "main", "other"),
-        ("off", torch.device("cuda"), "main", "main"),
+        ("on", CUDA, "main", "other"),
+        ("off", CUDA, "main", "main"),
     ],
 )
 def test_a_mode_decides_at_once(mode: Any, device: torch.device, first: str, then: str) -> None:
