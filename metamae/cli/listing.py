@@ -13,12 +13,14 @@ from metamae.evaluation.protocols import FITS
 from metamae.listing import lines
 from metamae.methods.building import POLICIES, TERMS, method_sources
 from metamae.model.mask_rules import RULES
+from metamae.model.teacher import TARGETS
 from metamae.model.views import VIEWS
 
 KINDS: Mapping[str, Callable[[], Mapping[str, object]]] = MappingProxyType(
     {
         "methods": method_sources,
         "masks": lambda: RULES,
+        "targets": lambda: TARGETS,
         "terms": lambda: {**TERMS, "uniformity": uniformity},
         "views": lambda: VIEWS,
         "features": lambda: {str(name): compute for name, compute in FEATURES.items()},

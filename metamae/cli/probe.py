@@ -17,7 +17,8 @@ from metamae.data.own import is_path
 from metamae.errors import ConfigError, DataError
 from metamae.evaluation.candidates import POOLED
 from metamae.evaluation.feature_cache import FEATURES, Pooling, run_features
-from metamae.evaluation.protocols import PROTOCOLS, labels_of
+from metamae.evaluation.features import Features
+from metamae.evaluation.protocols import MORE, PROTOCOLS, labels_of, reads
 from metamae.experiments.evaluate_run import probe_row
 from metamae.experiments.plan import MOST_CELLS
 from metamae.inputs import check_transfer
@@ -39,7 +40,8 @@ def add_probe(commands: Any) -> None:
         help="evaluate a pretrained encoder",
         description="Evaluate the frozen encoder of a run folder; rows are added to probes.json "
         "in it, and features are kept beside the checkpoint.",
-        epilog=f"protocols: {', '.join(PROTOCOLS)}, and few-N for any N",
+        epilog=f"protocols: {', '.join(PROTOCOLS)}, and few-N for any N; where they are named, "
+        f"{', '.join(MORE)} too",
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="folder of metamae pretrain, or of a sweep")
@@ -57,10 +59,9 @@ def add_probe(commands: Any) -> None:
     )
     add(
         "--features",
-        choices=tuple(FEATURES),
-        default="mean",
+        choices=tuple(name for name in FEATURES if name != "all"),
         help="mean of the tokens' (default), components of all tokens, these joined with the "
-        "inputs' own, or mean beside inner gradients",
+        "inputs' own, or mean beside inner gradients; the protocol attentive reads all tokens",
     )
     add("--seeds", type=int, default=1, help="probe seeds, counted from the run's own (default: 1)")
     add(
@@ -98,8 +99,7 @@ def run_probe(options: argparse.Namespace) -> int:
     name = dataset.name
     with locked(options.run_dir):
         trained = Checkpoint.load(options.run_dir / CHECKPOINT)  # as it is now, and stays
-        pooling: Pooling = options.features
-        features = run_features(options.run_dir, dataset, device=device, pooling=pooling)
+        features: dict[Pooling, Features] = {}
         data = fingerprint(dataset)
         if name == config.dataset and trained.data not in ("", data):
             reporter.say(
@@ -107,13 +107,17 @@ def run_probe(options: argparse.Namespace) -> int:
                 f"fingerprint {data}, the run's had {trained.data}"
             )
         for protocol in protocols:
+            kind: Pooling = options.features or reads(protocol)
+            if kind not in features:
+                features[kind] = run_features(options.run_dir, dataset, device=device, pooling=kind)
+            usual = kind == reads(protocol)
             new_rows = [
                 probe_row(
                     trained,
-                    features,
+                    features[kind],
                     protocol,
                     transfer=name,
-                    variant=DEFAULT if pooling == "mean" else pooling,
+                    variant=DEFAULT if usual else kind,
                     device=device,
                     probe=changed.probe,
                     probe_seed=config.seed + number,
@@ -122,9 +126,9 @@ def run_probe(options: argparse.Namespace) -> int:
                 )
                 for number in range(options.seeds)
             ]
-            if pooling != "mean":
+            if not usual:
                 new_rows = [
-                    replace(row, settings=f"{row.settings}, {POOLED[pooling]}") for row in new_rows
+                    replace(row, settings=f"{row.settings}, {POOLED[kind]}") for row in new_rows
                 ]
             _add(options.run_dir / PROBES, new_rows)
             reporter.say(describe(new_rows))

@@ -26,6 +26,7 @@ from metamae.config.sections import (
     LearnConfig,
     MaskingConfig,
     ProbeConfig,
+    TargetConfig,
     TrainingConfig,
 )
 from metamae.errors import ConfigError, suggest
@@ -85,6 +86,9 @@ LARGEST_SEED = 2**64 - 1
 TRACED = ("unrolled", "first_order")
 """Gradient policies that ``torch.compile`` can trace."""
 
+PREDICTING = ("mae", "umae", "mae_contrast", "metamae", "random")
+"""Methods that predict masked tokens, whose ``target`` may be chosen."""
+
 CONTRASTED = ("mae_contrast", "metamae", "random")
 """Methods whose second view ``contrast.view`` may choose; nothing is trained of the last."""
 
@@ -114,6 +118,7 @@ class Config:
         learn: Settings that are learned.
         training: Pretraining.
         probe: The linear probe.
+        target: What is predicted.
     """
 
     dataset: str
@@ -130,6 +135,7 @@ class Config:
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
         """Check the method's name, the seed, and what does not go together."""
@@ -153,6 +159,7 @@ class Config:
         self._refuse_changing_shapes(forced)
         self._refuse_blind_rules()
         self._refuse_unseen_views()
+        self._refuse_idle_teachers()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -207,6 +214,21 @@ class Config:
         require(rule == "random", f"masking.rule=random with contrast.view={view}", rule)
         fixed = not self.learn.settings
         require(fixed, "contrast.view=own where learn.settings names some", view)
+
+    def _refuse_idle_teachers(self) -> None:
+        """A teacher: for methods that predict masked tokens, of an encoder with blocks."""
+        if self.target.kind == "values":
+            return
+        predicts = self.method not in METHODS or self.method in PREDICTING
+        expected = f"target.kind=values, or a method among {', '.join(PREDICTING)}"
+        require(predicts, expected, f"{self.target.kind} with {self.method}")
+        fixed = not self.learn.settings
+        require(fixed, "target.kind=values where learn.settings names some", self.target.kind)
+        depth = self.encoder.depth
+        require(depth > 0, "encoder.depth >= 1 where target.kind=teacher", depth)
+        normalised = self.decoder.normalise_targets
+        expected = "decoder.normalise_targets=false where target.kind=teacher, whose states are"
+        require(not normalised, expected, normalised)
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""

@@ -387,6 +387,28 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """What is predicted of a masked token.
+
+    Attributes:
+        kind: Its ``values``, as in the paper, or the states that a ``teacher`` has of it: an
+            average of the encoder over time, which sees the unmasked example.
+        blocks: Last blocks of the teacher whose states are averaged; all where there are fewer.
+        decay: Share of itself that the teacher keeps in a step.
+    """
+
+    kind: Literal["values", "teacher"] = "values"
+    blocks: int = 4
+    decay: float = 0.996
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_fields(self, "target")
+        require(self.blocks >= 1, "target.blocks >= 1", self.blocks)
+        require(0 <= self.decay < 1, "target.decay in [0, 1)", self.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnConfig:
     """Settings of MetaMAE that an outer level learns on held-out unlabelled data.
 

@@ -20,6 +20,7 @@ POOLED: Mapping[Pooling, str] = MappingProxyType(
         "tokens": "components of all tokens",
         "joined": "components of all tokens, joined with those of the inputs",
         "gradients": "mean of tokens beside inner gradients",
+        "all": "all tokens",
     }
 )
 """What becomes of the features of tokens, in words."""

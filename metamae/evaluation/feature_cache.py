@@ -16,16 +16,16 @@ from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
 from metamae.evaluation.components import joined_components, token_components
-from metamae.evaluation.features import Features, compute_features
+from metamae.evaluation.features import Features, all_token_features, compute_features
 from metamae.evaluation.inner_gradients import joined_gradients
 from metamae.training.checkpoint import read_intact, save_tensors
 from metamae.training.run_folder import CHECKPOINT, load_method
 
-Pooling = Literal["mean", "tokens", "joined", "gradients"]
+Pooling = Literal["mean", "tokens", "joined", "gradients", "all"]
 """What becomes of the features of tokens: their mean, as in the paper; principal components of all
 of them side by side (:func:`~metamae.evaluation.components.token_components`); these beside
-components of the inputs (:func:`~metamae.evaluation.components.joined_components`); or their mean
-beside inner gradients (:func:`~metamae.evaluation.inner_gradients.joined_gradients`)."""
+components of the inputs (:func:`~metamae.evaluation.components.joined_components`); their mean
+beside inner gradients (:func:`~metamae.evaluation.inner_gradients.joined_gradients`); or all."""
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "tokens", "joined")
 """What a comparison tries."""
@@ -36,6 +36,7 @@ FEATURES: Mapping[Pooling, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyT
         "tokens": token_components,
         "joined": joined_components,
         "gradients": joined_gradients,
+        "all": all_token_features,
     }
 )
 """What computes each, of the training and the test rows."""

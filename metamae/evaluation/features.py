@@ -162,6 +162,17 @@ def _batches(data: Partition, size: int) -> Iterator[dict[str, Tensor]]:
         yield data.batch(slice(start, start + size))
 
 
+def all_token_features(
+    method: Method[Any], dataset: Dataset, *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Features of every token, ``(N, L, D)``: what the attentive probe reads."""
+    train, test = (
+        extract_features(method, dataset.need(part), tokens=True, device=device)
+        for part in ("train", "test")
+    )
+    return train, test
+
+
 def compute_features(
     method: Method[Any], dataset: Dataset, *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ def inner_gradients(method: MAE, batch: Batch) -> Tensor:
     size = len(next(iter(batch.values())))
     method.check(batch, size)
     split = _all_visible(network.inputs, size).to(next(network.parameters()).device)
-    targets = network.tokenizer.targets(batch)
+    targets = network.targets(batch)
     with torch.no_grad():
         latent = network.encode(network.visible_tokens(batch, split))
     with torch.enable_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -72,12 +75,41 @@ def fit_probe(
         >>> fit_probe(features, ProbeConfig(learning_rate=0.1, epochs=20)).value
         1.0
     """
-    check_features(features)
+    settings = describe_probe(config)
+    return fit_head(features, config, nn.Linear, "published", settings, seed, reporter, title)
+
+
+def fit_head(
+    features: Features,
+    config: ProbeConfig,
+    head: Callable[[int, int], nn.Module],
+    protocol: str,
+    settings: str,
+    seed: int,
+    reporter: Reporter | None,
+    title: str,
+) -> Evaluation:
+    """Fit any head as :func:`fit_probe` fits a linear layer.
+
+    Args:
+        features: See there; a head over tokens takes them of examples too, ``(N, L, D)``.
+        config: See there.
+        head: Makes it of the width of the features and the number of outputs.
+        protocol: Name of the protocol.
+        settings: Its settings in words.
+        seed: See there.
+        reporter: See there.
+        title: See there.
+    """
     task, train, test = features.task, features.train, features.test
+    of_examples = task.kind != "token_classification" and train.ndim == test.ndim == 3
+    check_features(
+        replace(features, train=train.mean(1), test=test.mean(1)) if of_examples else features
+    )
     if config.standardise:
         train, test = standardise(train, test)
     with seeded(fold(seed, "probe")):
-        layer = nn.Linear(train.shape[-1], task.outputs)
+        layer = head(train.shape[-1], task.outputs)
     optimiser = torch.optim.Adam(
         layer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -89,20 +121,21 @@ def fit_probe(
     with (reporter or Reporter(None)).stage(title, total=config.epochs, unit="epochs") as stage:
         for epoch in range(config.epochs):
             order = torch.randperm(len(targets), generator=generator(seed, "probe order", epoch))
+            layer.train()
             for start in range(0, len(order) - size + 1, size):
                 index = order[start : start + size]
                 loss = _loss(layer(train[index]), targets[index], task)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-            _refuse_divergence(layer, epoch)
+            _refuse_divergence(layer.eval(), epoch)
             predictions = predict(layer, test, task)
             values.append(score(task, features.test_labels, predictions))
             stage.advance(loss=loss.item())
     best = int(np.argmax(values))
     return Evaluation(
-        protocol="published",
-        settings=describe_probe(config),
+        protocol=protocol,
+        settings=settings,
         metric=task.metric,
         value=values[-1],
         train_value=score(task, features.train_labels, predict(layer, train, task)),

@@ -9,8 +9,15 @@ from types import MappingProxyType
 from metamae.arguments import check_text
 from metamae.config.sections import ProbeConfig
 from metamae.errors import ConfigError, suggest
+from metamae.evaluation.feature_cache import Pooling
 from metamae.evaluation.features import Features, check_features
 from metamae.evaluation.few_labels import describe_few_labels, probe_few_labels
+from metamae.evaluation.heads import (
+    describe_attentive,
+    describe_batchnorm,
+    probe_attentive,
+    probe_batchnorm,
+)
 from metamae.evaluation.neighbours import describe_neighbours, probe_neighbours
 from metamae.evaluation.probe import describe_probe, fit_probe
 from metamae.evaluation.result import Evaluation
@@ -23,12 +30,28 @@ FITS: Mapping[str, Callable[..., Evaluation]] = MappingProxyType(
         "tuned": probe_tuned,
         "knn": probe_neighbours,
         "few-N": probe_few_labels,
+        "batchnorm": probe_batchnorm,
+        "attentive": probe_attentive,
     }
 )
 """What evaluates under each protocol."""
 
 PROTOCOLS = ("published", "tuned", "knn", "few-1", "few-5", "few-10")
 """Protocols of a full report; ``few-N`` works for any number of labels a class."""
+
+MORE = ("batchnorm", "attentive")
+"""Protocols that run where they are named, and are not among all."""
+
+
+def reads(protocol: str) -> Pooling:
+    """Which features a protocol reads where none are named.
+
+    Example:
+        >>> from metamae.evaluation.protocols import reads
+        >>> reads("published"), reads("attentive")
+        ('mean', 'all')
+    """
+    return "all" if protocol == "attentive" else "mean"
 
 
 def evaluate(
@@ -52,6 +75,12 @@ def evaluate(
     ``few-N``
         N labels a class, mean and spread of ten draws
         (:func:`metamae.evaluation.few_labels.probe_few_labels`).
+    ``batchnorm``
+        The published probe with a batch norm in front
+        (:class:`metamae.evaluation.heads.BatchNormHead`).
+    ``attentive``
+        The published probe on an attentive mean of all tokens, whose features it takes
+        (:class:`metamae.evaluation.heads.AttentiveHead`).
 
     Args:
         protocol: One of these names.
@@ -79,6 +108,9 @@ def evaluate(
         1.0
     """
     labels = labels_of(protocol)
+    if protocol in MORE:
+        fit = probe_batchnorm if protocol == "batchnorm" else probe_attentive
+        return fit(features, config, seed=seed, reporter=reporter, title=title)
     check_features(features)
     if labels:
         return probe_few_labels(features, labels, seed=seed)
@@ -100,10 +132,10 @@ def labels_of(protocol: str) -> int:
     """
     check_text(protocol, "a protocol")
     match = re.fullmatch(r"few-([1-9]\d*)", protocol)
-    if match is None and protocol not in PROTOCOLS:
+    known = (*PROTOCOLS, *MORE)
+    if match is None and protocol not in known:
         raise ConfigError(
-            f"expected a protocol among {', '.join(PROTOCOLS)} (any few-N), "
-            f"{suggest(protocol, PROTOCOLS)}"
+            f"expected a protocol among {', '.join(known)} (any few-N), {suggest(protocol, known)}"
         )
     return int(match.group(1)) if match else 0
 
@@ -122,4 +154,6 @@ def describe_protocol(protocol: str, config: ProbeConfig) -> str:
         return describe_few_labels(labels)
     if protocol == "published":
         return describe_probe(config)
+    if protocol in MORE:
+        return (describe_batchnorm if protocol == "batchnorm" else describe_attentive)(config)
     return describe_tuned() if protocol == "tuned" else describe_neighbours()

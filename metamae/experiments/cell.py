@@ -11,8 +11,9 @@ from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import CheckpointError
-from metamae.evaluation.feature_cache import run_features
-from metamae.evaluation.protocols import describe_protocol
+from metamae.evaluation.feature_cache import Pooling, run_features
+from metamae.evaluation.features import Features
+from metamae.evaluation.protocols import describe_protocol, reads
 from metamae.experiments.evaluate_run import probe_row
 from metamae.experiments.plan import Cell
 from metamae.inputs import check_transfer
@@ -88,13 +89,17 @@ def _run_cell(
     trained = Checkpoint.load(run_dir / CHECKPOINT)
     rows = []
     for name, dataset in loaded.items():
-        features, data = run_features(run_dir, dataset, device=device), fingerprint(dataset)
+        features: dict[Pooling, Features] = {}
+        data = fingerprint(dataset)
         for protocol in cell.protocols:
             if cell.key(name, protocol) in wanted:
+                kind = reads(protocol)
+                if kind not in features:
+                    features[kind] = run_features(run_dir, dataset, device=device, pooling=kind)
                 rows.append(
                     probe_row(
                         trained,
-                        features,
+                        features[kind],
                         protocol,
                         transfer=name,
                         variant=cell.variant,

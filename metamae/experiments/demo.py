@@ -166,7 +166,8 @@ class Demo:
         draw_curves(histories, self.picture(name, "curves"))
         if "metamae" in cells and cells["metamae"][0].config.learn.settings:
             draw_settings({"metamae": histories["metamae"]}, self.picture(name, "settings"))
-        shown = next((method for method in ("metamae", "mae") if method in cells), None)
+        of_values = [m for m in cells if cells[m][0].config.target.kind == "values"]
+        shown = next((method for method in ("metamae", "mae") if method in of_values), None)
         if shown is not None:
             cell = cells[shown][0]
             dataset = load_dataset(name, data_dir=self.data_dir, token_size=cell.config.token_size)

@@ -160,6 +160,7 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             config.encoder,
             config.decoder,
             masking,
+            target=config.target,
             support_mean=config.adaptation.support_mean,
         )
         method = _build_masked(config, network)

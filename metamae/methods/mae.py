@@ -11,6 +11,7 @@ from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.mask_rules.hard import HardRule, RankedSplit
 from metamae.model.mask_rules.rule import OpenSplit
 from metamae.model.masking import Split
+from metamae.model.teacher import effective_rank
 
 
 class MAE(Method[Split]):
@@ -51,21 +52,32 @@ class MAE(Method[Split]):
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
         """Loss of a batch, Eq. 1."""
         self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+        targets = self.network.targets(batch)  # per input (B, L_i, values) or (B, L_i)
         support = self.network.visible_tokens(batch, split)  # (B, S, D)
         latent = self.network.encode(support)  # (B, 1 + S, D)
         query = self.network.query_loss(latent, targets, split).mean()  # (B,) -> ()
         return PretextLoss(query, {"query": query.detach()})
 
+    def after_step(self) -> None:
+        """A teacher follows."""
+        if self.network.teacher is not None:
+            self.network.teacher.follow(self.network)
+
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
-        """Where a mask rule ranks tokens, the share of pairs that it ranks by their losses."""
-        rule = self.network.rule
+        """Numbers of what is switched on.
+
+        Under a teacher ``effective_rank`` of the examples' features; where a mask rule ranks
+        tokens ``ranked``, the share of pairs that it orders as their losses.
+        """
+        rule, numbers = self.network.rule, {}
+        if self.network.teacher is not None:
+            numbers["effective_rank"] = effective_rank(self.features(batch))
         if not isinstance(rule, HardRule) or not isinstance(split, RankedSplit):
-            return {}
-        targets = self.network.tokenizer.targets(batch)
+            return numbers
+        targets = self.network.targets(batch)
         losses = self.network.query_token_losses(self.latents(batch, split)[1], targets, split)
-        return {"ranked": rule.agreement(losses, split)}
+        return numbers | {"ranked": rule.agreement(losses, split)}
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:

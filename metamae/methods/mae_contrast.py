@@ -106,7 +106,7 @@ class ContrastiveMAE(MAE):
     def parts(self, batch: Batch, split: Split) -> Parts:
         """Query losses, and both pooled latents."""
         self.check(batch, len(split.support_idx))
-        network, targets = self.network, self.network.tokenizer.targets(batch)
+        network, targets = self.network, self.network.targets(batch)
         if self.view is None:
             assert isinstance(split, PairedSplit)
             views: tuple[tuple[Batch, Split], ...] = ((batch, split), (batch, split.second))

@@ -89,7 +89,7 @@ class MetaMAE(MAE):
 
     def _under(self, objective: Callable[..., MetaLoss], batch: Batch, split: Split) -> MetaLoss:
         self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+        targets = self.network.targets(batch)  # per input (B, L_i, values) or (B, L_i)
         return objective(
             self.network.visible_tokens(batch, split),  # (B, S, D)
             support_loss=support_loss(self.network, self.meta.adapter, targets, split),  # (B,)
@@ -186,7 +186,7 @@ def amortise(
     network: MaskedAutoencoder, adapter: LatentAdapter, batch: Batch, split: Split
 ) -> tuple[dict[str, Tensor], Tensor, Callable[..., Tensor]]:
     """Targets of a batch, its latent ``(B, 1 + S, D)``, and the loss that refinement descends."""
-    targets = network.tokenizer.targets(batch)  # per input (B, L_i, values) or (B, L_i)
+    targets = network.targets(batch)  # per input (B, L_i, values) or (B, L_i)
     latent = network.encode(network.visible_tokens(batch, split))
     return targets, latent, support_loss(network, adapter, targets, split)
 

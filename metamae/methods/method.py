@@ -178,6 +178,9 @@ class Method(nn.Module, Generic[D]):
     def observe(self, batch: Batch, draw: D) -> None:
         """Look at a step that was just taken, to hold a setting where it belongs."""
 
+    def after_step(self) -> None:
+        """The weights have just moved: what follows them follows now."""
+
     def monitor(self, batch: Batch, draw: D) -> dict[str, float]:
         """Numbers worth a curve that training itself does not need."""
         return {}

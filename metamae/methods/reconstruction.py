@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from metamae.errors import ConfigError
 from metamae.inputs import Tokens
 from metamae.methods.mae import MAE
 from metamae.model.autoencoder import token_statistics
@@ -20,8 +21,16 @@ def reconstruct(
     """All tokens of every input, predicted where masked and copied where visible, on the CPU.
 
     What was learned to be predicted standardised gets the true token's mean and deviation back.
+
+    Raises:
+        ConfigError: a method that predicts a teacher's states, not values.
     """
     network = method.network
+    if network.teacher is not None:
+        raise ConfigError(
+            "expected a run that predicts values to reconstruct with, got one of "
+            "target.kind=teacher, which predicts states of its encoder"
+        )
     counts = network.masking.counts_of(split).query
     predictions = network.predict(latent, split)
     result, offset = {}, 0

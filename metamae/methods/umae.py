@@ -46,7 +46,7 @@ class UMAE(MAE):
     def parts(self, batch: Batch, split: Split) -> Parts:
         """Query loss, and pooled latents."""
         self.check(batch, len(split.support_idx))
-        targets = self.network.tokenizer.targets(batch)
+        targets = self.network.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))  # (B, 1 + S, D)
         query = self.network.query_loss(latent, targets, split).mean()
         pooled = latent[:, 1:].mean(1)  # without the class token

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamae.config.sections import NORMALISED_FROM, DecoderConfig, EncoderConfig
+from metamae.config.sections import NORMALISED_FROM, DecoderConfig, EncoderConfig, TargetConfig
 from metamae.inputs import Batch, Image, Inputs, InputSpec, Signal, Tokens, scored
 from metamae.model.backbone import Backbone
 from metamae.model.decoder import build_decoder
 from metamae.model.mask_rules.rule import MaskRule
 from metamae.model.masking import Masking, Split
+from metamae.model.teacher import TARGETS
 from metamae.model.tokenizer import select, xavier_linear
 
 
@@ -37,6 +38,7 @@ class MaskedAutoencoder(Backbone):
         encoder: Encoder configuration.
         decoder: Decoder configuration.
         masking: How splits are drawn; its counts cut token axes by input.
+        target: What is predicted of a token: its values, or states of a teacher.
         support_mean: ``"task"`` divides an example's support loss by its own number of support
             tokens; ``"batch"`` by the mean number over the batch, as in the published method.
             They differ only through the random number of nearby tokens.
@@ -53,6 +55,7 @@ class MaskedAutoencoder(Backbone):
         decoder: DecoderConfig,
         masking: Masking,
         *,
+        target: TargetConfig | None = None,
         support_mean: str = "task",
     ) -> None:
         """See the class."""
@@ -62,10 +65,25 @@ class MaskedAutoencoder(Backbone):
         self.rule: MaskRule | None = None  # masks at random
         self.normalised = [decoder.normalise_targets and is_normalised(spec) for spec in inputs]
         self.decoder = build_decoder(decoder, inputs, encoder.width)
+        target = target or TargetConfig()
+        self.teacher = TARGETS[target.kind](target, self)
+        wide = self.teacher is not None
         self.heads = nn.ModuleList(
-            xavier_linear(decoder.width, encoder.width if isinstance(spec, Tokens) else spec.values)
+            xavier_linear(
+                decoder.width, encoder.width if wide or isinstance(spec, Tokens) else spec.values
+            )
             for spec in inputs
         )
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """What is to be predicted of every token, per input.
+
+        Values ``(B, L_i, values)``, symbols ``(B, L_i)``, or a teacher's states ``(B, L_i, D)``.
+        """
+        if self.teacher is None:
+            return self.tokenizer.targets(batch)
+        states: dict[str, Tensor] = self.teacher(batch)
+        return states
 
     def visible_tokens(self, batch: Batch, split: Split) -> Tensor:
         """Embedded tokens of the support."""
@@ -162,7 +180,7 @@ class MaskedAutoencoder(Backbone):
         # of the hidden states, and sum as many gradients.
         output: Tensor = self.heads[number](hidden.reshape(-1, hidden.shape[-1]))
         output = output.view(*hidden.shape[:-1], output.shape[-1])
-        if isinstance(spec, Tokens):
+        if isinstance(spec, Tokens) and self.teacher is None:
             output = output @ self.tokenizer.symbol_table(number).to(output.dtype).T
         return output
 
@@ -195,7 +213,10 @@ class MaskedAutoencoder(Backbone):
         if self.normalised[number]:
             mean, deviation = token_statistics(target)
             target = (target - mean) / deviation
-        return token_loss(scored(spec, self._head(number, hidden), target), target)
+        prediction = self._head(number, hidden)
+        if self.teacher is None:
+            prediction = scored(spec, prediction, target)
+        return token_loss(prediction, target)
 
 
 def is_normalised(spec: InputSpec) -> bool:

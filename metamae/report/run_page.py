@@ -153,7 +153,8 @@ def _curves(name: str, runs: Sequence[RunFolder], file: Path) -> list[Block]:
 def _reconstructions(
     name: str, runs: Sequence[RunFolder], file: Path, data_dir: Path | None
 ) -> list[Block]:
-    shown = next((run for m in PICTURED for run in runs if run.method == m), None)
+    of_values = [run for run in runs if run.trained.config.target.kind == "values"]
+    shown = next((run for m in PICTURED for run in of_values if run.method == m), None)
     if shown is None:
         return []
     dataset = _at_hand(shown, data_dir)

@@ -166,7 +166,9 @@ class RankedRun(Run):
         """Once: a parameter without a gradient would never be averaged."""
         if self._complete or not last_batch:
             return
-        without = [name for name, p in self.method.named_parameters() if p.grad is None]
+        without = [
+            name for name, p in self.method.named_parameters() if p.requires_grad and p.grad is None
+        ]
         if without and self.ranks.size > 1:
             raise ConfigError(
                 f"expected a loss that uses every parameter under {self.ranks.size} processes, "

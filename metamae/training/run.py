@@ -104,7 +104,7 @@ class Run:
         """The optimiser of the weights."""
         training = self.config.training
         return torch.optim.AdamW(
-            self.method.parameters(),
+            [p for p in self.method.parameters() if p.requires_grad],
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
             fused=True,
@@ -165,6 +165,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.optimiser.step()
+        self.method.after_step()
         every = self.method.observes_every
         if every and self.step % every == 0:
             self.observe(*taken[0].inputs())

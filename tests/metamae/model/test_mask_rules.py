@@ -263,7 +263,7 @@ def test_a_compiled_loss_reads_the_chosen_masks(rule: str) -> None:
     method = method_of(rule, method="metamae")
     batch = batch_of()
     split = method.complete(batch, drawn(method))
-    compiled = CompiledLoss(method, 6, torch.device("cpu"), backend="eager")
+    compiled = CompiledLoss(method, 6, torch.device("cpu"), backend="aot_eager")
     compiled.prepare(batch, split)
     assert compiled.failure == ""
     torch.testing.assert_close(compiled(batch, split).loss, method(batch, split).loss)
