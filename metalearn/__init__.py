@@ -6,6 +6,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
 * :mod:`metalearn.policies` - how gradients flow through those steps;
 * :mod:`metalearn.steps` - how far and in which direction a step goes;
+* :mod:`metalearn.functional` - any module as a latent: a copy of its parameters a task;
 * :mod:`metalearn.attention` - attention with a second derivative, and
   :mod:`metalearn.blockwise` - the same without stored maps;
 * :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
@@ -30,6 +31,7 @@ from metalearn.errors import (
     LatentError,
     MetalearnError,
     MissingBettyError,
+    ModuleError,
     MultilevelError,
     NonFiniteLossError,
     PrecisionError,
@@ -37,6 +39,7 @@ from metalearn.errors import (
     SettingError,
     SupportLossShapeError,
 )
+from metalearn.functional import FunctionalModule, functional
 from metalearn.gathering import gather_rows
 from metalearn.objective import MetaLoss, MetaObjective
 from metalearn.policies.checkpointed import Checkpointed
@@ -46,6 +49,7 @@ from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
 from metalearn.recomputation import recomputed, recomputed_gelu
 from metalearn.result import Adaptation, Convergence, Trace
+from metalearn.steps.elementwise import ElementwiseStepSize
 from metalearn.steps.held import HeldStepSize
 from metalearn.steps.rules import (
     ClipGradient,
@@ -69,9 +73,11 @@ __all__ = [
     "CurvatureError",
     "CurvatureWarning",
     "DisconnectedLossError",
+    "ElementwiseStepSize",
     "FiniteDifference",
     "FirstOrder",
     "FixedStepSize",
+    "FunctionalModule",
     "GradientDescent",
     "GradientPolicy",
     "HeldStepSize",
@@ -84,6 +90,7 @@ __all__ = [
     "MetaObjective",
     "MetalearnError",
     "MissingBettyError",
+    "ModuleError",
     "Momentum",
     "MultilevelError",
     "NonFiniteLossError",
@@ -103,6 +110,7 @@ __all__ = [
     "Unrolled",
     "UpdateRule",
     "__version__",
+    "functional",
     "gather_rows",
     "plain_attention",
     "recomputed",
