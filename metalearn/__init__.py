@@ -6,6 +6,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.adaptation` - :class:`LatentAdapter` refines a latent by gradient steps;
 * :mod:`metalearn.policies` - how gradients flow through those steps;
 * :mod:`metalearn.steps` - how far and in which direction a step goes;
+* :mod:`metalearn.functional` - any module as a latent: a copy of its parameters a task;
 * :mod:`metalearn.attention` - attention with a second derivative, and
   :mod:`metalearn.blockwise` - the same without stored maps;
 * :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
@@ -31,6 +32,7 @@ from metalearn.errors import (
     LatentError,
     MetalearnError,
     MissingBettyError,
+    ModuleError,
     MultilevelError,
     NonFiniteLossError,
     PrecisionError,
@@ -38,6 +40,7 @@ from metalearn.errors import (
     SettingError,
     SupportLossShapeError,
 )
+from metalearn.functional import FunctionalModule, functional
 from metalearn.gathering import gather_rows
 from metalearn.isotropy import Isotropy
 from metalearn.objective import MetaLoss, MetaObjective
@@ -48,6 +51,7 @@ from metalearn.policies.policy import GradientPolicy
 from metalearn.policies.unrolled import FirstOrder, Truncated, Unrolled
 from metalearn.recomputation import recomputed, recomputed_gelu
 from metalearn.result import Adaptation, Convergence, Trace
+from metalearn.steps.elementwise import ElementwiseStepSize
 from metalearn.steps.held import HeldStepSize
 from metalearn.steps.rules import (
     ClipGradient,
@@ -72,9 +76,11 @@ __all__ = [
     "CurvatureError",
     "CurvatureWarning",
     "DisconnectedLossError",
+    "ElementwiseStepSize",
     "FiniteDifference",
     "FirstOrder",
     "FixedStepSize",
+    "FunctionalModule",
     "GradientDescent",
     "GradientPolicy",
     "HeldStepSize",
@@ -88,6 +94,7 @@ __all__ = [
     "MetaObjective",
     "MetalearnError",
     "MissingBettyError",
+    "ModuleError",
     "Momentum",
     "MultilevelError",
     "NonFiniteLossError",
@@ -107,6 +114,7 @@ __all__ = [
     "Unrolled",
     "UpdateRule",
     "__version__",
+    "functional",
     "gather_rows",
     "plain_attention",
     "recomputed",

@@ -55,3 +55,7 @@ class MissingBettyError(MetalearnError, ImportError):
 
 class MultilevelError(MetalearnError, ValueError):
     """A multilevel problem is put together in a way that has no meaning or does not work."""
+
+
+class ModuleError(MetalearnError, ValueError):
+    """A module that cannot be a pure function of the parameters that were asked for."""

@@ -56,7 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "steps",
         "inner",
         "policies",
-        "adaptation encoding contrast gathering",
+        "adaptation encoding contrast functional gathering",
         "objective uniformity isotropy vicreg",
         "multilevel",
     ),

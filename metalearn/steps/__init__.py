@@ -1,5 +1,6 @@
 """How far and in which direction an inner step goes."""
 
+from metalearn.steps.elementwise import ElementwiseStepSize
 from metalearn.steps.held import HeldStepSize
 from metalearn.steps.rules import (
     ClipGradient,
@@ -13,6 +14,7 @@ from metalearn.steps.torch_optimisers import TorchOptimiser
 
 __all__ = [
     "ClipGradient",
+    "ElementwiseStepSize",
     "FixedStepSize",
     "GradientDescent",
     "HeldStepSize",

@@ -33,3 +33,10 @@ def test_a_weight_of_decay_is_learned(tmp_path: Path) -> None:
     found = re.fullmatch(r"decay (\d\.\d{3})\n", run_program(program, tmp_path))
     assert found is not None
     assert 0 < float(found[1]) < 0.09  # from 0.1: three weights and 20 rows need little of it
+
+
+def test_maml_and_reptile_on_a_module(tmp_path: Path) -> None:
+    maml, reptile = programs("functional.md")
+    assert re.fullmatch(r"query loss \d+\.\d\d\n", run_program(maml, tmp_path))
+    printed = "FunctionalModule(Linear, adapts=['weight', 'bias'])\n"
+    assert run_program(reptile, tmp_path) == printed
