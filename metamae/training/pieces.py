@@ -10,9 +10,9 @@ Both are the same mathematics as the whole batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from metamae.inputs import Batch
 from metamae.methods.method import Draw, Method
 from metamae.training.ranks import Ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,8 @@ class Pieces:
     draw: Draw
 
 
-@dataclass(frozen=True)
-class PieceResult:
-    """What a piece adds.
+class PieceResult(NamedTuple):
+    """What a piece adds: a tuple, in which FSDP finds the tensors.
 
     Attributes:
         loss: To call ``backward()`` on. Sums over pieces, averaged over processes, have the
@@ -118,6 +119,13 @@ class PieceLoss(nn.Module):
             return PieceResult(loss, own.detach(), terms)
         joint, joint_terms = self.method.joint(self.gathered(parts.rows), draw)
         return PieceResult(loss + joint, own.detach(), terms, (joint.detach(), joint_terms))
+
+    def evaluate(self, action: Callable[[], T]) -> T:
+        """What an action comes to that uses the method's weights outside of ``forward``.
+
+        Weights that lie in shards are put together for it (:mod:`metamae.training.sharded`).
+        """
+        return action()
 
     def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Rows of all processes."""
