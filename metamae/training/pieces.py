@@ -128,8 +128,16 @@ class PieceLoss(nn.Module):
         return action()
 
     def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of all processes."""
-        return [self.ranks.gather(one, self.counts) for one in rows]
+        """Rows of all processes, every kind of them by one exchange."""
+        if self.ranks.size == 1:
+            return list(rows)
+        flat = [one.reshape(len(one), -1) for one in rows]  # (b, ...) -> (b, w)
+        joined = self.ranks.gather(torch.cat(flat, 1), self.counts)  # (B, sum of w)
+        parts = joined.split([one.shape[1] for one in flat], 1)
+        return [
+            part.reshape(-1, *one.shape[1:]).to(one.dtype)
+            for part, one in zip(parts, rows, strict=True)
+        ]
 
     def cache(self, rows: Sequence[tuple[Tensor, ...]], draw: Draw) -> Cached:
         """The joint part at the rows of all pieces of this process, and its gradients.

@@ -63,11 +63,14 @@ def check_divisible(config: Config, ranks: Ranks) -> None:
 
 
 def _averaging(module: nn.Module) -> nn.Module:
-    """The module under DDP, without buffers sent in every step: batch statistics are joint."""
+    """The module under DDP, without buffers sent in every step: batch statistics are joint.
+
+    Gradients lie in the buffers that are exchanged, and are not copied there and back.
+    """
     averaging: Any = nn.parallel.DistributedDataParallel
     names = inspect.signature(averaging).parameters  # torch 2.13 has another name for it
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    averaged: nn.Module = averaging(module, **{name: False})
+    averaged: nn.Module = averaging(module, gradient_as_bucket_view=True, **{name: False})
     return averaged
 
 
