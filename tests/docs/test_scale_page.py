@@ -44,11 +44,13 @@ def test_the_table_is_that_of_the_program(tmp_path: Path) -> None:
 
 def test_the_rates_of_disks_are_those_of_the_rows() -> None:
     rows = json.loads((ROOT / "benchmarks" / "results" / "input-cpu.json").read_text())["disk"]
-    assert len(rows) == 8
+    assert len(rows) == 7
+    least = min(rows, key=lambda row: row["cold_headroom"])
+    assert least["dataset"] == "librispeech"
+    assert f"at least {least['cold_headroom']} times (speech)" in PAGE
     for row in rows:
         assert disk_line(row) in PAGE.splitlines()
         assert row["around_mib"] == pytest.approx(384, rel=0.05), "what the page says"
-        assert row["cold_headroom"] > 1, "what the page says"
 
 
 def disk_line(row: dict[str, Any]) -> str:
