@@ -33,6 +33,7 @@ from metamae.data.dataset import Dataset, Partition, Selected
 from metamae.data.pocket import POCKET
 from metamae.data.preparing.prepare import prepare
 from metamae.data.preparing.prepared import Prepared
+from metamae.data.preparing.source import Source
 from metamae.data.sources import SOURCES, get_source
 from metamae.files import write_json, write_text
 from metamae.training.batches import Prefetcher, batch_indices
@@ -60,6 +61,16 @@ the reader that is measured, not a disk), their pictures are small, and fixed co
 rounds, interleaved in one process, by the clock of the column `clock` (preparing: always elapsed
 time); where that is `cpu`, the consumer is taken to keep all threads busy. Spreads are half the
 distance between the quartiles."""
+
+DISK = """\
+From a cold disk (`test_input_disk.py`): 32 batches of 64 shuffled rows of a file of 384 MiB, one
+thread, elapsed time. `cold_per_s` is after the file was unmapped and dropped from page cache
+(`posix_fadvise`), `cached_per_s` right after that, of the same rows. `around_per_s` is cold too,
+but with rows that are waited for one by one, as files below 256 MiB are read, where the system
+reads around them. `read_mib` and `around_mib` are what came from the disk, `used_mib` the bytes of
+the rows. The disk is a virtual one, whose host may have a cache of its own. `h200_per_s` is
+MetaMAE's eager float32 step on an H200 ([overhead-cuda](overhead-cuda.md)), `cold_headroom` is
+`cold_per_s` over it."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +100,21 @@ def test_input(
 
 def made(name: str, folder: Path) -> tuple[Dataset, float]:
     """A full data set from a made archive, and samples a second of preparing it."""
+    source = made_source(name, folder)
+    run = partial(prepare, source, folder, again=True, partial=True)
+    times = interleave({"": run}, torch.device("cpu"), rounds=3, warmup=1).wall[""]
+    prepared = Prepared.open(source, folder)
+    return prepared.dataset(), significant(1000 * samples(prepared) / statistics.median(times))
+
+
+def made_source(name: str, folder: Path) -> Source:
+    """A full data set whose archive was made, and lies in a folder."""
     source = get_source(name)
     lacking = [m for m in source.modules if importlib.util.find_spec(m.partition(".")[0]) is None]
     if lacking:
         pytest.skip(f"the reader of {name} needs {', '.join(lacking)}: pip install 'metamae[data]'")
     made_sets.make(name, folder)
-    run = partial(prepare, source, folder, again=True, partial=True)
-    times = interleave({"": run}, torch.device("cpu"), rounds=3, warmup=1).wall[""]
-    prepared = Prepared.open(source, folder)
-    return prepared.dataset(), significant(1000 * samples(prepared) / statistics.median(times))
+    return source
 
 
 def samples(prepared: Prepared) -> int:
@@ -228,10 +245,26 @@ def save(row: Row, device: torch.device) -> Row:
     """Put a row into the result file, and write the file's page."""
     path = RESULTS / f"input-{device.type}.json"
     rows = merged(path, [row], ("dataset",), lambda r: NAMES.index(r["dataset"]))
-    report = {"hardware": hardware_of(rows), "rows": rows}
+    report = {"hardware": hardware_of(rows), "rows": rows, "disk": stored(path).get("disk", [])}
     write_json(path, report)
     write_text(path.with_suffix(".md"), page(report))
     return report
+
+
+def stored(path: Path) -> Row:
+    """The report as it is."""
+    report: Row = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return report
+
+
+def save_disk(row: Row) -> None:
+    """Put a row of ``test_input_disk.py`` into the result file of the CPU."""
+    path = RESULTS / "input-cpu.json"
+    report = stored(path)
+    kept = [old for old in report.get("disk", []) if old["dataset"] != row["dataset"]]
+    report["disk"] = sorted([*kept, row], key=lambda r: NAMES.index(r["dataset"]))
+    write_json(path, report)
+    write_text(path.with_suffix(".md"), page(report))
 
 
 def line(row: Row) -> str:
@@ -250,5 +283,7 @@ def page(report: Row) -> str:
         full = "Full sets to probe" if row["consumer"] == "features" else "Full sets to pretrain on"
         shown = {k: v for k, v in row.items() if v is not None}
         groups.setdefault("Embedded sets" if row["dataset"] in POCKET else full, []).append(shown)
-    about = f"{report['hardware']}.\n\n{NOTES}"
+    if report.get("disk"):
+        groups["From a cold disk, beside page cache and an H200"] = report["disk"]
+    about = f"{report['hardware']}.\n\n{NOTES}\n\n{DISK}"
     return markdown("Input, beside what training consumes", about, list(groups.items()))

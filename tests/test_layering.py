@@ -76,7 +76,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "metamae.data": (
-        "dataset formats fingerprint looking description",
+        "mapped dataset formats fingerprint looking description",
         "preparing pocket",
         "sources",
         "own",

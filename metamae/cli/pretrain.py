@@ -34,7 +34,7 @@ from metamae.training.loggers import LOGGERS, make_loggers
 from metamae.training.pretraining import pretrain
 from metamae.training.provenance import device_name
 from metamae.training.ranks import Ranks, joined
-from metamae.training.run_folder import CHECKPOINT, read_config
+from metamae.training.run_folder import has_checkpoint, read_config
 
 
 def add_pretrain(commands: Any) -> None:
@@ -104,7 +104,7 @@ def _pretrain(options: argparse.Namespace, ranks: Ranks, device: torch.device) -
                 ranks=ranks,
             )
         except KeyboardInterrupt as stop:
-            if (folder / CHECKPOINT).exists():
+            if has_checkpoint(folder):
                 raise
             raise Stopped(signal_of(stop), hint=NOTHING_HINT) from None
     again = repeat_options(options) if is_path(options.dataset) else ""
@@ -119,7 +119,7 @@ def _config_of(
     options: argparse.Namespace, dataset: Dataset, folder: Path, device: Any, reporter: Reporter
 ) -> Config:
     """The configuration, of a folder that may be written to."""
-    if (folder / CHECKPOINT).exists() and not options.resume:
+    if has_checkpoint(folder) and not options.resume:
         raise ConfigError(
             f"expected an empty run folder, {folder} holds a checkpoint; add --resume to "
             "continue it, or choose another --out"
@@ -148,7 +148,7 @@ def choose_config(
         return resolve(options.dataset, preset, options.method, options.seed, options.set)
     check_method(options.method)
     steps = None
-    if options.resume and (folder / CHECKPOINT).exists() and options.minutes is None:
+    if options.resume and has_checkpoint(folder) and options.minutes is None:
         steps = read_config(folder).training.steps  # as it was timed at first
     config = auto_config(
         dataset,

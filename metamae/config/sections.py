@@ -319,6 +319,8 @@ class TrainingConfig:
             keep; the rest is computed again.
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
+        parallel: What several processes share: ``ddp`` keeps all weights in each of them, ``fsdp``
+            divides weights, gradients and moments among them (``docs/scale.md``).
     """
 
     steps: int = 100_000
@@ -337,6 +339,7 @@ class TrainingConfig:
     compile_memory: float = 1.0
     log_every: int = 10
     checkpoint_every: int = 1000
+    parallel: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metamae.data.mapped import read_ahead
 from metamae.errors import ConfigError, DataError
 from metamae.inputs import Image, Inputs, InputSpec, LabelledBatch, Signal, Tabular, Tokens
 
@@ -44,7 +45,10 @@ class Selected:
 
     def __getitem__(self, rows: Any) -> Array:
         """Read rows by their place in the selection."""
-        picked: Array = self.array[np.asarray(self.index[rows])]
+        read_ahead(self.index, rows)
+        index = np.asarray(self.index[rows])
+        read_ahead(self.array, index)
+        picked: Array = self.array[index]
         return picked
 
 
@@ -180,6 +184,7 @@ class Partition:
             return {spec.name: self._convert(spec, rows) for spec in self.inputs}
 
     def _convert(self, spec: Any, rows: Any) -> Tensor:
+        read_ahead(self.arrays[spec.name], rows)
         raw = np.asarray(self.arrays[spec.name][rows])
         _refuse_kind(raw, spec.name)
         numbers = _Numbers(rows, len(self))

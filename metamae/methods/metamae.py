@@ -126,6 +126,10 @@ class MetaMAE(MAE):
         contrast = self.meta.contrast.compare(*rows)
         return self.meta.contrast_weight * contrast, {"contrast": contrast.detach()}
 
+    def shard_units(self) -> list[nn.Module]:
+        """The encoder's blocks: refinement runs through the decoder alone."""
+        return list(self.network.encoder.blocks)
+
     def joint_parameters(self) -> list[nn.Parameter]:
         """Those of the projector."""
         return [] if self.meta.contrast is None else list(self.meta.contrast.parameters())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metamae.errors import ConfigError, InputError
 from metamae.inputs import Batch, check_batch
 from metamae.model.backbone import Backbone
+from metamae.model.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,15 @@ class Method(nn.Module, Generic[D]):
     def joint(self, rows: Sequence[Tensor], draw: D) -> tuple[Tensor, dict[str, Tensor]]:
         """The rest of a batch's loss, of the rows of all its parts in order; and its terms."""
         raise NotImplementedError
+
+    def shard_units(self) -> list[nn.Module]:
+        """Modules whose weights FSDP puts together for their own calls alone, one by one.
+
+        Those of all others are whole from the beginning of a step to its end. No gradient that
+        another gradient is taken of may run through a unit: an inner step's is taken of what is
+        whole.
+        """
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     def joint_parameters(self) -> list[nn.Parameter]:
         """Parameters that :meth:`joint` uses."""

@@ -51,16 +51,21 @@ def is_shortage(fault: BaseException) -> bool:
 
 
 @contextmanager
-def in_memory(config: Config, device: torch.device) -> Iterator[None]:
+def in_memory(config: Config, device: torch.device, shards: int = 1) -> Iterator[None]:
     """Build a model inside: one too large is a ``ConfigError``, before it is begun where it can be.
 
     Linux promises more memory than there is, and ends the process that uses it; so the number of
     weights is estimated first.
 
+    Args:
+        config: The configuration.
+        device: Where it is trained.
+        shards: Devices among which weights, gradients and moments are divided.
+
     Raises:
         ConfigError: naming bytes needed and bytes there.
     """
-    needed, there = training_bytes(config), memory_of(device)
+    needed, there = training_bytes(config) / shards, memory_of(device)
     if there and needed > there:
         raise ConfigError(
             f"expected a model that fits {device.type} memory, got one whose weights, gradients "

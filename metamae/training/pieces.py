@@ -10,9 +10,9 @@ Both are the same mathematics as the whole batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from metamae.inputs import Batch
 from metamae.methods.method import Draw, Method
 from metamae.training.ranks import Ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,8 @@ class Pieces:
     draw: Draw
 
 
-@dataclass(frozen=True)
-class PieceResult:
-    """What a piece adds.
+class PieceResult(NamedTuple):
+    """What a piece adds: a tuple, in which FSDP finds the tensors.
 
     Attributes:
         loss: To call ``backward()`` on. Sums over pieces, averaged over processes, have the
@@ -119,9 +120,24 @@ class PieceLoss(nn.Module):
         joint, joint_terms = self.method.joint(self.gathered(parts.rows), draw)
         return PieceResult(loss + joint, own.detach(), terms, (joint.detach(), joint_terms))
 
+    def evaluate(self, action: Callable[[], T]) -> T:
+        """What an action comes to that uses the method's weights outside of ``forward``.
+
+        Weights that lie in shards are put together for it (:mod:`metamae.training.sharded`).
+        """
+        return action()
+
     def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of all processes."""
-        return [self.ranks.gather(one, self.counts) for one in rows]
+        """Rows of all processes, every kind of them by one exchange."""
+        if self.ranks.size == 1:
+            return list(rows)
+        flat = [one.reshape(len(one), -1) for one in rows]  # (b, ...) -> (b, w)
+        joined = self.ranks.gather(torch.cat(flat, 1), self.counts)  # (B, sum of w)
+        parts = joined.split([one.shape[1] for one in flat], 1)
+        return [
+            part.reshape(-1, *one.shape[1:]).to(one.dtype)
+            for part, one in zip(parts, rows, strict=True)
+        ]
 
     def cache(self, rows: Sequence[tuple[Tensor, ...]], draw: Draw) -> Cached:
         """The joint part at the rows of all pieces of this process, and its gradients.

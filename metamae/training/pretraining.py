@@ -21,12 +21,11 @@ from metamae.stopping import Requests, Stopped, held_back
 from metamae.training.bilevel import BilevelRun
 from metamae.training.callbacks import LOG, Callback, CallbackError, Callbacks, JsonLines, values_at
 from metamae.training.devices import multiplies_bfloat16
-from metamae.training.model_folder import write_model
 from metamae.training.outcome import Pretrained
 from metamae.training.ranked import RankedRun
 from metamae.training.ranks import Ranks
 from metamae.training.run import Run
-from metamae.training.run_folder import CHECKPOINT, CONFIG, DATA, HISTORY
+from metamae.training.run_folder import CONFIG, DATA, HISTORY, has_checkpoint
 
 
 def pretrain(
@@ -90,7 +89,7 @@ def pretrain(
     reporter = reporter if reporter and ranks.leads else Reporter(None)
     with locked(run_dir) if ranks.leads else nullcontext():
         run = start_run(config, dataset, run_dir, device, ranks)
-        if ranks.from_first(lambda: resume and (run_dir / CHECKPOINT).is_file()):
+        if ranks.from_first(lambda: resume and has_checkpoint(run_dir)):
             run.restore()
         if not ranks.leads:
             return _pretrain(run, reporter, Callbacks(), ranks)
@@ -113,14 +112,13 @@ def _pretrain(run: Run, reporter: Reporter, callbacks: Callbacks, ranks: Ranks) 
         if steps > 0:
             _train(run, reporter, requests, listener)
         run.save()
-        if ranks.leads:
-            write_model(run.run_dir, run.record(), run.method.state_dict())
-            if run.step == steps:
-                write_json(run.run_dir / HISTORY, run.history.series)
+        run.export()
+        if ranks.leads and run.step == steps:
+            write_json(run.run_dir / HISTORY, run.history.series)
     try:
         if fault := ranks.from_first(lambda: listener.fault):
             raise fault
-        callbacks.checkpoint(run.step, run.run_dir / CHECKPOINT)
+        callbacks.checkpoint(run.step, run.saved_at)
     except CallbackError as late:
         raise CallbackError(
             f"{late}, {_reached(run)}; mend it or leave it out, and resume"
@@ -148,6 +146,10 @@ def start_run(
 ) -> Run:
     """A run before its first step: plain, of divided batches, or with an outer level (by Betty)."""
     ranks = ranks or Ranks()
+    if config.training.parallel == "fsdp":
+        from metamae.training.sharded import ShardedRun  # of a torch with torch.distributed
+
+        return ShardedRun(config, dataset, run_dir, device, ranks)
     if ranks.size > 1 or config.training.micro_batch:
         return RankedRun(config, dataset, run_dir, device, ranks)
     learns = config.method == "metamae" and config.learn.settings
@@ -224,10 +226,7 @@ _FAULT = 1 << 16
 
 
 def _reached(run: Run) -> str:
-    return (
-        f"after step {run.step} of {run.config.training.steps}, which is saved in "
-        f"{run.run_dir / CHECKPOINT}"
-    )
+    return f"after step {run.step} of {run.config.training.steps}, which is saved in {run.saved_at}"
 
 
 def _stopped(run: Run, number: int) -> Stopped:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from metamae.training.checkpoint import Checkpoint
 from metamae.training.devices import autocast
 from metamae.training.pieces import Cached, Piece, PieceLoss, PieceResult, Pieces
 from metamae.training.ranks import Ranks
+from metamae.training.resuming import read_newest
 from metamae.training.run import Run, Step
-from metamae.training.run_folder import CHECKPOINT
 
 
 def check_divisible(config: Config, ranks: Ranks) -> None:
@@ -60,11 +61,14 @@ def check_divisible(config: Config, ranks: Ranks) -> None:
 
 
 def _averaging(module: nn.Module) -> nn.Module:
-    """The module under DDP, without buffers sent in every step: batch statistics are joint."""
+    """The module under DDP, without buffers sent in every step: batch statistics are joint.
+
+    Gradients lie in the buffers that are exchanged, and are not copied there and back.
+    """
     averaging: Any = nn.parallel.DistributedDataParallel
     names = inspect.signature(averaging).parameters  # torch 2.13 has another name for it
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    averaged: nn.Module = averaging(module, **{name: False})
+    averaged: nn.Module = averaging(module, gradient_as_bucket_view=True, **{name: False})
     return averaged
 
 
@@ -83,20 +87,29 @@ class RankedRun(Run):
         check_divisible(config, ranks)
         self.ranks = ranks
         super().__init__(config, dataset, run_dir, device)
-        self.method.check_divisible()
-        ranks.check_same("configuration", config.to_yaml())
-        ranks.check_same("data (by their fingerprint)", self.fingerprint)
         size, most = config.training.batch_size, config.training.micro_batch or len(self.data)
-        own = ranks.rows(size)
-        self.shares = tuple(
-            slice(start, min(start + most, own.stop)) for start in range(own.start, own.stop, most)
-        )
+        self.shares = self.divide(ranks.rows(size), most)
         self.cached = self.method.is_joint and max(ranks.counts(size)) > most
-        self.pieces = PieceLoss(self.method, ranks, size)
-        self.module: Any = self.pieces
-        if ranks.size > 1:
-            self.module = _averaging(self.pieces)
         self._complete = False
+
+    def wrap(self) -> None:
+        """The loss of a piece, under DDP where there are several processes."""
+        self.method.check_divisible()
+        self.ranks.check_same("configuration", self.config.to_yaml())
+        self.ranks.check_same("data (by their fingerprint)", self.fingerprint)
+        self.pieces = PieceLoss(self.method, self.ranks, self.config.training.batch_size)
+        self.module: Any = self.pieces
+        if self.ranks.size > 1:
+            self.module = self.averaging(self.pieces)
+
+    def averaging(self, pieces: PieceLoss) -> nn.Module:
+        """The module whose backward pass averages gradients over processes."""
+        return _averaging(pieces)
+
+    def divide(self, own: slice, most: int) -> tuple[slice, ...]:
+        """This process's rows, in pieces of at most ``most``."""
+        starts = range(own.start, own.stop, most)
+        return tuple(slice(start, min(start + most, own.stop)) for start in starts)
 
     @property
     def compiles(self) -> bool:
@@ -209,9 +222,12 @@ class RankedRun(Run):
         rows = []
         for piece in loaded.pieces:
             with torch.no_grad(), self.piece_context(piece.rows, number):
-                rows.append(self.method.parts(piece.batch, piece.draw).rows)
+                rows.append(self.pieces.evaluate(partial(self._rows_of, piece)))
         with autocast(self.config, self.device):
-            return self.pieces.cache(rows, loaded.draw)
+            return self.pieces.evaluate(lambda: self.pieces.cache(rows, loaded.draw))
+
+    def _rows_of(self, piece: Piece) -> tuple[Tensor, ...]:
+        return self.method.parts(piece.batch, piece.draw).rows
 
     @contextmanager
     def piece_context(self, rows: slice, number: int) -> Iterator[None]:
@@ -224,7 +240,8 @@ class RankedRun(Run):
         sums: dict[str, float] = {}
         for piece in taken.inputs().pieces:
             share = (piece.rows.stop - piece.rows.start) / self.config.training.batch_size
-            for name, value in self.monitor(piece.batch, piece.draw).items():
+            found = self.pieces.evaluate(partial(self.monitor, piece.batch, piece.draw))
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + share * value
         return dict(zip(sums, self.ranks.total(list(sums.values())), strict=True))
 
@@ -232,35 +249,33 @@ class RankedRun(Run):
         """Loss of the last step's batch after its update, without dropout; changes nothing."""
         loaded = self.put(self.prepare((self.step - 1) * self.config.training.accumulate))
         seed = fold(self.config.seed, "dropout", self.step)
-        parts: list[Parts] = []
         self.method.eval()
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(seeded(seed, self.device))
                 stack.enter_context(autocast(self.config, self.device))
-                ruined = not self._try_parts(loaded, parts)
-                if self.ranks.agree(int(ruined)):
-                    return math.nan
-                sums = [
-                    float(one.own) * (piece.rows.stop - piece.rows.start)
-                    for one, piece in zip(parts, loaded.pieces, strict=True)
-                ]
-                (own,) = self.ranks.total([sum(sums) / self.config.training.batch_size])
-                if not self.method.is_joint:
-                    return own
-                rows = [torch.cat(same) for same in zip(*(p.rows for p in parts), strict=True)]
-                joint, _ = self.method.joint(self.pieces.gathered(rows), loaded.draw)
-                return own + float(joint)
+                return self.pieces.evaluate(lambda: self._loss_of_all(loaded))
         finally:
             self.method.train()
 
-    def _try_parts(self, loaded: Pieces, parts: list[Parts]) -> bool:
-        try:
+    def _loss_of_all(self, loaded: Pieces) -> float:
+        """Loss of a batch, of all processes; NaN where one has no finite loss to refine."""
+        parts: list[Parts] = []
+        with suppress(NonFiniteLossError):
             parts += [self.method.parts(piece.batch, piece.draw) for piece in loaded.pieces]
-        except NonFiniteLossError:
-            return False
-        return True
+        if self.ranks.agree(int(not parts)):
+            return math.nan
+        sums = [
+            float(one.own) * (piece.rows.stop - piece.rows.start)
+            for one, piece in zip(parts, loaded.pieces, strict=True)
+        ]
+        (own,) = self.ranks.total([sum(sums) / self.config.training.batch_size])
+        if not self.method.is_joint:
+            return own
+        rows = [torch.cat(same) for same in zip(*(p.rows for p in parts), strict=True)]
+        joint, _ = self.method.joint(self.pieces.gathered(rows), loaded.draw)
+        return own + float(joint)
 
     def write_checkpoint(self) -> None:
         """By process 0."""
@@ -269,5 +284,9 @@ class RankedRun(Run):
 
     def read_checkpoint(self) -> Checkpoint:
         """By process 0, which gives it to the others."""
-        path = self.run_dir / CHECKPOINT
-        return self.ranks.from_first(lambda: Checkpoint.load(path, "cpu"))
+        return self.ranks.from_first(lambda: read_newest(self.run_dir, "cpu"))
+
+    def export(self) -> None:
+        """By process 0."""
+        if self.ranks.leads:
+            super().export()

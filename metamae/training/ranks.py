@@ -75,6 +75,14 @@ class Ranks:
         dist.all_reduce(numbers)
         return [float(number) for number in numbers]
 
+    def all(self, value: T) -> list[T]:
+        """Every process's value, in order, in all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def agree(self, number: int) -> int:
         """The largest of the processes' numbers."""
         if self.size == 1:

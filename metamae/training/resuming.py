@@ -13,6 +13,42 @@ from torch import Tensor
 from metalearn import MetalearnError
 from metamae.errors import CheckpointError
 from metamae.training.checkpoint import Checkpoint
+from metamae.training.run_folder import CHECKPOINT, SHARDS, STATE, newest_shards
+
+
+def newest(run_dir: Path) -> Path:
+    """What a run goes on from: its checkpoint in one file, or the newest one in shards.
+
+    There are both where the file is an export of the shards, which has no moments, and where a
+    process was killed before it removed the older of the two.
+    """
+    file, shards = run_dir / CHECKPOINT, newest_shards(run_dir)
+    if shards is None:
+        return file
+    if not file.is_file():
+        return shards
+    steps = Checkpoint.load(file).step, Checkpoint.load(shards / STATE).step
+    return file if steps[0] > steps[1] else shards
+
+
+def read_newest(run_dir: Path, device: torch.device | str) -> Checkpoint:
+    """The checkpoint of :func:`newest`, whole.
+
+    Raises:
+        CheckpointError: a damaged one, or an export whose shards are gone.
+    """
+    path = newest(run_dir)
+    if path.is_dir():
+        from metamae.training.shards import read_whole  # of a torch with torch.distributed
+
+        return read_whole(path, device)
+    checkpoint = Checkpoint.load(path, device)
+    if not checkpoint.optimiser and checkpoint.step:
+        raise CheckpointError(
+            f"expected a checkpoint to go on from in {run_dir}, got weights alone, whose moments "
+            f"were in {SHARDS}, which is gone; bring it back, or use another output folder"
+        )
+    return checkpoint
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from metamae.data.looking import look_at
 from metamae.errors import CheckpointError, ConfigError, TrainingError
 from metamae.inputs import Batch, to_device
 from metamae.methods.building import build_method
-from metamae.methods.method import Draw, PretextLoss
+from metamae.methods.method import Draw, Method, PretextLoss
 from metamae.progress import Reporter
 from metamae.randomness import generator
 from metamae.training.batches import batch_indices, check_enough, pin_batch, pin_draw
@@ -34,10 +35,22 @@ from metamae.training.compiling import CompiledLoss
 from metamae.training.devices import autocast
 from metamae.training.feeding import Feed
 from metamae.training.memory import in_memory
+from metamae.training.model_folder import write_model
 from metamae.training.provenance import versions
 from metamae.training.record import ModelRecord
-from metamae.training.resuming import check_same_optimiser, check_state_shapes, named_mismatch
-from metamae.training.run_folder import CHECKPOINT, History, check_same_data, check_same_run
+from metamae.training.resuming import (
+    check_same_optimiser,
+    check_state_shapes,
+    named_mismatch,
+    read_newest,
+)
+from metamae.training.run_folder import (
+    CHECKPOINT,
+    SHARDS,
+    History,
+    check_same_data,
+    check_same_run,
+)
 from metamae.training.schedule import learning_rate
 from metamae.training.soundness import all_finite
 
@@ -85,20 +98,29 @@ class Run:
                 f"{config.training.steps}"
             )
         self.config, self.run_dir, self.device = config, run_dir, device
-        with in_memory(config, device):
-            self.method = build_method(config, dataset.inputs, dataset.task).to(device).train()
+        self.method = self.build(dataset)
         self.data = dataset.need("train" if self.method.needs_labels else "pretrain")
         check_enough(self.data, config.training.batch_size, dataset.name)
         self.dataset_name, self.fingerprint = dataset.name, fingerprint(dataset)
         self.description = Description.of(dataset)
         self.licence = str(dataset.card.get("licence", ""))
         self.on_checkpoint: Callable[[int, Path], None] = lambda step, path: None
+        self.wrap()
         self.optimiser = self.make_optimiser()
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.cpu_seconds = 0.0
         self.compiled: CompiledLoss | None = None
         batches = config.training.steps * config.training.accumulate
         self.input: Feed[Any] = Feed(self.prepare, batches, config.training.prefetch, device)
+
+    def build(self, dataset: Dataset) -> Method[Any]:
+        """The method with its first weights, where it is trained."""
+        with in_memory(self.config, self.device):
+            method = build_method(self.config, dataset.inputs, dataset.task)
+            return method.to(self.device).train()
+
+    def wrap(self) -> None:
+        """Make of the method what the loss is asked of, before there is an optimiser."""
 
     def make_optimiser(self) -> torch.optim.Optimizer:
         """The optimiser of the weights."""
@@ -153,7 +175,7 @@ class Run:
                 yield taken.loss
                 if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
                     self.save()
-                    self.on_checkpoint(self.step, self.run_dir / CHECKPOINT)
+                    self.on_checkpoint(self.step, self.saved_at)
 
     def advance(self) -> Step:
         """Take one optimisation step, on one batch or on several."""
@@ -294,8 +316,7 @@ class Run:
         """
         if self.step == 0:
             return
-        state = {"the weights": self.method.state_dict(), "the optimiser": self.optimiser_state()}
-        ruined = [name for name, values in state.items() if not all_finite(values)]
+        ruined = self.not_finite()
         if not ruined and not math.isfinite(self.loss_after()):
             ruined = ["the loss"]
         if ruined:
@@ -303,6 +324,11 @@ class Run:
                 f"expected finite weights, the update of step {self.step} left {ruined[0]} NaN or "
                 "infinite; nothing was saved. Lower training.learning_rate, or look at the data"
             )
+
+    def not_finite(self) -> list[str]:
+        """Names of states that hold numbers which are not finite."""
+        state = {"the weights": self.method.state_dict(), "the optimiser": self.optimiser_state()}
+        return [name for name, values in state.items() if not all_finite(values)]
 
     def loss_after(self) -> float:
         """Loss of the last step's batch after its update, without dropout; changes nothing."""
@@ -329,16 +355,31 @@ class Run:
 
     def write_checkpoint(self) -> None:
         """Write it, of weights that were looked at."""
-        Checkpoint(
+        state = self.checkpoint_of(self.method.state_dict(), self.optimiser_state())
+        state.save(self.run_dir / CHECKPOINT)
+        shutil.rmtree(self.run_dir / SHARDS, ignore_errors=True)  # of an earlier step
+
+    def checkpoint_of(self, model: dict[str, Any], optimiser: dict[str, Any]) -> Checkpoint:
+        """A checkpoint of this step."""
+        return Checkpoint(
             config=self.config,
             step=self.step,
-            model=self.method.state_dict(),
-            optimiser=self.optimiser_state(),
+            model=model,
+            optimiser=optimiser,
             history=self.history.series,
             seconds=self.seconds,
             provenance=versions() | {"optimiser": type(self.optimiser).__name__},
             data=self.fingerprint,
-        ).save(self.run_dir / CHECKPOINT)
+        )
+
+    @property
+    def saved_at(self) -> Path:
+        """Where the last checkpoint is."""
+        return self.run_dir / CHECKPOINT
+
+    def export(self) -> None:
+        """Write the model for others to read."""
+        write_model(self.run_dir, self.record(), self.method.state_dict())
 
     def record(self) -> ModelRecord:
         """What the weights are of, as they are now."""
@@ -362,7 +403,7 @@ class Run:
 
     def read_checkpoint(self) -> Checkpoint:
         """The checkpoint in the run folder."""
-        return Checkpoint.load(self.run_dir / CHECKPOINT, self.device)
+        return read_newest(self.run_dir, self.device)
 
     def restore(self) -> None:
         """Continue from the checkpoint in the run folder."""
@@ -374,10 +415,14 @@ class Run:
                 f"expected at most {self.config.training.steps} steps in {self.run_dir}, found a "
                 f"checkpoint after {checkpoint.step}; ask for more steps or use another folder"
             )
-        with named_mismatch(self.run_dir / CHECKPOINT):
-            self.method.load_state_dict(checkpoint.model)
-            check_same_optimiser(self.optimiser, checkpoint)
-            self.load_optimiser_state(checkpoint.optimiser)
+        with named_mismatch(self.saved_at):
+            self.load_state(checkpoint)
             check_state_shapes(self.optimiser)
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self.history = History(checkpoint.history)
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Take over weights and moments."""
+        self.method.load_state_dict(checkpoint.model)
+        check_same_optimiser(self.optimiser, checkpoint)
+        self.load_optimiser_state(checkpoint.optimiser)

@@ -23,6 +23,8 @@ from metamae.training.checkpoint import Checkpoint, check_series
 from metamae.training.record import FORMAT, ModelRecord
 
 CHECKPOINT = "checkpoint.pt"
+SHARDS = "shards"
+STATE = "state.pt"
 CONFIG = "config.yaml"
 HISTORY = "history.json"
 DATA = "data.json"
@@ -38,6 +40,29 @@ class History:
         """Append one value to each named series."""
         for name, value in values.items():
             self.series.setdefault(name, []).append([step, value])
+
+
+def newest_shards(run_dir: Path) -> Path | None:
+    """The folder of the newest complete checkpoint in shards (:mod:`metamae.training.shards`).
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from metamae.training.run_folder import SHARDS, newest_shards
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("000001", "000002", "000003.partial"):
+        ...         pathlib.Path(folder, SHARDS, name).mkdir(parents=True)
+        ...     newest_shards(pathlib.Path(folder)).name
+        '000002'
+    """
+    folder = run_dir / SHARDS
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    complete = [name for name in names if name.isascii() and name.isdigit()]
+    return folder / max(complete, key=int) if complete else None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can go on from what its folder holds, in one file or in shards."""
+    return (run_dir / CHECKPOINT).is_file() or newest_shards(run_dir) is not None
 
 
 def read_history(path: Path) -> dict[str, list[list[float]]]:
@@ -77,7 +102,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 MAY_CHANGE = re.compile(
-    r"training\.(steps|prefetch|log_every|checkpoint_every|micro_batch)|probe\..*"
+    r"training\.(steps|prefetch|log_every|checkpoint_every|micro_batch|parallel)|probe\..*"
 )
 """Settings that a run may be resumed with other values of."""
 

@@ -29,7 +29,8 @@ def all_finite(state: Any) -> bool:
 
 def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
-        yield state.detach()
+        state = state.detach()
+        yield state.to_local() if hasattr(state, "to_local") else state  # of a shard, this one
     elif isinstance(state, Mapping):
         for value in state.values():
             yield from _tensors(value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +40,22 @@ def test_the_program_runs(tmp_path: Path) -> None:
 def test_the_table_is_that_of_the_program(tmp_path: Path) -> None:
     program = (ROOT / "benchmarks" / "scale_plan.py").read_text()
     assert run_program(program, tmp_path) in PAGE
+
+
+def test_the_rates_of_disks_are_those_of_the_rows() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "input-cpu.json").read_text())["disk"]
+    assert len(rows) == 7
+    least = min(rows, key=lambda row: row["cold_headroom"])
+    assert least["dataset"] == "librispeech"
+    assert f"at least {least['cold_headroom']} times (speech)" in PAGE
+    for row in rows:
+        assert disk_line(row) in PAGE.splitlines()
+        assert row["around_mib"] == pytest.approx(384, rel=0.05), "what the page says"
+
+
+def disk_line(row: dict[str, Any]) -> str:
+    """A row of the page's table."""
+    rates = [row[name] for name in ("cold_per_s", "cached_per_s", "around_per_s", "h200_per_s")]
+    read = f"{row['used_mib']:g} | {row['read_mib']:g}"
+    numbers = " | ".join(f"{rate:,.0f}" for rate in rates)
+    return f"| `{row['dataset']}` | {row['example_bytes']:,} | {read} | {numbers} |"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
 from metamae.model.dropout import Dropout, sharing
 from metamae.training import Checkpoint, pretrain
+from metamae.training.pieces import PieceLoss
 from metamae.training.pretraining import start_run
 from metamae.training.ranked import RankedRun
 from metamae.training.ranks import Ranks
@@ -329,6 +330,27 @@ def test_parts_of_a_batch_drop_what_the_whole_does(batch: int, cut: int, share: 
             parts.append(dropout(x[rows]))
     assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(dropout.eval()(x), x)
+
+
+class Doubling(Ranks):
+    """Two processes with the same rows, of which one is there."""
+
+    gathers: ClassVar[list[torch.Size]] = []
+
+    def gather(self, rows: Tensor, counts: Any) -> Tensor:
+        self.gathers.append(rows.shape)
+        return torch.cat([rows, rows])
+
+
+def test_all_rows_of_a_process_are_exchanged_at_once() -> None:
+    """As if kind by kind: values, shapes, types and gradients."""
+    kinds = (torch.randn(2, 3, 4).requires_grad_(), torch.randn(2), torch.randn(2, 5).bfloat16())
+    loss = PieceLoss(nn.Identity(), Doubling(0, 2), 4)  # type: ignore[arg-type]
+    found = loss.gathered(kinds)
+    assert Doubling.gathers == [(2, 3 * 4 + 1 + 5)]
+    torch.testing.assert_close(found, [torch.cat([kind, kind]) for kind in kinds], rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad((found[0] ** 2).sum(), kinds[0])
+    torch.testing.assert_close(gradient, 4 * kinds[0])
 
 
 def test_a_single_run_is_not_divided(tmp_path: Path) -> None:

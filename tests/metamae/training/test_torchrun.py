@@ -14,7 +14,8 @@ import torch
 
 from metamae.training import Checkpoint
 from metamae.training.callbacks import LOG
-from metamae.training.run_folder import CHECKPOINT
+from metamae.training.resuming import read_newest
+from metamae.training.run_folder import CHECKPOINT, load_method
 from tests import ROOT
 from tests.tiny import SIZES, as_options
 
@@ -26,6 +27,8 @@ SETTINGS = as_options(
     )
 )
 TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint")
+
+LOST = "error: expected 2 processes that go on together"
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,10 +54,14 @@ def run(processes: int, out: Path, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def start_and_hit(out: Path, rank: int, number: int) -> list[str]:
+def start_and_hit(out: Path, rank: int, number: int, *options: str) -> list[str]:
     """Two processes, one of which gets a signal after 7 steps; what ours print to stderr."""
     with subprocess.Popen(
-        command(2, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(2, out, *options),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as torchrun:
         log, end = out / LOG, time.monotonic() + 200
         while not (log.exists() and log.read_text().count("\n") >= 7):
@@ -80,23 +87,31 @@ def _process(parent: int, rank: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("rank", "number", "others", "line"),
+    ("rank", "number", "others", "line", "kinds"),
     [
-        (1, signal.SIGKILL, 1, "error: expected 2 processes that go on together"),
-        (0, signal.SIGKILL, 4, "error: expected 2 processes that go on together"),
-        (1, signal.SIGTERM, 1, "stopped by SIGTERM after step"),
+        (1, signal.SIGKILL, 1, LOST, "ddp ddp"),
+        (0, signal.SIGKILL, 4, LOST, "ddp ddp"),
+        (1, signal.SIGTERM, 1, "stopped by SIGTERM after step", "ddp ddp"),
+        (1, signal.SIGKILL, 4, LOST, "fsdp fsdp"),
+        (0, signal.SIGKILL, 1, LOST, "fsdp ddp"),
+        (1, signal.SIGTERM, 3, "stopped by SIGTERM after step", "fsdp fsdp"),
     ],
 )
 def test_one_line_then_others_go_on_to_the_same_weights(
-    rank: int, number: int, others: int, line: str, tmp_path: Path
+    rank: int, number: int, others: int, line: str, kinds: str, tmp_path: Path
 ) -> None:
-    (told,) = start_and_hit(tmp_path / "hit", rank, number)
+    """Of processes that have all weights each, and of those that have shares."""
+    first, then = (("--set", f"training.parallel={kind}") for kind in kinds.split())
+    (told,) = start_and_hit(tmp_path / "hit", rank, number, *first)
     assert told.startswith(line)
-    assert Checkpoint.load(tmp_path / "hit" / CHECKPOINT).step >= 5
-    run(others, tmp_path / "hit", "--resume")
+    assert read_newest(tmp_path / "hit", "cpu").step >= 5
+    run(others, tmp_path / "hit", "--resume", *then)
     run(1, tmp_path / "whole")
     found, expected = (Checkpoint.load(tmp_path / n / CHECKPOINT) for n in ("hit", "whole"))
     assert found.step == expected.step == 20
     torch.testing.assert_close(found.model, expected.model, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        dict(load_method(tmp_path / "hit" / CHECKPOINT).state_dict()), found.model
+    )
     logs = [(tmp_path / name / LOG).read_text().count("\n") for name in ("hit", "whole")]
     assert logs == [20, 20]
