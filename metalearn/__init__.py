@@ -11,6 +11,7 @@ The package knows nothing of masks, modalities or files. Its parts compose:
 * :mod:`metalearn.recomputation` - results that are cheap to compute again and need not be kept;
 * :mod:`metalearn.contrast` - pulls a task's latent and its refinement together;
 * :mod:`metalearn.uniformity` - pushes rows apart, without pairs;
+* :mod:`metalearn.vicreg` and :mod:`metalearn.isotropy` - equal views without negatives;
 * :mod:`metalearn.gathering` - rows of all ranks as one batch;
 * :mod:`metalearn.objective` - the whole meta-objective in one module;
 * :mod:`metalearn.multilevel` - multilevel optimisation on Betty (imported on demand).
@@ -38,6 +39,7 @@ from metalearn.errors import (
     SupportLossShapeError,
 )
 from metalearn.gathering import gather_rows
+from metalearn.isotropy import Isotropy
 from metalearn.objective import MetaLoss, MetaObjective
 from metalearn.policies.checkpointed import Checkpointed
 from metalearn.policies.finite_difference import FiniteDifference
@@ -58,6 +60,7 @@ from metalearn.steps.sizes import FixedStepSize, LearnedStepSize, StepSize
 from metalearn.steps.torch_optimisers import TorchOptimiser
 from metalearn.uniformity import uniformity
 from metalearn.version import __version__
+from metalearn.vicreg import vicreg
 
 __all__ = [
     "Adaptation",
@@ -76,6 +79,7 @@ __all__ = [
     "GradientPolicy",
     "HeldStepSize",
     "Implicit",
+    "Isotropy",
     "LatentAdapter",
     "LatentError",
     "LearnedStepSize",
@@ -109,4 +113,5 @@ __all__ = [
     "recomputed_attention",
     "recomputed_gelu",
     "uniformity",
+    "vicreg",
 ]

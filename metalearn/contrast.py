@@ -93,7 +93,9 @@ class TaskContrastiveLoss(nn.Module):
 
     Args:
         projector: Maps pooled latents ``(B, D)`` to ``(B, P)``; ``nn.Identity()`` for none.
-        temperature: :math:`\tau`, positive.
+        temperature: :math:`\tau`, positive; 0.5 where none is given. No other term has one.
+        term: Compares the projected views ``(B, P)`` by something else than NT-Xent:
+            :func:`metalearn.vicreg`, :class:`metalearn.Isotropy`, or your own.
         pool: Maps a latent to ``(B, D)``; the mean over tokens by default.
         gather: Maps the pooled latents of a rank to those of all ranks:
             :func:`metalearn.gather_rows`, which does nothing in one process.
@@ -102,8 +104,8 @@ class TaskContrastiveLoss(nn.Module):
         both latents ``(B, T, D)`` with the default ``pool``; the result is a scalar.
 
     Raises:
-        ValueError: a temperature that is not positive, fewer than two tasks (there would be no
-            negatives), or views that disagree in shape.
+        ValueError: a temperature that is not positive, or beside another term; fewer than two tasks
+            (there would be no negatives), or views that disagree in shape.
 
     Warns:
         UserWarning: under several processes, without ``gather``.
@@ -120,16 +122,23 @@ class TaskContrastiveLoss(nn.Module):
         self,
         projector: nn.Module,
         *,
-        temperature: float = 0.5,
+        temperature: float | None = None,
+        term: Callable[[Tensor, Tensor], Tensor] | None = None,
         pool: Callable[[Tensor], Tensor] | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
-        if not temperature > 0:
+        if temperature is not None and not temperature > 0:
             raise ValueError(f"expected a positive temperature, got {temperature}")
+        if temperature is not None and term is not None:
+            raise ValueError(
+                f"expected no temperature beside a term of its own, got {temperature}: NT-Xent "
+                "alone has one; leave out either"
+            )
         self.projector = projector
-        self.temperature = temperature
+        self.temperature = 0.5 if temperature is None else temperature
+        self.term = term
         self.pool = MeanPool() if pool is None else pool
         self.gather = gather
 
@@ -153,6 +162,8 @@ class TaskContrastiveLoss(nn.Module):
                 "expected both views to project to one shape, got "
                 f"{tuple(first.shape)} and {tuple(second.shape)}"
             )
+        if self.term is not None:
+            return self.term(first, second)
         return _nt_xent(first, second, self.temperature)
 
     def _project(self, pooled: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ class TaskContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the setting."""
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}" if self.term is None else f"term={self.term}"
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor) -> Tensor:

@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "inner",
         "policies",
         "adaptation encoding contrast gathering",
-        "objective uniformity",
+        "objective uniformity isotropy vicreg",
         "multilevel",
     ),
     "metamae": (

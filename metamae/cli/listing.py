@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from metalearn.contrast import nt_xent
 from metalearn.uniformity import uniformity
 from metamae.evaluation.feature_cache import FEATURES
 from metamae.evaluation.protocols import FITS
 from metamae.listing import lines
-from metamae.methods.building import POLICIES, method_sources
+from metamae.methods.building import POLICIES, TERMS, method_sources
 from metamae.model.mask_rules import RULES
 from metamae.model.teacher import TARGETS
 from metamae.model.views import VIEWS
@@ -22,7 +21,7 @@ KINDS: Mapping[str, Callable[[], Mapping[str, object]]] = MappingProxyType(
         "methods": method_sources,
         "masks": lambda: RULES,
         "targets": lambda: TARGETS,
-        "terms": lambda: {"nt_xent": nt_xent, "uniformity": uniformity},
+        "terms": lambda: {**TERMS, "uniformity": uniformity},
         "views": lambda: VIEWS,
         "features": lambda: {str(name): compute for name, compute in FEATURES.items()},
         "policies": lambda: POLICIES,

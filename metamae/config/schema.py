@@ -197,8 +197,14 @@ class Config:
         require(blocks, "encoder.depth >= 1 where masking.rule is not random", self.encoder.depth)
 
     def _refuse_unseen_views(self) -> None:
-        """A second view: for methods that contrast, at random masks."""
-        view = self.contrast.view
+        """A second view: for methods that contrast, at random masks; so is a term."""
+        view, term = self.contrast.view, self.contrast.term
+        if term != "nt_xent":
+            contrasts = self.method not in METHODS or self.method in CONTRASTED
+            expected = f"contrast.term=nt_xent, or a method among {', '.join(CONTRASTED)}"
+            require(contrasts, expected, f"{term} with {self.method}")
+            fixed = not self.learn.settings
+            require(fixed, "contrast.term=nt_xent where learn.settings names some", term)
         if view == "own":
             return
         contrasts = self.method not in METHODS or self.method in CONTRASTED

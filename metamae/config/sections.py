@@ -190,6 +190,9 @@ class ContrastConfig:
             ``mae_contrast`` and the latent before refinement of ``metamae``; or the same tokens of
             the example after randomised ``quantization``.
         bins: Bins of every channel of a quantised example.
+        term: How both views are compared: NT-Xent of the paper, or without negatives ``vicreg`` or
+            ``isotropy``, whose values are larger: they want smaller weights. ``temperature`` is
+            that of NT-Xent alone.
     """
 
     weight: float = 1.0
@@ -198,6 +201,7 @@ class ContrastConfig:
     out: int = 128
     view: Literal["own", "quantization"] = "own"
     bins: int = 8
+    term: Literal["nt_xent", "vicreg", "isotropy"] = "nt_xent"
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -209,6 +213,8 @@ class ContrastConfig:
         require(self.bins >= 2, "contrast.bins >= 2", self.bins)
         seen = self.view == "own" or self.weight > 0
         require(seen, "contrast.weight > 0 where contrast.view is not own", self.weight)
+        used = self.term == "nt_xent" or self.weight > 0
+        require(used, "contrast.weight > 0 where contrast.term is not nt_xent", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

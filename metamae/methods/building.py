@@ -14,6 +14,7 @@ from metalearn import (
     FixedStepSize,
     GradientPolicy,
     HeldStepSize,
+    Isotropy,
     LatentAdapter,
     LearnedStepSize,
     MeanPool,
@@ -21,7 +22,9 @@ from metalearn import (
     StepSize,
     TaskContrastiveLoss,
     Unrolled,
+    vicreg,
 )
+from metalearn.contrast import nt_xent
 from metalearn.randomness import seeded
 from metamae.arguments import check_text
 from metamae.config.schema import METHODS, Config, add_method, known_methods, load_methods
@@ -53,6 +56,12 @@ POLICIES: dict[str, GradientPolicy] = {
     "finite_difference": FiniteDifference(),
 }
 """Gradient policies by the name that a configuration uses."""
+
+
+TERMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {"nt_xent": nt_xent, "vicreg": vicreg, "isotropy": Isotropy}
+)
+"""What compares two views, by the name that ``contrast.term`` uses."""
 
 
 CLASSES: Mapping[str, type[Method[Any]]] = MappingProxyType(
@@ -235,10 +244,12 @@ def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
             "expected training.batch_size >= 2 for a contrast, which needs other examples, got 1; "
             "use a larger batch, or contrast.weight=0"
         )
-    projector = Projector(config.encoder.width, config.contrast.hidden, config.contrast.out)
-    return TaskContrastiveLoss(
-        projector, temperature=config.contrast.temperature, pool=MeanPool(skip=1)
-    )
+    contrast, pool = config.contrast, MeanPool(skip=1)
+    projector = Projector(config.encoder.width, contrast.hidden, contrast.out)
+    if contrast.term == "nt_xent":
+        return TaskContrastiveLoss(projector, temperature=contrast.temperature, pool=pool)
+    term = vicreg if contrast.term == "vicreg" else Isotropy(contrast.out)
+    return TaskContrastiveLoss(projector, term=term, pool=pool)
 
 
 BASELINES = ("emix", "shed", "capri", "mae_linear", "supervised")
