@@ -230,6 +230,20 @@ def test_a_mask_depends_on_its_example_alone(rule: str) -> None:
     assert not torch.equal(other.query_idx, whole.query_idx)
 
 
+@pytest.mark.parametrize("rule", ["attention", "hard"])
+def test_a_drawn_ratio_is_kept(rule: str) -> None:
+    method = method_of(rule, "masking.ratio_range=[0.3,0.8]")
+    batch, sizes = batch_of(), set()
+    for seed in range(4):
+        split = drawn(method, seed=seed)
+        chosen = method.complete(batch, split)
+        assert chosen.visible == split.visible != ()
+        assert chosen.query_idx.shape == split.query_idx.shape
+        assert method(batch, chosen).loss.isfinite()
+        sizes.add(chosen.query_idx.shape[1])
+    assert len(sizes) > 1
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     return state
