@@ -66,6 +66,17 @@ def check_shardable(config: Config, ranks: Ranks) -> None:
             "expected several processes with training.parallel=fsdp, got one; start it as torchrun "
             "--nproc-per-node N -m metamae pretrain ..., or use training.parallel=ddp"
         )
+    whole = {
+        "target.kind": (config.target.kind, "values"),
+        "masking.rule": (config.masking.rule, "random"),
+    }
+    for name, (value, plain) in whole.items():
+        if value != plain:
+            raise ConfigError(
+                f"expected {name}={plain} with training.parallel=fsdp, got {value}, which looks at "
+                "the encoder outside of the steps that put its weights together; use "
+                "training.parallel=ddp"
+            )
     if training.micro_batch == 1 and training.batch_size % ranks.size:
         raise ConfigError(
             f"expected training.batch_size that {ranks.size} processes divide, or "
