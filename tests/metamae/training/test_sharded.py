@@ -18,6 +18,7 @@ from metamae.training.pretraining import start_run
 from metamae.training.ranks import Ranks
 from metamae.training.resuming import newest, read_newest
 from metamae.training.run_folder import CHECKPOINT, SHARDS, load_method, newest_shards
+from metamae.training.sharded import check_shardable
 from tests.metamae.training.test_ranks import CASES, CPU, config_of, gloo, use_float64
 
 FSDP = "training.parallel=fsdp"
@@ -168,6 +169,10 @@ def test_what_does_not_go_together_is_named(folder: Path, tmp_path: Path) -> Non
         assert "its update ruined the weights" in ruined
     with pytest.raises(ConfigError, match=r"several processes with training\.parallel=fsdp.*torch"):
         pretrain(config_of("mae", FSDP), load_dataset("tabular"), tmp_path)
+    for change in ("target.kind=teacher", "masking.rule=attention", "masking.rule=hard"):
+        name, _, value = change.partition("=")
+        with pytest.raises(ConfigError, match=f"expected {name}=.* got {value}, which looks at"):
+            check_shardable(config_of("mae", FSDP, change), Ranks(0, 2))
 
 
 def damage(shards: Path, kind: str) -> None:
