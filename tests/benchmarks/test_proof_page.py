@@ -40,6 +40,7 @@ def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:
     assert page.accuracy_table(values, sets, "all") in results
     assert page.rival_table(values, sets) in results
     assert page.auto_table(report["rows"]) in results
+    assert page.contrast_table(report["rows"], sets) in results
 
 
 def test_what_is_said_of_the_rows(page: ModuleType, judge: ModuleType) -> None:
