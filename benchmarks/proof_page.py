@@ -195,15 +195,14 @@ def sets_of(values: Values, among: Sequence[str]) -> list[str]:
 
 def accuracies(values: Values, sets: Sequence[str]) -> str:
     """Tables of accuracy, set by set and on average."""
+    several = f"\n\n{mean_table(values, sets)}" if len(sets) > 1 else ""
     return f"""With {FEW} labels a class, mean and deviation over seeds:
 
 {accuracy_table(values, sets, str(FEW))}
 
 With all labels:
 
-{accuracy_table(values, sets, "all")}
-
-{mean_table(values, sets)}"""
+{accuracy_table(values, sets, "all")}{several}"""
 
 
 def kept_back_section(

@@ -66,6 +66,11 @@ def test_what_is_said_of_the_rows(page: ModuleType, judge: ModuleType) -> None:
     assert on_digits("metamae", "raw_logistic", "1") > 9
     assert on_digits("metamae", "random", "1") > 15.5
     assert 1.5 < on_digits("metamae", "raw_logistic", "5") < 2.5
+    rivals = ("raw_logistic", "components", "mae", "umae", "random")
+    ahead = {r: judge.difference(values, "diamonds", "metamae", r, "5").mean for r in rivals}
+    assert min(ahead.values()) > 0.5
+    assert round(ahead["raw_logistic"]) == 4
+    assert round(ahead["random"]) == 1
 
 
 def test_differences_are_paired_by_seed(judge: ModuleType) -> None:
