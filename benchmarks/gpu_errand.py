@@ -115,6 +115,7 @@ def pieces() -> list[Piece]:
             ("adapter-cuda.json", "adapter-cuda.md"),
         ),
         *others,
+        Piece("ranks", _ranks(max(1, torch.cuda.device_count())), _ranks(2, "--device", "cpu")),
     ]
     compiled = ("--set", "training.compile=on", "--set", "training.cuda_graphs=on")
     short = ("--preset", "pocket", "--set", "training.steps=2", "--device", "cpu")
@@ -125,6 +126,13 @@ def pieces() -> list[Piece]:
             paper = (*command, "--preset", "paper", *compiled, *out)
             listed.append(Piece(f"paper-{name}-{method}", paper, (*command, *short, *out)))
     return listed
+
+
+def _ranks(count: int, *more: str) -> tuple[str, ...]:
+    """A short run of so many processes: NCCL on CUDA, with one device too."""
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", str(count))
+    short = ("--set", "training.steps=20", "--out", "runs/cuda/ranks", "--resume")
+    return (*launch, "-m", "metamae", "pretrain", "sensors", "--method", "metamae", *short, *more)
 
 
 def _variants() -> list[tuple[str, str, int]]:

@@ -28,7 +28,7 @@ from metamae.training.run_folder import CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = RESULTS / "processes-cpu.json"
-BATCH, KEY = 64, ("dataset", "method")
+KEY = ("dataset", "method", "batch")
 
 
 def command(dataset: str, method: str, steps: int, batch: int, out: Path) -> list[str]:
@@ -64,26 +64,26 @@ def seconds_a_step(out: Path) -> float:
     return checkpoint.seconds / checkpoint.step
 
 
-def joint(dataset: str, method: str, steps: int, folder: Path) -> float:
+def joint(dataset: str, method: str, steps: int, batch: int, folder: Path) -> float:
     """A step of one run of two processes."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    wait([start([*torchrun, *command(dataset, method, steps, BATCH, folder / "joint")])])
+    wait([start([*torchrun, *command(dataset, method, steps, batch, folder / "joint")])])
     return seconds_a_step(folder / "joint")
 
 
-def separate(dataset: str, method: str, steps: int, folder: Path) -> float:
+def separate(dataset: str, method: str, steps: int, batch: int, folder: Path) -> float:
     """A step of the slower of two runs at once."""
     outs = [folder / "first", folder / "second"]
-    wait([start(command(dataset, method, steps, BATCH // 2, out)) for out in outs])
+    wait([start(command(dataset, method, steps, batch // 2, out)) for out in outs])
     return max(seconds_a_step(out) for out in outs)
 
 
-def measure(dataset: str, method: str, steps: int, rounds: int) -> Row:
+def measure(dataset: str, method: str, steps: int, batch: int, rounds: int) -> Row:
     """A row."""
     pairs = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            both = (kind(dataset, method, steps, Path(folder)) for kind in (joint, separate))
+            both = (kind(dataset, method, steps, batch, Path(folder)) for kind in (joint, separate))
             pairs.append(tuple(both))
         print(dataset, method, *(f"{1000 * x:.1f} ms" for x in pairs[-1]), flush=True)
     ratios = [alone / together for together, alone in pairs]
@@ -95,7 +95,7 @@ def measure(dataset: str, method: str, steps: int, rounds: int) -> Row:
         "efficiency": round(statistics.median(ratios), 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
-        "batch": BATCH,
+        "batch": batch,
         "steps": steps,
         "rounds": rounds,
         "hardware": device_name(torch.device("cpu")),
@@ -108,14 +108,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--datasets", nargs="+", default=["sensors"])
     parser.add_argument("--methods", nargs="+", default=["mae", "metamae"])
+    parser.add_argument("--batch", type=int, default=64, help="of both processes (default: 64)")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for dataset in options.datasets:
         for method in options.methods:
-            row = measure(dataset, method, options.steps, options.rounds)
-            rows = merged(PATH, [row], KEY, lambda r: (r["dataset"], r["method"]))
+            row = measure(dataset, method, options.steps, options.batch, options.rounds)
+            rows = merged(PATH, [row], KEY, lambda r: (r["batch"], r["dataset"], r["method"]))
             write_json(PATH, {"rows": rows})
             print(row, flush=True)
 

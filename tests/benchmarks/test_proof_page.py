@@ -40,7 +40,14 @@ def test_the_page_is_made_from_the_rows(page: ModuleType) -> None:
     assert page.accuracy_table(values, sets, "all") in results
     assert page.rival_table(values, sets) in results
     assert page.auto_table(report["rows"]) in results
-    assert page.contrast_table(report["rows"], sets) in results
+    contrast = page.contrast_table(report["rows"], sets)
+    assert contrast in results
+    lines = [line.strip("| ").split(" | ") for line in contrast.splitlines()]
+    by_name = {name: [float(x) for x in values] for name, *values in lines[2:]}
+    with_it, without = by_name["MetaMAE"], by_name["MetaMAE without the contrast"]
+    gains = [a - b for a, b in zip(without, with_it, strict=True)]
+    assert min(gains) > 0  # the contrast helps on none
+    assert sum(gain > 1 for gain in gains) == 3  # and harms on three
 
 
 def test_what_is_said_of_the_rows(page: ModuleType, judge: ModuleType) -> None:
