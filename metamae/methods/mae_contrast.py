@@ -30,15 +30,7 @@ class PairedSplit(Split):
     @classmethod
     def of(cls, first: Split, second: Split) -> PairedSplit:
         """Two splits as one draw, which reads as the first."""
-        return cls(
-            first.support_idx,
-            first.query_idx,
-            first.nearby,
-            first.slots,
-            first.scored,
-            first.visible,
-            second=second,
-        )
+        return cls(**first.shared(), second=second)
 
     def to(self, device: torch.device | str) -> PairedSplit:
         """The same draw on another device."""

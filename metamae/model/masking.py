@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,17 @@ class Split:
     slots: tuple[int, ...] = ()
     scored: Tensor | None = None
     visible: tuple[int, ...] = ()
+
+    def shared(self) -> dict[str, Any]:
+        """What every split has, by name: for draws that hold more beside it."""
+        return {
+            "support_idx": self.support_idx,
+            "query_idx": self.query_idx,
+            "nearby": self.nearby,
+            "slots": self.slots,
+            "scored": self.scored,
+            "visible": self.visible,
+        }
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""

@@ -29,15 +29,7 @@ class RankedSplit(Split):
     @classmethod
     def of(cls, split: Split, states: Tensor) -> RankedSplit:
         """A split with states."""
-        return cls(
-            split.support_idx,
-            split.query_idx,
-            split.nearby,
-            split.slots,
-            split.scored,
-            split.visible,
-            states=states,
-        )
+        return cls(**split.shared(), states=states)
 
     def to(self, device: torch.device | str) -> RankedSplit:
         """The same on another device."""

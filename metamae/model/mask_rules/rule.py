@@ -49,18 +49,7 @@ class OpenSplit(Split):
 
 
 def _opened(split: Split, keys: Tensor, coins: Tensor, guides: Tensor, share: float) -> OpenSplit:
-    return OpenSplit(
-        split.support_idx,
-        split.query_idx,
-        split.nearby,
-        split.slots,
-        split.scored,
-        split.visible,
-        keys=keys,
-        coins=coins,
-        guides=guides,
-        share=share,
-    )
+    return OpenSplit(**split.shared(), keys=keys, coins=coins, guides=guides, share=share)
 
 
 class MaskRule(nn.Module):

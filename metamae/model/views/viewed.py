@@ -23,15 +23,7 @@ class ViewedSplit(Split):
     @classmethod
     def of(cls, split: Split, noise: Tensor) -> ViewedSplit:
         """Both as one draw."""
-        return cls(
-            split.support_idx,
-            split.query_idx,
-            split.nearby,
-            split.slots,
-            split.scored,
-            split.visible,
-            noise=noise,
-        )
+        return cls(**split.shared(), noise=noise)
 
     def to(self, device: torch.device | str) -> ViewedSplit:
         """The same draw on another device."""
