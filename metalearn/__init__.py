@@ -53,6 +53,7 @@ from metalearn.recomputation import recomputed, recomputed_gelu
 from metalearn.result import Adaptation, Convergence, Trace
 from metalearn.steps.elementwise import ElementwiseStepSize
 from metalearn.steps.held import HeldStepSize
+from metalearn.steps.line_search import LineSearch
 from metalearn.steps.rules import (
     ClipGradient,
     GradientDescent,
@@ -89,6 +90,7 @@ __all__ = [
     "LatentAdapter",
     "LatentError",
     "LearnedStepSize",
+    "LineSearch",
     "MeanPool",
     "MetaLoss",
     "MetaObjective",

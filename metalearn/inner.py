@@ -27,6 +27,7 @@ from metalearn.second_derivatives import (
     refuse_missing_second_derivative,
     refuse_while_compiling,
 )
+from metalearn.steps.line_search import LineSearch
 from metalearn.steps.rules import UpdateRule
 from metalearn.steps.sizes import StepSize
 
@@ -292,6 +293,8 @@ class InnerLoop:
     ) -> Step:
         """Apply the update rule to gradients that were computed before."""
         sizes = self.step_size.of_latent(step, leaves, self.structure)
+        if isinstance(self.update, LineSearch):
+            sizes = self._searched(self.update, leaves, gradients, losses, sizes, state)
         moved, state = self.update(leaves, gradients, sizes, state)
         kept = False
         for before, after in zip(leaves, moved, strict=True):
@@ -313,6 +316,18 @@ class InnerLoop:
         with torch.no_grad():
             moves = [after - before for before, after in zip(leaves, moved, strict=True)]
             return Step(moved, state, Record(losses, task_norm(gradients), task_norm(moves)))
+
+    def _searched(
+        self,
+        rule: LineSearch,
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        losses: Tensor,
+        sizes: Sequence[Tensor | float],
+        state: Any,
+    ) -> Sequence[Tensor | float]:
+        with self.precision():
+            return rule.searched(self.call, leaves, gradients, losses, sizes, state)
 
     def _functional_gradient(
         self, leaves: Sequence[Tensor], step: int, *, create_graph: bool
