@@ -44,7 +44,7 @@ class LineSearch:
         >>> from metalearn import LatentAdapter, LineSearch
         >>> curvature = torch.tensor([[1.0], [10.0]])
         >>> adapter = LatentAdapter(1.0, update=LineSearch())
-        >>> adapter(torch.ones(2, 1), lambda z: 0.5 * (curvature * z * z).sum(1)).latent
+        >>> adapter(torch.ones(2, 1), lambda z: 0.5 * (curvature * z * z).sum(1)).latent.detach()
         tensor([[ 0.0000],
                 [-0.2500]])
     """
