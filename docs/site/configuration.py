@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this tree, whatever is installed
 
 from metamae.config import LEARNABLE, METHODS, PRESETS, Config, list_presets
 
