@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metamae.config.schema import known_methods
-from metamae.data.pocket import POCKET
+from metamae.data.pocket import POCKET, WITHOUT_NEWS
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.rows import DEFAULT, Result
 
@@ -78,11 +78,13 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
     """Means over the data sets that every method was run on, with the same seeds; and their names.
 
     Only encoders probed on what they were pretrained on, without overrides, and no correlations. A
-    data set where a method was run for several numbers of steps is left out.
+    data set where a method was run for several numbers of steps is left out, and so are those of
+    :data:`~metamae.data.pocket.WITHOUT_NEWS`.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for row in rows:
-        if row.dataset == row.transfer and row.variant == DEFAULT and row.metric != "spearman":
+        comparable = row.dataset == row.transfer and row.metric != "spearman"
+        if comparable and row.variant == DEFAULT and has_news(row.dataset):
             groups.setdefault((row.protocol, row.method, row.dataset), []).append(row)
     values = {
         place: _by_seed((row.seed, row.value) for row in group)
@@ -112,6 +114,25 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
             )
         )
     return averages, sorted(common, key=lambda name: rank(POCKET, name))
+
+
+def has_news(*names: str) -> bool:
+    """Whether results on these data sets belong in an average over sets."""
+    return not any(name in WITHOUT_NEWS for name in names)
+
+
+def news_note(names: Iterable[str]) -> list[str]:
+    """A sentence on those of the data sets that no average holds, if there are any.
+
+    Example:
+        >>> from metamae.report.comparison import news_note
+        >>> news_note(["sensors", "basic_motions"])
+        ['Left out, for they tell no method from another: basic_motions (40 test rows).']
+    """
+    among = set(names)
+    told = [f"{name} ({why})" for name, why in WITHOUT_NEWS.items() if name in among]
+    text = f"Left out, for they tell no method from another: {', '.join(told)}."
+    return [text] if told else []
 
 
 def _summary(group: Sequence[Result]) -> Summary:

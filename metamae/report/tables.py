@@ -17,6 +17,8 @@ from metamae.report.comparison import (
     Summary,
     average_over_sets,
     count_signs,
+    has_news,
+    news_note,
     pair_results,
     rank,
     summarise_results,
@@ -95,7 +97,7 @@ def make_report(
     sections += _overall(rows)
     pairs = pair_results(rows, method, against)
     if pairs:
-        sections += [_pairs(pairs, method, against), _verdicts(pairs, method, against)]
+        sections += [_pairs(pairs, method, against), *_verdicts(pairs, method, against)]
     return [*sections, _protocols(rows), _machines(rows)]
 
 
@@ -166,7 +168,10 @@ def _overall(rows: Sequence[Result]) -> list[Section]:
                 (label(name, DEFAULT), *(shown[name, protocol] for protocol in protocols))
                 for name in methods
             ],
-            notes=[f"Over {', '.join(names)}: what every method was run on, with equal seeds."],
+            notes=[
+                f"Over {', '.join(names)}: what every method was run on, with equal seeds.",
+                *news_note(row.dataset for row in rows),
+            ],
         )
     ]
 
@@ -194,11 +199,14 @@ def _difference(pair: Paired) -> str:
     return with_spread(pair.mean, pair.error, pair.metric, sign=True)
 
 
-def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:
-    """Per variant and protocol over all places."""
+def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> list[Section]:
+    """Per variant and protocol over all places that belong in an average."""
     groups: dict[tuple[str, str], list[Paired]] = {}
     for pair in pairs:
-        groups.setdefault((pair.variant, pair.protocol), []).append(pair)
+        if has_news(pair.dataset, pair.transfer):
+            groups.setdefault((pair.variant, pair.protocol), []).append(pair)
+    if not groups:
+        return []
     lines = []
     for (variant, protocol), group in groups.items():
         percent = [pair.mean for pair in group if pair.metric != "spearman"]
@@ -215,11 +223,14 @@ def _verdicts(pairs: Sequence[Paired], method: str, against: str) -> Section:
                 "/".join(map(str, by_seed)),
             )
         )
-    return Section(
-        title=f"{label(method, DEFAULT)} against {label(against, DEFAULT)}, over data sets",
-        header=("variant", "protocol", "mean", "wins", "ties", "losses", "seeds w/t/l"),
-        lines=lines,
-    )
+    return [
+        Section(
+            title=f"{label(method, DEFAULT)} against {label(against, DEFAULT)}, over data sets",
+            header=("variant", "protocol", "mean", "wins", "ties", "losses", "seeds w/t/l"),
+            lines=lines,
+            notes=news_note(name for pair in pairs for name in (pair.dataset, pair.transfer)),
+        )
+    ]
 
 
 def _protocols(rows: Sequence[Result]) -> Section:
