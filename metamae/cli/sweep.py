@@ -10,8 +10,8 @@ from typing import Any
 from metamae.cli.options import add_places
 from metamae.cli.terminal import make_console
 from metamae.experiments.executors import Executor
-from metamae.experiments.plan import read_sweep
 from metamae.experiments.sweep import FAILURES, RESULTS, SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.experiments.workers import limited_threads
 from metamae.progress import Reporter
 from metamae.training.devices import choose_device

@@ -107,20 +107,38 @@ class OwnData:
         Raises:
             ConfigError: no number of steps, a token size, or overrides that do not fit.
         """
-        overrides = list(overrides)
-        if not named_steps(overrides):
-            raise ConfigError(
-                f"expected training.steps=N among the overrides of own data {self.name!r}: in a "
-                "sweep, which can be stopped and continued, no time is measured to choose it"
-            )
-        if method == "random":  # which takes none
-            overrides = [text for text in overrides if not named_steps([text])]
-        config = auto_config(self.dataset(), method=method, seed=seed, overrides=overrides)
+        config = untimed_auto(self.dataset(), self.name, method, seed, overrides)
         if config.token_size:
             raise ConfigError(
                 f"expected datasets.{self.name}.token_size instead of an override of token_size"
             )
         return config
+
+
+def untimed_auto(
+    dataset: Dataset, name: str, method: str, seed: int, overrides: Iterable[str]
+) -> Config:
+    """The preset ``auto`` of a cell of a sweep, for as many steps as is said.
+
+    Args:
+        dataset: What is pretrained on.
+        name: Its name in the sweep.
+        method: A method.
+        seed: Seed of the run.
+        overrides: ``training.steps=N`` among them.
+
+    Raises:
+        ConfigError: no number of steps, or overrides that do not fit.
+    """
+    overrides = list(overrides)
+    if not named_steps(overrides):
+        raise ConfigError(
+            f"expected training.steps=N among the overrides of {name!r} under the preset auto: in "
+            "a sweep, which can be stopped and continued, no time is measured to choose it"
+        )
+    if method == "random":  # which takes none
+        overrides = [text for text in overrides if not named_steps([text])]
+    return auto_config(dataset, method=method, seed=seed, overrides=overrides)
 
 
 _WORDS = {str: "a text", list: "a list", float: "a number", bool: "true or false"}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
-from metamae.arguments import as_path, check_folder_name, check_text
-from metamae.config.presets import list_presets, make_config
-from metamae.config.schema import LARGEST_SEED, METHODS, PRESETS, Config, check_method
-from metamae.data.own import is_path
-from metamae.data.pocket import POCKET, stands_for
-from metamae.data.sources import SOURCES
-from metamae.errors import ConfigError, reason_of, shown, suggest
+from metamae.arguments import check_folder_name, check_text
+from metamae.config.presets import make_config
+from metamae.config.schema import METHODS, Config, check_method
+from metamae.data.dataset import Dataset
+from metamae.data.pocket import POCKET, load_pocket, stands_for
+from metamae.errors import ConfigError, shown, suggest
 from metamae.evaluation.protocols import PROTOCOLS, labels_of
 from metamae.experiments.ablation import TABLE_4, ablate
-from metamae.experiments.own_data import OWN_KEYS, OwnData
-from metamae.files import parse_yaml, read_text
+from metamae.experiments.own_data import OwnData, untimed_auto
 from metamae.report.rows import DEFAULT, Key
+
+AUTO = "auto"
+"""The preset that looks at the data."""
+
+MOST_CELLS = 100_000
+"""More cells than anybody waits for: a number in a sweep file is then a slip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ class Sweep:
         protocols: Evaluation protocols.
         variants: Named sets of overrides; by default only one, without any.
         overrides: Overrides of all cells.
-        preset: ``pocket`` or ``paper``; own data take ``auto``.
+        preset: ``pocket``, ``paper``, ``shared`` or ``auto``; own data take ``auto``.
     """
 
     datasets: dict[str, Source]
@@ -130,13 +134,13 @@ class Sweep:
             for method in variant.methods:
                 check_method(method, f"the methods of variant {name!r}")
             if variant.ablation:
-                _check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
+                check_names(f"the ablation of variant {name!r}", [variant.ablation], TABLE_4)
             if variant.ablation and variant.methods:
                 raise ConfigError(
                     f"expected no methods in variant {name!r}, whose ablation has its own, got "
                     f"{', '.join(variant.methods)}"
                 )
-            _check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
+            check_names(f"the data sets of variant {name!r}", variant.datasets, self.datasets)
             check_folder_name(name, "a variant's name")
 
     def cells(self) -> list[Cell]:
@@ -173,10 +177,22 @@ class Sweep:
 
     def _resolve(self, dataset: str, method: str, seed: int, overrides: tuple[str, ...]) -> Config:
         own = self.datasets[dataset].own
-        if own is None:
+        if own is None and self.preset != AUTO:
             return resolve(dataset, self.preset, method, seed, overrides)
         _check_overrides(overrides)
-        return own.config(method, seed, overrides)
+        if own is not None:
+            return own.config(method, seed, overrides)
+        if dataset not in POCKET:
+            raise ConfigError(
+                f"expected embedded data sets under the preset auto in a sweep, got {dataset!r}; "
+                f"use preset: paper for it, or one of {', '.join(POCKET)}"
+            )
+        return untimed_auto(_embedded(dataset), dataset, method, seed, overrides)
+
+
+@lru_cache(maxsize=len(POCKET))  # the configuration of every cell looks at its data
+def _embedded(name: str) -> Dataset:
+    return load_pocket(name)
 
 
 def resolve(
@@ -216,116 +232,8 @@ def _check_overrides(overrides: tuple[str, ...] | list[str]) -> None:
             raise ConfigError(f"expected a setting of its own instead of the override {override}")
 
 
-def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file.
-
-    Data sets, methods, seeds, protocols, variants and overrides are those of :class:`Sweep`;
-    ``seeds`` may be a number, ``datasets`` a list of names. Own data have a name of their own, and
-    a ``path`` that starts from the folder of the file.
-
-    Raises:
-        ConfigError: a missing file, no YAML, unknown keys or names, wrong types.
-    """
-    path = as_path(path, "a sweep file")
-    try:
-        values = parse_yaml(read_text(path))
-    except OSError as fault:
-        raise ConfigError(f"expected a sweep file at {path}: {fault.strerror}") from fault
-    except ValueError as fault:
-        raise ConfigError(f"expected YAML in {path}: {reason_of(fault)}") from fault
-    known = ("datasets", "methods", "seeds", "protocols", "variants", "overrides", "preset")
-    values = _section(values, known, str(path))
-    if "datasets" not in values:
-        raise ConfigError(f"expected a key 'datasets' in {path}, got {', '.join(values) or 'none'}")
-    settings: dict[str, Any] = {"datasets": _datasets(values["datasets"], path.parent)}
-    for key in ("methods", "protocols", "overrides"):
-        if key in values:
-            settings[key] = _texts(values[key], key)
-    if "variants" in values:
-        settings["variants"] = _variants(values["variants"])
-    if "seeds" in values:
-        settings["seeds"] = _seeds(values["seeds"])
-    if "preset" in values:
-        _check_names("preset", [values["preset"]], PRESETS)
-        settings["preset"] = values["preset"]
-    return Sweep(**settings)
-
-
-def _datasets(values: Any, folder: Path) -> dict[str, Source]:
-    if isinstance(values, list):
-        values = {str(name): None for name in values}
-    names = [*POCKET, *list_presets("paper")]
-    sources = {}
-    for name, value in _section(values, None, "datasets").items():
-        if isinstance(value, dict) and "path" in value:
-            sources[str(name)] = _own(str(name), value, folder)
-            continue
-        if is_path(str(name)):
-            raise ConfigError(
-                f"expected own data in datasets under a name, as NAME: {{path: {name}, label: "
-                f"COLUMN}}, got the path {str(name)!r}"
-            )
-        _check_names("datasets", [name], names)
-        inner = _section(value or {}, ("probe", "overrides"), f"datasets.{name}")
-        settings = {key: _texts(inner[key], f"datasets.{name}.{key}") for key in inner}
-        _check_names(f"datasets.{name}.probe", settings.get("probe", ()), (*POCKET, *SOURCES))
-        sources[name] = Source(
-            probe=settings.get("probe", ()), overrides=settings.get("overrides", ())
-        )
-    return sources
-
-
-def _own(name: str, values: Any, folder: Path) -> Source:
-    inner = dict(_section(values, (*OWN_KEYS, "overrides"), f"datasets.{name}"))
-    overrides = _texts(inner.pop("overrides", []), f"datasets.{name}.overrides")
-    return Source(overrides=overrides, own=OwnData.read(name, inner, folder))
-
-
-def _variants(values: Any) -> dict[str, Variant]:
-    variants = {}
-    for name, value in _section(values, None, "variants").items():
-        known = ("overrides", "methods", "datasets", "ablation")
-        inner = dict(_section(value or {}, known, f"variants.{name}"))
-        ablation = str(inner.pop("ablation", ""))
-        settings = {key: _texts(inner[key], f"variants.{name}.{key}") for key in inner}
-        variants[str(name)] = Variant(ablation=ablation, **settings)
-    return variants
-
-
-def _seeds(value: Any) -> tuple[int, ...]:
-    if type(value) is int and value > MOST_CELLS:
-        raise ConfigError(f"expected up to {MOST_CELLS} seeds, got {shown(value)}")
-    seeds = list(range(value)) if type(value) is int else value
-    whole = isinstance(seeds, list) and all(
-        type(s) is int and 0 <= s <= LARGEST_SEED for s in seeds
-    )
-    if not whole or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"expected seeds as a number or a list of numbers >= 0, got {shown(value)}; "
-            "each once, and below 2**64"
-        )
-    return tuple(seeds)
-
-
-MOST_CELLS = 100_000
-"""More cells than anybody waits for: a number in a sweep file is then a slip."""
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ConfigError(f"expected a list of texts for {where}, got {shown(value)}")
-    return tuple(items)
-
-
-def _section(value: Any, known: tuple[str, ...] | None, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"expected keys and values in {where}, got {shown(value)}")
-    _check_names(where, value, known or value)
-    return value
-
-
-def _check_names(what: str, names: Any, known: Any) -> None:
+def check_names(what: str, names: Any, known: Any) -> None:
+    """Raise ``ConfigError`` for a name that is not known, naming the nearest."""
     for name in names:
         if name not in known:
             raise ConfigError(

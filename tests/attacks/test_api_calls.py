@@ -31,7 +31,8 @@ from metamae.evaluation import (
     labels_of,
     run_features,
 )
-from metamae.experiments.plan import Source, Sweep, read_sweep, resolve
+from metamae.experiments.plan import Source, Sweep, resolve
+from metamae.experiments.sweep_file import read_sweep
 from metamae.inputs import Image, Signal, Tabular, Tokens, check_batch
 from metamae.methods import register_method
 from metamae.model.masking import Masking, neighbour_table, visible_count

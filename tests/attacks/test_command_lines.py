@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from metamae.cli import main as cli
-from metamae.experiments.plan import read_sweep
+from metamae.experiments.sweep_file import read_sweep
 from metamae.report.rows import read_results
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.soundness import all_finite

@@ -20,8 +20,9 @@ from metamae.config.presets import make_config
 from metamae.data import load_dataset
 from metamae.data.preparing.prepared import MANIFEST
 from metamae.evaluation.feature_cache import run_features
-from metamae.experiments.plan import Source, Sweep, read_sweep
+from metamae.experiments.plan import Source, Sweep
 from metamae.experiments.sweep import FAILURES, SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.files import clear_leftovers, replacing, write_text
 from metamae.report.rows import read_results, write_results
 from metamae.training.checkpoint import Checkpoint, save_tensors

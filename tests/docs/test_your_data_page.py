@@ -13,7 +13,7 @@ from metamae.cli import main as cli
 from metamae.cli.main import make_parser
 from metamae.data.own import KINDS
 from metamae.experiments.own_data import OWN_KEYS
-from metamae.experiments.plan import read_sweep
+from metamae.experiments.sweep_file import read_sweep
 from tests import ROOT
 from tests.metamae.data.own.making import make_people, make_pictures, make_signals, make_sounds
 from tests.tiny import SIZES, as_options

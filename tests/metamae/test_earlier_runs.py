@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 from metamae import load_dataset
 from metamae.cli.main import main
 from metamae.evaluation import Features, compute_features, evaluate
-from metamae.experiments.plan import read_sweep, resolve
+from metamae.experiments.plan import resolve
 from metamae.experiments.sweep import SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.progress import Reporter
 from metamae.report.rows import read_results
 from metamae.training import load_method, pretrain, read_history

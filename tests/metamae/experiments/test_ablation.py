@@ -12,7 +12,7 @@ from metamae.config.schema import Config
 from metamae.data.pocket import POCKET
 from metamae.errors import ConfigError
 from metamae.experiments.ablation import TABLE_4, ablate
-from metamae.experiments.plan import read_sweep
+from metamae.experiments.sweep_file import read_sweep
 from metamae.methods.baselines.mae_linear import LinearMAE
 from metamae.methods.building import build_method
 from metamae.methods.mae import MAE

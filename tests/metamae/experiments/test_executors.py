@@ -18,8 +18,8 @@ from metamae import ConfigError
 from metamae.experiments import executors
 from metamae.experiments import sweep as sweeping
 from metamae.experiments.executors import Executor, run_on_cluster, slurm_cluster
-from metamae.experiments.plan import read_sweep
 from metamae.experiments.sweep import RESULTS, SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
 from metamae.training.run_folder import CHECKPOINT

@@ -25,12 +25,14 @@ from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.protocols import PROTOCOLS, evaluate
 from metamae.experiments import cell
 from metamae.experiments import sweep as sweeping
-from metamae.experiments.plan import Sweep, read_sweep, resolve
+from metamae.experiments.plan import Sweep, resolve
 from metamae.experiments.sweep import FAILURES, RESULTS, TRACEBACK, SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.experiments.workers import run_side_by_side
 from metamae.inputs import Image, Signal, Tabular, Tokens, check_transfer
 from metamae.progress import Reporter
 from metamae.report.rows import Key, Result, read_results
+from metamae.training.auto import auto_config
 from metamae.training.run_folder import CHECKPOINT, load_method
 from tests import ROOT
 from tests.tiny import FIRST_NINE, SIZES
@@ -451,9 +453,29 @@ def test_the_paper_preset_of_an_embedded_set() -> None:
     assert resolve("pamap2", "paper", "metamae", 0).adaptation.step_size == 0.5
 
 
+def test_the_preset_auto_of_embedded_sets(tmp_path: Path) -> None:
+    """As ``auto_config`` makes it, of as many steps as is said; none of an untrained encoder."""
+    changes = {"datasets": ["digits"], "methods": ["random", "mae"], "seeds": [3]}
+    overrides = ["training.steps=7", "decoder.depth=3"]
+    sweep = read_sweep(spec(tmp_path, preset="auto", overrides=overrides, **changes))
+    untrained, mae = (cell.config for cell in sweep.cells())
+    options = {"method": "mae", "seed": 3, "overrides": overrides}
+    assert mae == auto_config(load_dataset("digits"), **options)
+    assert (mae.preset, mae.training.steps, mae.training.schedule) == ("auto", 7, "cosine")
+    assert (untrained.training.steps, untrained.decoder.depth) == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        (
+            {"preset": "auto", "overrides": []},
+            "training.steps=N among the overrides of 'basic_motions'",
+        ),
+        (
+            {"preset": "auto", "datasets": ["pamap2"]},
+            "expected embedded data sets under the preset auto in a sweep, got 'pamap2'; use",
+        ),
         ({"dataset": 1}, "'dataset'; did you mean 'datasets'?"),
         ({"datasets": ["sensor"]}, "got 'sensor'; did you mean 'sensors'?"),
         ({"datasets": []}, "one or more datasets in a sweep, got none"),

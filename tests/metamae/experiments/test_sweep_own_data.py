@@ -14,8 +14,9 @@ from metamae.cli.main import main
 from metamae.data.own import open_data
 from metamae.errors import CheckpointError, ConfigError
 from metamae.experiments import cell
-from metamae.experiments.plan import Sweep, read_sweep
+from metamae.experiments.plan import Sweep
 from metamae.experiments.sweep import RESULTS, SweepRun
+from metamae.experiments.sweep_file import read_sweep
 from metamae.progress import Reporter
 from metamae.report.rows import read_results
 from tests.tiny import SIZES
@@ -129,7 +130,7 @@ def test_the_command_says_what_was_guessed(
         ({"wine": WINE | {"drop": {}}}, {}, "expected datasets.wine.drop as a list, got"),
         ({"wine": WINE | {"test_share": "x"}}, {}, "datasets.wine.test_share as a number, got"),
         ({"wine": WINE | {"probe": ["x"]}}, {}, "in datasets.wine, got 'probe'"),
-        ({"wine": WINE}, {"overrides": SIZES}, "training.steps=N among the overrides of own data"),
+        ({"wine": WINE}, {"overrides": SIZES}, "training.steps=N among the overrides of 'wine'"),
         ({"wine": {"path": "data/wine.csv"}}, {}, "expected datasets.wine.label, what the probes"),
         ({"wine": WINE}, {"overrides": [*TINY, "seed=3"]}, "instead of the override seed=3"),
         (
