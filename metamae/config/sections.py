@@ -97,10 +97,12 @@ class MaskingConfig:
             ``mask_ratio`` (R2MAE); empty for none.
         rule: Which tokens are masked in training: ``random`` ones; those that a few tokens attend
             to most in the encoder's first block (``attention``, SMA); those whose loss a head ranks
-            highest (``hard``, hard patches).
+            highest (``hard``, hard patches); those that a sampler does not draw (``adaptive``,
+            AdaMAE).
         rule_share: Share of the masked tokens that the rule chooses at the first step and at the
             last, in proportion between; the others are random. Empty for the rule's own: 0 and 1
-            of ``attention``, 0 and 0.5 of ``hard``.
+            of ``attention``, 0 and 0.5 of ``hard``, 1 and 1 of
+            ``adaptive``.
         attention_rows: Share of an example's tokens whose attention ``attention`` sums, drawn anew
             in every step.
     """
@@ -108,7 +110,7 @@ class MaskingConfig:
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
     ratio_range: tuple[float, ...] = ()
-    rule: Literal["random", "attention", "hard"] = "random"
+    rule: Literal["random", "attention", "hard", "adaptive"] = "random"
     rule_share: tuple[float, ...] = ()
     attention_rows: float = 0.1
 

@@ -164,7 +164,7 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             support_mean=config.adaptation.support_mean,
         )
         method = _build_masked(config, network)
-        network.rule = build_rule(config)  # last: all else starts as without it
+        network.rule = build_rule(config, inputs)  # last: all else starts as without it
     return method
 
 

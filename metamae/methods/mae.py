@@ -8,7 +8,6 @@ from torch import Tensor
 from metamae.inputs import Batch
 from metamae.methods.method import Method, PretextLoss
 from metamae.model.autoencoder import MaskedAutoencoder
-from metamae.model.mask_rules.hard import HardRule, RankedSplit
 from metamae.model.mask_rules.rule import OpenSplit
 from metamae.model.masking import Split
 from metamae.model.teacher import effective_rank
@@ -67,17 +66,18 @@ class MAE(Method[Split]):
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
         """Numbers of what is switched on.
 
-        Under a teacher ``effective_rank`` of the examples' features; where a mask rule ranks
-        tokens ``ranked``, the share of pairs that it orders as their losses.
+        Under a teacher ``effective_rank`` of the examples' features; those of a mask rule.
         """
-        rule, numbers = self.network.rule, {}
+        rule, numbers = self.network.rule, dict[str, float]()
         if self.network.teacher is not None:
             numbers["effective_rank"] = effective_rank(self.features(batch))
-        if not isinstance(rule, HardRule) or not isinstance(split, RankedSplit):
-            return numbers
+        if rule is not None:
+            numbers |= rule.numbers(split, lambda: self._token_losses(batch, split))
+        return numbers
+
+    def _token_losses(self, batch: Batch, split: Split) -> list[Tensor]:
         targets = self.network.targets(batch)
-        losses = self.network.query_token_losses(self.latents(batch, split)[1], targets, split)
-        return numbers | {"ranked": rule.agreement(losses, split)}
+        return self.network.query_token_losses(self.latents(batch, split)[1], targets, split)
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
