@@ -59,6 +59,8 @@ class DecoderConfig:
             anew in every step; the cross decoder computes no others.
         normalise_targets: Reconstruct each token standardised by its own mean and deviation, where
             it holds four real values or more, of a signal or an image.
+        mix_blocks: Each block of the ``cross`` decoder reads its own learned mix of the outputs of
+            all encoder blocks, not the last one's (CrossMAE).
     """
 
     width: int = 128
@@ -68,6 +70,7 @@ class DecoderConfig:
     attention: Literal["self", "cross"] = "self"
     query_fraction: float = 1.0
     normalise_targets: bool = False
+    mix_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -75,6 +78,11 @@ class DecoderConfig:
         _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
         within = 0 < self.query_fraction <= 1
         require(within, "decoder.query_fraction in (0, 1]", self.query_fraction)
+        crossed = self.attention == "cross" or not self.mix_blocks
+        expected = "decoder.attention=cross where decoder.mix_blocks=true"
+        require(crossed, expected, self.attention)
+        reading = self.depth > 0 or not self.mix_blocks
+        require(reading, "decoder.depth >= 1 where decoder.mix_blocks=true", self.depth)
 
 
 def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio: float) -> None:

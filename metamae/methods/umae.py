@@ -49,7 +49,7 @@ class UMAE(MAE):
         targets = self.network.targets(batch)
         latent = self.network.encode(self.network.visible_tokens(batch, split))  # (B, 1 + S, D)
         query = self.network.query_loss(latent, targets, split).mean()
-        pooled = latent[:, 1:].mean(1)  # without the class token
+        pooled = self.network.output_of(latent)[:, 1:].mean(1)  # without the class token
         return Parts(query, {"query": query.detach()}, (pooled,))
 
     def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:

@@ -99,7 +99,7 @@ def test_only_the_sampler_learns_where_losses_are(method_name: str) -> None:
         by_example.append(sum(by_input) / 2)
     expected = torch.autograd.grad(torch.stack(by_example).mean(), list(rule.parameters()))
     for weight, wanted in zip(rule.parameters(), expected, strict=True):
-        torch.testing.assert_close(weight.grad, wanted, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(weight.grad, wanted, rtol=1e-3, atol=1e-4)
         assert wanted.abs().max() > 0
     method.network.rule = None
     method.zero_grad()

@@ -37,6 +37,10 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mae": ("mae", "tabular", ("encoder.dropout=0.2", "decoder.query_fraction=0.5")),
     "umae": ("umae", "tabular", ("masking.ratio_range=[0.3,0.7]",)),
     "mae_contrast": ("mae_contrast", "basic_motions", ("encoder.dropout=0.2",)),
+    "mixed": (
+        *("umae", "tabular"),
+        ("decoder.attention=cross", "decoder.mix_blocks=true", "encoder.dropout=0.2"),
+    ),
     "emix": ("emix", "basic_motions", ("encoder.dropout=0.2",)),
     "emix-published": ("emix", "tabular", ("baseline.emix.weighting=as_published",)),
     "shed": ("shed", "basic_motions", ()),
