@@ -408,15 +408,19 @@ class TargetConfig:
             average of the encoder over time, which sees the unmasked example.
         blocks: Last blocks of the teacher whose states are averaged; all where there are fewer.
         decay: Share of itself that the teacher keeps in a step.
+        masks: Masks of an example in a step, from each of which the same target is predicted; the
+            loss is their mean, and a step costs as many times the encoder and decoder.
     """
 
     kind: Literal["values", "teacher"] = "values"
     blocks: int = 4
     decay: float = 0.996
+    masks: int = 1
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check_fields(self, "target")
+        require(self.masks >= 1, "target.masks >= 1", self.masks)
         require(self.blocks >= 1, "target.blocks >= 1", self.blocks)
         require(0 <= self.decay < 1, "target.decay in [0, 1)", self.decay)
 

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         *("umae", "tabular"),
         ("decoder.attention=cross", "decoder.mix_blocks=true", "encoder.dropout=0.2"),
     ),
+    "masks": ("umae", "tabular", ("target.masks=3", "encoder.dropout=0.2")),
     "emix": ("emix", "basic_motions", ("encoder.dropout=0.2",)),
     "emix-published": ("emix", "tabular", ("baseline.emix.weighting=as_published",)),
     "shed": ("shed", "basic_motions", ()),
