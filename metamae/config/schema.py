@@ -95,6 +95,12 @@ CONTRASTED = ("mae_contrast", "metamae", "random")
 RULED = ("mae", "umae", "metamae", "random")
 """Methods with one mask an example, which ``masking.rule`` may choose."""
 
+MIXED = ("mae", "umae", "mae_contrast", "random")
+"""Methods that refine no latent, whose decoder may mix the encoder's blocks."""
+
+REPEATED = ("mae", "umae", "random")
+"""Methods that predict a target from one mask, or from several by ``target.masks``."""
+
 COMPILE_FROM = 10_000
 """Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
 
@@ -160,6 +166,8 @@ class Config:
         self._refuse_blind_rules()
         self._refuse_unseen_views()
         self._refuse_idle_teachers()
+        self._refuse_mixed_latents()
+        self._refuse_repeated_masks()
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -229,6 +237,22 @@ class Config:
         normalised = self.decoder.normalise_targets
         expected = "decoder.normalise_targets=false where target.kind=teacher, whose states are"
         require(not normalised, expected, normalised)
+
+    def _refuse_mixed_latents(self) -> None:
+        """A mix of blocks: for methods that predict from an encoder with blocks, unrefined."""
+        if not self.decoder.mix_blocks:
+            return
+        takes = self.method not in METHODS or self.method in MIXED
+        expected = f"decoder.mix_blocks=false, or a method among {', '.join(MIXED)}"
+        require(takes, expected, f"true with {self.method}")
+        depth = self.encoder.depth
+        require(depth > 0, "encoder.depth >= 1 where decoder.mix_blocks=true", depth)
+
+    def _refuse_repeated_masks(self) -> None:
+        """Several masks of an example: where a loss is a mean over them."""
+        takes = self.target.masks == 1 or self.method not in METHODS or self.method in REPEATED
+        expected = f"target.masks=1, or a method among {', '.join(REPEATED)}"
+        require(takes, expected, f"{self.target.masks} with {self.method}")
 
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""

@@ -59,6 +59,8 @@ class DecoderConfig:
             anew in every step; the cross decoder computes no others.
         normalise_targets: Reconstruct each token standardised by its own mean and deviation, where
             it holds four real values or more, of a signal or an image.
+        mix_blocks: Each block of the ``cross`` decoder reads its own learned mix of the outputs of
+            all encoder blocks, not the last one's (CrossMAE).
     """
 
     width: int = 128
@@ -68,6 +70,7 @@ class DecoderConfig:
     attention: Literal["self", "cross"] = "self"
     query_fraction: float = 1.0
     normalise_targets: bool = False
+    mix_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -75,6 +78,11 @@ class DecoderConfig:
         _check_transformer("decoder", self.width, self.heads, self.depth, self.mlp_ratio)
         within = 0 < self.query_fraction <= 1
         require(within, "decoder.query_fraction in (0, 1]", self.query_fraction)
+        crossed = self.attention == "cross" or not self.mix_blocks
+        expected = "decoder.attention=cross where decoder.mix_blocks=true"
+        require(crossed, expected, self.attention)
+        reading = self.depth > 0 or not self.mix_blocks
+        require(reading, "decoder.depth >= 1 where decoder.mix_blocks=true", self.depth)
 
 
 def _check_transformer(name: str, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
@@ -97,10 +105,12 @@ class MaskingConfig:
             ``mask_ratio`` (R2MAE); empty for none.
         rule: Which tokens are masked in training: ``random`` ones; those that a few tokens attend
             to most in the encoder's first block (``attention``, SMA); those whose loss a head ranks
-            highest (``hard``, hard patches).
+            highest (``hard``, hard patches); those that a sampler does not draw (``adaptive``,
+            AdaMAE).
         rule_share: Share of the masked tokens that the rule chooses at the first step and at the
             last, in proportion between; the others are random. Empty for the rule's own: 0 and 1
-            of ``attention``, 0 and 0.5 of ``hard``.
+            of ``attention``, 0 and 0.5 of ``hard``, 1 and 1 of
+            ``adaptive``.
         attention_rows: Share of an example's tokens whose attention ``attention`` sums, drawn anew
             in every step.
     """
@@ -108,7 +118,7 @@ class MaskingConfig:
     mask_ratio: float = 0.5
     nearby_ratio: float = 0.1
     ratio_range: tuple[float, ...] = ()
-    rule: Literal["random", "attention", "hard"] = "random"
+    rule: Literal["random", "attention", "hard", "adaptive"] = "random"
     rule_share: tuple[float, ...] = ()
     attention_rows: float = 0.1
 
@@ -398,15 +408,19 @@ class TargetConfig:
             average of the encoder over time, which sees the unmasked example.
         blocks: Last blocks of the teacher whose states are averaged; all where there are fewer.
         decay: Share of itself that the teacher keeps in a step.
+        masks: Masks of an example in a step, from each of which the same target is predicted; the
+            loss is their mean, and a step costs as many times the encoder and decoder.
     """
 
     kind: Literal["values", "teacher"] = "values"
     blocks: int = 4
     decay: float = 0.996
+    masks: int = 1
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check_fields(self, "target")
+        require(self.masks >= 1, "target.masks >= 1", self.masks)
         require(self.blocks >= 1, "target.blocks >= 1", self.blocks)
         require(0 <= self.decay < 1, "target.decay in [0, 1)", self.decay)
 

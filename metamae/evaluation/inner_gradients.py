@@ -28,8 +28,16 @@ def inner_gradients(method: MAE, batch: Batch) -> Tensor:
     Args:
         method: The method, on the device of the batch.
         batch: Examples of the sizes of the training data.
+
+    Raises:
+        ConfigError: a method whose decoder mixes the encoder's blocks.
     """
     network = method.network
+    if network.mixes_blocks:
+        raise ConfigError(
+            "expected decoder.mix_blocks=false for gradients in a latent, got true, where a latent "
+            "is the states of all blocks; use other features"
+        )
     size = len(next(iter(batch.values())))
     method.check(batch, size)
     split = _all_visible(network.inputs, size).to(next(network.parameters()).device)
@@ -74,7 +82,7 @@ def gradient_features(
         seed: Of the signs, which no other thing depends on.
 
     Raises:
-        ConfigError: a method without a decoder.
+        ConfigError: a method without a decoder, or with one that mixes the encoder's blocks.
         TrainingError: features or gradients that are not finite.
 
     Example:

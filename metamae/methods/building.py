@@ -164,14 +164,14 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
             support_mean=config.adaptation.support_mean,
         )
         method = _build_masked(config, network)
-        network.rule = build_rule(config)  # last: all else starts as without it
+        network.rule = build_rule(config, inputs)  # last: all else starts as without it
     return method
 
 
 def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
     match config.method:
         case "umae":
-            return UMAE(network, weight=config.baseline.uniformity)
+            return UMAE(network, weight=config.baseline.uniformity, masks=config.target.masks)
         case "mae_contrast":
             return ContrastiveMAE(
                 network,
@@ -183,7 +183,7 @@ def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
             return _build_metamae(config, network)
         case "random":
             return Untrained(network)
-    return MAE(network)
+    return MAE(network, masks=config.target.masks)
 
 
 def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:

@@ -114,7 +114,8 @@ class ContrastiveMAE(MAE):
         terms = {"query": query.detach()}
         if self.contrast is None:
             return Parts(query, terms)
-        return Parts(query, terms, tuple(self.contrast.pool(latent) for latent in latents))
+        outputs = [network.output_of(latent) for latent in latents]
+        return Parts(query, terms, tuple(self.contrast.pool(output) for output in outputs))
 
     def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted contrast of both pooled latents."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import HeldStepSize, LatentAdapter, MetaLoss, MetaObjective, TaskContrastiveLoss
+from metamae.errors import ConfigError
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Parts, PretextLoss
@@ -36,6 +37,9 @@ class MetaMAE(MAE):
         contrast_weight: :math:`\lambda`.
         view: What makes the view that the refined latent is aligned with, in place of the latent
             before: the same visible tokens of a changed example, encoded.
+
+    Raises:
+        ConfigError: a decoder that mixes the encoder's blocks.
     """
 
     def __init__(
@@ -49,6 +53,11 @@ class MetaMAE(MAE):
     ) -> None:
         """See the class."""
         super().__init__(network)
+        if network.mixes_blocks:
+            raise ConfigError(
+                "expected decoder.mix_blocks=false for MetaMAE, whose refined latent is of the "
+                "encoder's last block, got true; use mae, umae or mae_contrast with it"
+            )
         self.view = view
         # The bound method, not the module: its weights must not be registered a second time.
         self.meta = MetaObjective(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from metalearn import uniformity
@@ -25,11 +26,13 @@ class UMAE(MAE):
     Args:
         network: The masked autoencoder.
         weight: :math:`\lambda`; 0.01 as published.
+        masks: Masks of an example in a training step: both terms are means over them, and latents
+            are pushed apart from those under the same mask of other examples.
     """
 
-    def __init__(self, network: MaskedAutoencoder, *, weight: float = 0.01) -> None:
+    def __init__(self, network: MaskedAutoencoder, *, weight: float = 0.01, masks: int = 1) -> None:
         """See the class."""
-        super().__init__(network)
+        super().__init__(network, masks=masks)
         self.weight = weight
 
     def forward(self, batch: Batch, split: Split) -> PretextLoss:
@@ -44,15 +47,14 @@ class UMAE(MAE):
         return True
 
     def parts(self, batch: Batch, split: Split) -> Parts:
-        """Query loss, and pooled latents."""
+        """Query loss, and pooled latents under every mask."""
         self.check(batch, len(split.support_idx))
-        targets = self.network.targets(batch)
-        latent = self.network.encode(self.network.visible_tokens(batch, split))  # (B, 1 + S, D)
-        query = self.network.query_loss(latent, targets, split).mean()
-        pooled = latent[:, 1:].mean(1)  # without the class token
-        return Parts(query, {"query": query.detach()}, (pooled,))
+        query, latents = self._predict(batch, split)
+        outputs = (self.network.output_of(latent) for latent in latents)
+        pooled = tuple(output[:, 1:].mean(1) for output in outputs)  # without the class token
+        return Parts(query, {"query": query.detach()}, pooled)
 
     def joint(self, rows: Sequence[Tensor], split: Split) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted uniformity of pooled latents."""
-        apart = uniformity(rows[0])
+        apart = torch.stack([uniformity(pooled) for pooled in rows]).mean()
         return self.weight * apart, {"uniformity": apart.detach()}

@@ -64,7 +64,9 @@ class MaskedAutoencoder(Backbone):
         self.nearby_scale: Tensor | float = 1.0  # a learned nearby ratio enters here
         self.rule: MaskRule | None = None  # masks at random
         self.normalised = [decoder.normalise_targets and is_normalised(spec) for spec in inputs]
-        self.decoder = build_decoder(decoder, inputs, encoder.width)
+        states = 1 + encoder.depth
+        self.decoder = build_decoder(decoder, inputs, encoder.width, states=states)
+        self.mixes_blocks = decoder.mix_blocks
         target = target or TargetConfig()
         self.teacher = TARGETS[target.kind](target, self)
         wide = self.teacher is not None
@@ -93,9 +95,19 @@ class MaskedAutoencoder(Backbone):
         return embedded
 
     def encode(self, support: Tensor) -> Tensor:
-        """Amortise: embedded support tokens to a latent."""
+        """Amortise: embedded support tokens to a latent.
+
+        Where the decoder mixes blocks that is the states of all of them side by side,
+        ``(B, 1 + S, (1 + blocks) D)``, the encoder's output last.
+        """
+        if self.mixes_blocks:
+            return torch.cat(self.encoder.states(support), dim=-1)
         latent: Tensor = self.encoder(support)  # (B, S, D) -> (B, 1 + S, D), class token first
         return latent
+
+    def output_of(self, latent: Tensor) -> Tensor:
+        """The encoder's output ``(B, 1 + S, D)`` in a latent: what is pooled and compared."""
+        return latent[..., -self.tokenizer.width :] if self.mixes_blocks else latent
 
     def predict(self, latent: Tensor, split: Split) -> dict[str, tuple[Tensor, Tensor]]:
         """Predictions for the support and the query tokens of every input.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from metamae.config.sections import DecoderConfig
 from metamae.inputs import Inputs
+from metamae.model.block_mix import BlockMix
 from metamae.model.masking import Split
 from metamae.model.tokenizer import select, sincos_positions, xavier_linear
 from metamae.model.transformer import Block, CrossBlock
@@ -107,38 +108,51 @@ class CrossDecoder(_Decoder):
     from the latents in each block. Nothing else is computed, so refinement decodes the support and
     the nearby tokens only. Another model than :class:`Decoder`, and a cheaper one.
 
+    Under ``mix_blocks`` every block reads another latent (:class:`BlockMix`), of ``states``
+    states of the encoder.
+
     Shape:
-        latent ``(B, 1 + S, D)``; result ``(B, N, d)`` with ``d`` the decoder's width.
+        latent ``(B, 1 + S, D)``, or the states side by side; result ``(B, N, d)`` with ``d`` the
+        decoder's width.
     """
 
-    def __init__(self, config: DecoderConfig, inputs: Inputs, latent_width: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, inputs: Inputs, latent_width: int, *, states: int = 1
+    ) -> None:
         """See the class."""
         super().__init__(config, inputs, latent_width)
         self.blocks = nn.ModuleList(
             CrossBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
+        self.mix = BlockMix(states, config.depth, latent_width) if config.mix_blocks else None
 
     def forward(
         self, latent: Tensor, split: Split, rows: Tensor | slice, *, second_order: bool = False
     ) -> Tensor:
         """Decode; ``rows`` must not hold the class token."""
-        latent = self.embed(latent)  # (B, 1 + S, D) -> (B, 1 + S, d)
-        places = self.places(latent.dtype)  # (L, d)
-        visible = latent[:, 1:] + places[split.support_idx]  # (B, S, d)
-        memory = torch.cat([latent[:, :1], visible], dim=1)  # (B, 1 + S, d)
+        memory = self._memory(latent if self.mix is None else self.mix(latent, 0), split)
+        places = self.places(memory.dtype)  # (L, d)
         # The class token's own row comes first and is never asked for.
         order = torch.cat([split.support_idx[:, :1], split.support_idx, split.query_idx], dim=1)
-        hidden = self.mask_token.to(latent.dtype) + places[select(order, rows)]  # (B, N, d)
-        for block in self.blocks:
+        hidden = self.mask_token.to(memory.dtype) + places[select(order, rows)]  # (B, N, d)
+        for number, block in enumerate(self.blocks):
+            if self.mix is not None and number > 0:
+                memory = self._memory(self.mix(latent, number), split)
             hidden = block(hidden, memory, second_order=second_order)
         decoded: Tensor = self.norm(hidden)
         return decoded
 
+    def _memory(self, latent: Tensor, split: Split) -> Tensor:
+        """What a block's tokens attend to."""
+        latent = self.embed(latent)  # (B, 1 + S, D) -> (B, 1 + S, d)
+        visible = latent[:, 1:] + self.places(latent.dtype)[split.support_idx]  # (B, S, d)
+        return torch.cat([latent[:, :1], visible], dim=1)  # (B, 1 + S, d)
+
 
 def build_decoder(
-    config: DecoderConfig, inputs: Inputs, latent_width: int
+    config: DecoderConfig, inputs: Inputs, latent_width: int, *, states: int = 1
 ) -> Decoder | CrossDecoder:
-    """The decoder that a configuration describes."""
+    """The decoder that a configuration describes, of an encoder with so many ``states``."""
     if config.attention == "cross":
-        return CrossDecoder(config, inputs, latent_width)
+        return CrossDecoder(config, inputs, latent_width, states=states)
     return Decoder(config, inputs, latent_width)

@@ -202,6 +202,16 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, support: Tensor) -> Tensor:
         """Encode positioned tokens."""
+        return self._encode(support)
+
+    def states(self, support: Tensor) -> list[Tensor]:
+        """What the first block reads, and every block's output; the last is the latent."""
+        states: list[Tensor] = []
+        latent = self._encode(support, states)
+        return [*states[:-1], latent]
+
+    def _encode(self, support: Tensor, states: list[Tensor] | None = None) -> Tensor:
+        """The latent; what precedes its norm, block by block, is added to ``states``."""
         token = self.class_token.to(support.dtype)
         class_token = token.expand(support.shape[0], -1, -1)  # (B, 1, D)
         x = self.dropout(torch.cat([class_token, support], dim=1))  # (B, 1 + S, D)
@@ -209,7 +219,11 @@ class TransformerEncoder(nn.Module):
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         shared = x.device.type == "cpu" and compiled
         for block in self.blocks:
+            if states is not None:
+                states.append(x)
             x = _shared_region(block, x) if shared else block(x)
+        if states is not None:
+            states.append(x)
         latent: Tensor = self.norm(x)
         return latent
 

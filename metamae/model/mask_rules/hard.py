@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,6 +90,12 @@ class HardRule(MaskRule):
             return None
         pairs = zip(self._ranks(losses, split), losses, strict=True)
         return torch.stack([ranking_loss(ranks, loss) for ranks, loss in pairs]).mean(0)
+
+    def numbers(self, split: Split, losses: Callable[[], Sequence[Tensor]]) -> Mapping[str, float]:
+        """``ranked``: the share of pairs that the head orders as their losses."""
+        if not isinstance(split, RankedSplit):
+            return {}
+        return {"ranked": self.agreement(losses(), split)}
 
     @torch.no_grad()
     def agreement(self, losses: Sequence[Tensor], split: RankedSplit) -> float:

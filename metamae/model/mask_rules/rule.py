@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,29 +27,36 @@ class OpenSplit(Split):
         coins: Uniform numbers ``(B, L)``: below the nearby ratio a masked token beside a visible
             one is drawn as nearby.
         guides: Tokens drawn for the rule, int64 ``(B, R)``.
+        noise: Uniform numbers ``(B, L)``, for what else a rule draws; the guides follow from them.
         share: Share of the masked tokens that the rule chooses.
     """
 
     keys: Tensor = field(kw_only=True)
     coins: Tensor = field(kw_only=True)
     guides: Tensor = field(kw_only=True)
+    noise: Tensor = field(kw_only=True)
     share: float = field(kw_only=True)
 
     def to(self, device: torch.device | str) -> OpenSplit:
         """The same draw on another device."""
-        keys, coins, guides = (
-            x.to(device, non_blocking=True) for x in (self.keys, self.coins, self.guides)
-        )
-        return _opened(super().to(device), keys, coins, guides, self.share)
+        moved = (x.to(device, non_blocking=True) for x in self.drawn())
+        return _opened(super().to(device), *moved, share=self.share)
 
     def __getitem__(self, examples: slice) -> OpenSplit:
         """The draw of some of the examples."""
-        keys, coins, guides = (x[examples] for x in (self.keys, self.coins, self.guides))
-        return _opened(super().__getitem__(examples), keys, coins, guides, self.share)
+        chosen = (x[examples] for x in self.drawn())
+        return _opened(super().__getitem__(examples), *chosen, share=self.share)
+
+    def drawn(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys, coins, guides and noise."""
+        return self.keys, self.coins, self.guides, self.noise
 
 
-def _opened(split: Split, keys: Tensor, coins: Tensor, guides: Tensor, share: float) -> OpenSplit:
-    return OpenSplit(**split.shared(), keys=keys, coins=coins, guides=guides, share=share)
+def _opened(split: Split, *drawn: Tensor, share: float) -> OpenSplit:
+    keys, coins, guides, noise = drawn
+    return OpenSplit(
+        **split.shared(), keys=keys, coins=coins, guides=guides, noise=noise, share=share
+    )
 
 
 class MaskRule(nn.Module):
@@ -83,16 +90,21 @@ class MaskRule(nn.Module):
         """A loss ``(B,)`` of the rule's own weights, of the token losses per input ``(B, P_i)``."""
         return None
 
+    def numbers(self, split: Split, losses: Callable[[], Sequence[Tensor]]) -> Mapping[str, float]:
+        """Numbers for the log, of a split of :meth:`complete`; ``losses`` computes its losses."""
+        return {}
+
     def draw(
         self, masking: Masking, batch_size: int, generator: torch.Generator, progress: float
     ) -> OpenSplit:
         """A random split and the random numbers of a step, ``progress`` of the way from 0 to 1."""
         split = masking.draw(batch_size, generator)
         tokens = sum(spec.tokens for spec in masking.inputs)
-        keys, coins, order = torch.rand(3, batch_size, tokens, generator=generator)
-        guides = order.argsort(dim=1)[:, : self.guides(tokens)]
+        keys, coins, noise = torch.rand(3, batch_size, tokens, generator=generator)
+        guides = noise.argsort(dim=1)[:, : self.guides(tokens)]
         first, last = self.share
-        return _opened(split, keys, coins, guides, first + (last - first) * progress)
+        share = first + (last - first) * progress
+        return _opened(split, keys, coins, guides, noise, share=share)
 
     @torch.no_grad()
     def complete(

@@ -18,7 +18,7 @@ from metamae.config import Config
 from metamae.errors import ConfigError
 from metamae.inputs import Batch, Image, Inputs, Tabular
 from metamae.methods import MAE, build_method
-from metamae.model.mask_rules import RULES, AttentionRule, HardRule, OpenSplit
+from metamae.model.mask_rules import RULES, AdaptiveRule, AttentionRule, HardRule, OpenSplit
 from metamae.model.mask_rules.hard import RankedSplit, ranking_loss
 from metamae.model.mask_rules.rule import choose
 from metamae.model.masking import Masking, Split
@@ -136,7 +136,8 @@ def test_a_share_is_chosen_and_the_rest_is_drawn(
 
 
 def test_a_rule_takes_over_in_the_course_of_training() -> None:
-    for rule, ends in (("attention", (0.0, 1.0)), ("hard", (0.0, 0.5))):
+    shares_of = {"attention": (0.0, 1.0), "hard": (0.0, 0.5), "adaptive": (1.0, 1.0)}
+    for rule, ends in shares_of.items():
         shares = [drawn(method_of(rule), p).share for p in (0.0, 0.5, 1.0)]
         assert shares == [ends[0], sum(ends) / 2, ends[1]]
     method = method_of("hard", "masking.rule_share=[0.2,0.8]")
@@ -215,10 +216,12 @@ def test_the_share_of_pairs_in_order_is_logged() -> None:
     assert method.monitor(batch, method.draw(6, torch.Generator().manual_seed(0))) == {}
 
 
-@pytest.mark.parametrize("rule", ["attention", "hard"])
+@pytest.mark.parametrize("rule", ["attention", "hard", "adaptive"])
 def test_a_mask_depends_on_its_example_alone(rule: str) -> None:
     """Parts of a batch are masked as in the whole, and dropout has no part in it."""
     method = method_of(rule, "encoder.dropout=0.5").train()
+    if rule == "adaptive":  # draws at random until it has learned
+        torch.nn.init.normal_(rule_of(method, AdaptiveRule).logit.weight)
     batch, split = batch_of(), drawn(method, 0.7)
     whole = method.complete(batch, split)
     assert method.training
@@ -230,7 +233,7 @@ def test_a_mask_depends_on_its_example_alone(rule: str) -> None:
     assert not torch.equal(other.query_idx, whole.query_idx)
 
 
-@pytest.mark.parametrize("rule", ["attention", "hard"])
+@pytest.mark.parametrize("rule", ["attention", "hard", "adaptive"])
 def test_a_drawn_ratio_is_kept(rule: str) -> None:
     method = method_of(rule, "masking.ratio_range=[0.3,0.8]")
     batch, sizes = batch_of(), set()
@@ -249,12 +252,13 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("rule", ["attention", "hard"])
+@pytest.mark.parametrize("rule", ["attention", "hard", "adaptive"])
 def test_a_resumed_run_and_one_in_pieces_end_alike(rule: str, tmp_path: Path) -> None:
     data = load_dataset("basic_motions")
     config = config_of(rule, "training.steps=3", "training.log_every=1", method="metamae")
     done = pretrain(config, data, tmp_path / "whole")
     assert ("ranked" in done.history.series) == (rule == "hard")
+    assert ("mask_entropy" in done.history.series) == (rule == "adaptive")
 
     (tmp_path / "resumed").mkdir()
     run = Run(config, data, tmp_path / "resumed", torch.device("cpu"))
@@ -272,7 +276,7 @@ def test_a_resumed_run_and_one_in_pieces_end_alike(rule: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["attention", "hard"])
+@pytest.mark.parametrize("rule", ["attention", "hard", "adaptive"])
 def test_a_compiled_loss_reads_the_chosen_masks(rule: str) -> None:
     method = method_of(rule, method="metamae")
     batch = batch_of()

@@ -37,6 +37,11 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mae": ("mae", "tabular", ("encoder.dropout=0.2", "decoder.query_fraction=0.5")),
     "umae": ("umae", "tabular", ("masking.ratio_range=[0.3,0.7]",)),
     "mae_contrast": ("mae_contrast", "basic_motions", ("encoder.dropout=0.2",)),
+    "mixed": (
+        *("umae", "tabular"),
+        ("decoder.attention=cross", "decoder.mix_blocks=true", "encoder.dropout=0.2"),
+    ),
+    "masks": ("umae", "tabular", ("target.masks=3", "encoder.dropout=0.2")),
     "emix": ("emix", "basic_motions", ("encoder.dropout=0.2",)),
     "emix-published": ("emix", "tabular", ("baseline.emix.weighting=as_published",)),
     "shed": ("shed", "basic_motions", ()),
@@ -44,13 +49,18 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mae_linear": ("mae_linear", "captioned", ()),
     "supervised": ("supervised", "basic_motions", ()),
 }
+WHOLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "adaptive": ("mae", "tabular", ("masking.rule=adaptive",)),
+}
+"""Cases whose weights are not divided among processes."""
+
 DIVIDED = ("training.micro_batch=2", "training.accumulate=2")
 CPU = torch.device("cpu")
 
 
 def config_of(name: str, *overrides: str) -> Config:
     """Of a batch that neither two nor four processes divide evenly."""
-    method, data, own = CASES[name]
+    method, data, own = (CASES | WHOLE)[name]
     common = ("training.batch_size=5", "training.steps=4", "training.log_every=1")
     return make_config(data, method=method, seed=1, overrides=[*SIZES, *common, *own, *overrides])
 
@@ -112,7 +122,7 @@ def float64() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | WHOLE)
 def test_pieces_have_the_loss_and_gradient_of_the_whole_batch(name: str, tmp_path: Path) -> None:
     """Dropout, batch statistics and negatives included."""
     expected = take(name, Ranks(), tmp_path)
@@ -242,7 +252,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_train_every_method_as_one(size: int, tmp_path: Path) -> None:
-    check(size, tmp_path, tuple(CASES))
+    check(size, tmp_path, tuple(CASES | WHOLE))
 
 
 # --- what is refused ------------------------------------------------------------------------------
