@@ -32,8 +32,8 @@ from metamae.config.sections import (
 from metamae.errors import ConfigError, suggest
 
 METHODS = (
-    *("random", "emix", "shed", "capri", "mae_linear", "mae", "umae", "mae_contrast", "metamae"),
-    "supervised",
+    *("random", "emix", "shed", "capri", "mae_linear", "lfr"),
+    *("mae", "umae", "mae_contrast", "gon", "metamae", "supervised"),
 )
 """Known methods, in the order of a report."""
 
@@ -94,6 +94,12 @@ CONTRASTED = ("mae_contrast", "metamae", "random")
 
 RULED = ("mae", "umae", "metamae", "random")
 """Methods with one mask an example, which ``masking.rule`` may choose."""
+
+REFINING = ("gon", "metamae")
+"""Methods that take an inner step."""
+
+UNSETTLED = ("lfr", "gon")
+"""Methods that are not asked to learn settings, for they would not."""
 
 COMPILE_FROM = 10_000
 """Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
@@ -160,6 +166,9 @@ class Config:
         self._refuse_blind_rules()
         self._refuse_unseen_views()
         self._refuse_idle_teachers()
+        names = self.learn.settings
+        expected = f"no learn.settings with method={self.method}, which has none to learn"
+        require(not names or self.method not in UNSETTLED, expected, names)
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -233,7 +242,7 @@ class Config:
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""
         differences = self.adaptation.differentiation == "finite_difference"
-        refines = self.method not in METHODS or self.method == "metamae"
+        refines = self.method not in METHODS or self.method in REFINING
         expected = (
             "training.autocast=off, or another policy, where "
             "adaptation.differentiation=finite_difference"
