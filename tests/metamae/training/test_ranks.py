@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "shed": ("shed", "basic_motions", ()),
     "capri": ("capri", "tabular", ()),
     "mae_linear": ("mae_linear", "captioned", ()),
+    "lfr": ("lfr", "captioned", ("encoder.dropout=0.2", "baseline.lfr.hidden=8")),
+    "gon": ("gon", "captioned", ("adaptation.learned=channel",)),
     "supervised": ("supervised", "basic_motions", ()),
 }
 DIVIDED = ("training.micro_batch=2", "training.accumulate=2")
