@@ -105,6 +105,7 @@ class GON(RefiningMAE):
 
     network: OriginAutoencoder
     needs_gradients = True
+    mean_of_examples = True
 
     def __init__(self, network: OriginAutoencoder) -> None:
         """See the class."""

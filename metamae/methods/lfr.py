@@ -232,12 +232,12 @@ class LFR(Method[NoDraw]):
 
     def joint(self, rows: Sequence[Tensor], draw: NoDraw) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its two sums as means over examples and networks, unweighted."""
-        own, others = agreement_losses(rows[0], rows[1])
-        terms = {"agreement": own.detach(), "redundancy": others.detach()}
+        own, others = matching_losses(rows[0], rows[1])
+        terms = {"mismatch": own.detach(), "redundancy": others.detach()}
         return own + self.config.redundancy * others, terms
 
 
-def agreement_losses(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def matching_losses(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """How far predictions are from their own targets, and how near to the others'.
 
     Of rows ``(B, K, P)``: the sums over examples of ``(1 - c_ii)^2`` and of ``c_ij^2``, divided by
@@ -245,9 +245,9 @@ def agreement_losses(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
     Example:
         >>> import torch
-        >>> from metamae.methods.lfr import agreement_losses
+        >>> from metamae.methods.lfr import matching_losses
         >>> rows = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-        >>> agreement_losses(rows, rows)  # cosines of 1, and of 0.6
+        >>> matching_losses(rows, rows)  # cosines of 1, and of 0.6
         (tensor(0.), tensor(0.3600))
     """
     with without_autocast(predictions):

@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_the_equation(kind: str) -> None:
     assert result.loss.item() == pytest.approx(total / (4 * 3), rel=1e-9)
     terms = result.terms
     assert result.loss.item() == pytest.approx(
-        terms["agreement"].item() + 0.3 * terms["redundancy"].item(), rel=1e-12
+        terms["mismatch"].item() + 0.3 * terms["redundancy"].item(), rel=1e-12
     )
 
 
