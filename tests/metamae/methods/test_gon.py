@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,15 @@ def test_embeddings_are_the_trained_steps(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="got gon, whose features take a gradient"):
             export(encoder, tmp_path / "program", format=kind)
     assert not (tmp_path / "program").exists()
+
+
+def test_weights_are_read_for_examples_of_another_length() -> None:
+    """As an encoder's are: of other data, each of its own size."""
+    config = config_of("gon")
+    state = build_method(config, (SIGNAL,)).state_dict()
+    longer = build_method(config, (replace(SIGNAL, length=24),))
+    longer.load_state_dict(state)
+    assert longer.features({"signal": torch.zeros(2, 2, 24)}).shape == (2, 16)
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -183,6 +183,13 @@ def test_a_run_resumes_to_the_same_bits_and_its_features_change(tmp_path: Path) 
     assert (extract_features(start, data.test) - features).abs().max() > 1e-4
 
 
+def test_weights_are_read_for_examples_of_another_length() -> None:
+    state = build_method(config_of("lfr"), (ROW,)).state_dict()
+    longer = build_method(config_of("lfr"), (replace(ROW, columns=12),))
+    longer.load_state_dict(state)
+    assert longer.features({"row": torch.zeros(2, 12)}).shape == (2, 16)
+
+
 def test_what_cannot_work_is_refused() -> None:
     config = config_of("lfr")
     single = replace(config, training=replace(config.training, batch_size=1))
