@@ -18,7 +18,7 @@ from metamae.artefact.encoder import Encoder
 from metamae.artefact.module import EncoderModule, Output
 from metamae.data.description import Description
 from metamae.data.formats.libraries import need_module
-from metamae.errors import ConfigError
+from metamae.errors import ConfigError, ExportError
 from metamae.files import replacing
 
 FORMATS = ("torch", "onnx")
@@ -62,7 +62,8 @@ def export(
         output: ``features`` (B, D), or ``tokens`` for those of every token (B, L, D).
 
     Raises:
-        ExportError: the exporter cannot express it, or the program gives other numbers.
+        ExportError: features that take a gradient, the exporter cannot express it, or the program
+            gives other numbers.
         MissingLibraryError: ONNX without the extra ``onnx``.
 
     Example:
@@ -81,6 +82,12 @@ def export(
         raise ConfigError(
             f"expected a format among {', '.join(FORMATS)} and an output among features, tokens, "
             f"got {format!r} and {output!r}"
+        )
+    if encoder.module.needs_gradients:
+        raise ExportError(
+            f"expected a method with an encoder to export, got {encoder.config.method}, whose "
+            "features take a gradient of its decoder, for which an exported program has no place; "
+            "use Encoder.embed or metamae embed"
         )
     if format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):

@@ -53,6 +53,7 @@ class EncoderModule(nn.Module):
         own = type(method).features is not Method.features
         self.network = method if own else method.network.bare()
         self.encoder = method.network.bare()
+        self.needs_gradients = method.needs_gradients
         for number, spec in enumerate(self.inputs):
             scaling = description.scaling.get(spec.name)
             for name in ("mean", "scale"):
@@ -95,7 +96,7 @@ class EncoderModule(nn.Module):
         if isinstance(spec, Tokens):
             return x
         mean, scale = (getattr(self, f"{name}_{number}") for name in ("mean", "scale"))
-        x = x.to(self.encoder.encoder.class_token.dtype)
+        x = x.to(next(self.encoder.parameters()).dtype)
         if mean is None:
             return x
         spec.check(x)

@@ -32,8 +32,8 @@ from metamae.config.sections import (
 from metamae.errors import ConfigError, suggest
 
 METHODS = (
-    *("random", "emix", "shed", "capri", "mae_linear", "mae", "umae", "mae_contrast", "metamae"),
-    "supervised",
+    *("random", "emix", "shed", "capri", "mae_linear", "lfr"),
+    *("mae", "umae", "mae_contrast", "gon", "metamae", "supervised"),
 )
 """Known methods, in the order of a report."""
 
@@ -100,6 +100,12 @@ MIXED = ("mae", "umae", "mae_contrast", "random")
 
 REPEATED = ("mae", "umae", "random")
 """Methods that predict a target from one mask, or from several by ``target.masks``."""
+
+REFINING = ("gon", "metamae")
+"""Methods that take an inner step."""
+
+UNSETTLED = ("lfr", "gon")
+"""Methods that are not asked to learn settings, for they would not."""
 
 COMPILE_FROM = 10_000
 """Steps from which compiling pays: minutes against a tenth of every step, on a CPU."""
@@ -168,6 +174,9 @@ class Config:
         self._refuse_idle_teachers()
         self._refuse_mixed_latents()
         self._refuse_repeated_masks()
+        names = self.learn.settings
+        expected = f"no learn.settings with method={self.method}, which has none to learn"
+        require(not names or self.method not in UNSETTLED, expected, names)
         training = self.training
         plain = training.accumulate == 1 and training.clip_norm == 0 and training.warmup_steps == 0
         require(
@@ -257,7 +266,7 @@ class Config:
     def _refuse_coarse_differences(self) -> None:
         """The difference of two gradients in bfloat16 is rounding noise."""
         differences = self.adaptation.differentiation == "finite_difference"
-        refines = self.method not in METHODS or self.method == "metamae"
+        refines = self.method not in METHODS or self.method in REFINING
         expected = (
             "training.autocast=off, or another policy, where "
             "adaptation.differentiation=finite_difference"

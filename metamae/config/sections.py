@@ -276,8 +276,54 @@ class CapriConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LFRConfig:
+    """LFR: what random networks, whose outputs are predicted, there are.
+
+    Attributes:
+        projectors: Random networks whose outputs are predicted.
+        candidates: Drawn networks of which the most diverse are taken.
+        hidden: Hidden units of a random network, and of its predictor.
+        out: Numbers that a random network gives.
+        redundancy: Weight of a prediction's similarity to the outputs for other examples.
+    """
+
+    projectors: int = 6
+    candidates: int = 60
+    hidden: int = 256
+    out: int = 64
+    redundancy: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_fields(self, "baseline.lfr")
+        require(self.projectors >= 1, "baseline.lfr.projectors >= 1", self.projectors)
+        enough = self.candidates >= self.projectors
+        require(enough, "baseline.lfr.candidates >= baseline.lfr.projectors", self.candidates)
+        require(self.hidden >= 1, "baseline.lfr.hidden >= 1", self.hidden)
+        require(self.out >= 2, "baseline.lfr.out >= 2", self.out)
+        require(self.redundancy >= 0, "baseline.lfr.redundancy >= 0", self.redundancy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GONConfig:
+    """GON: how far its step from the origin goes; the rest of the step is of ``adaptation``.
+
+    Attributes:
+        step_size: In the place of ``adaptation.step_size``, which is chosen for latents of an
+            encoder: of the gradient of a sum over visible tokens, not of a mean.
+    """
+
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_fields(self, "baseline.gon")
+        require(positive(self.step_size), "baseline.gon.step_size > 0", self.step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """The baselines of DABS.
+    """The baselines: those of DABS, and of the field around MetaMAE.
 
     Attributes:
         corruption: Share of tokens that ShED moves, and that Capri and the linear MAE zero; the
@@ -287,6 +333,8 @@ class BaselineConfig:
         uniformity: Weight of U-MAE's uniformity term.
         emix: Settings of e-Mix.
         capri: Settings of Capri.
+        lfr: Settings of LFR.
+        gon: Settings of GON.
     """
 
     corruption: float = 0.15
@@ -294,6 +342,8 @@ class BaselineConfig:
     uniformity: float = 0.01
     emix: EMixConfig = field(default_factory=EMixConfig)
     capri: CapriConfig = field(default_factory=CapriConfig)
+    lfr: LFRConfig = field(default_factory=LFRConfig)
+    gon: GONConfig = field(default_factory=GONConfig)
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -13,7 +13,7 @@ from metamae.evaluation.features import extract_features
 from metamae.inputs import Batch
 from metamae.methods.mae import MAE
 from metamae.methods.method import Method
-from metamae.model.masking import Split
+from metamae.model.masking import all_visible
 from metamae.randomness import generator
 
 
@@ -40,7 +40,7 @@ def inner_gradients(method: MAE, batch: Batch) -> Tensor:
         )
     size = len(next(iter(batch.values())))
     method.check(batch, size)
-    split = _all_visible(network.inputs, size).to(next(network.parameters()).device)
+    split = all_visible(network.inputs, size).to(next(network.parameters()).device)
     targets = network.targets(batch)
     with torch.no_grad():
         latent = network.encode(network.visible_tokens(batch, split))
@@ -49,13 +49,6 @@ def inner_gradients(method: MAE, batch: Batch) -> Tensor:
         losses = network.support_loss(latent, targets, split, second_order=False)
         (gradient,) = torch.autograd.grad(losses.sum(), latent)  # examples do not mix
     return gradient
-
-
-def _all_visible(inputs: Any, size: int) -> Split:
-    counts = tuple(spec.tokens for spec in inputs)
-    none = torch.empty(size, 0, dtype=torch.int64)
-    support = torch.arange(sum(counts)).expand(size, -1)
-    return Split(support, none, none.bool(), (0,) * len(counts), visible=counts)
 
 
 def gradient_features(

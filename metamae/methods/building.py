@@ -25,7 +25,7 @@ from metalearn import (
     vicreg,
 )
 from metalearn.contrast import nt_xent
-from metalearn.randomness import seeded
+from metalearn.randomness import fold, seeded
 from metamae.arguments import check_text
 from metamae.config.schema import METHODS, Config, add_method, known_methods, load_methods
 from metamae.config.sections import AdaptationConfig
@@ -37,7 +37,9 @@ from metamae.methods.baselines.emix import EMix
 from metamae.methods.baselines.mae_linear import LinearMAE
 from metamae.methods.baselines.shed import ShED
 from metamae.methods.baselines.supervised import Supervised
+from metamae.methods.gon import GON, OriginAutoencoder
 from metamae.methods.learning import build_learning
+from metamae.methods.lfr import LFR
 from metamae.methods.mae import MAE, Untrained
 from metamae.methods.mae_contrast import ContrastiveMAE
 from metamae.methods.metamae import MetaMAE
@@ -71,9 +73,11 @@ CLASSES: Mapping[str, type[Method[Any]]] = MappingProxyType(
         "shed": ShED,
         "capri": Capri,
         "mae_linear": LinearMAE,
+        "lfr": LFR,
         "mae": MAE,
         "umae": UMAE,
         "mae_contrast": ContrastiveMAE,
+        "gon": GON,
         "metamae": MetaMAE,
         "supervised": Supervised,
     }
@@ -155,17 +159,20 @@ def build_method(config: Config, inputs: Inputs, task: Task | None = None) -> Me
         config.masking.ratio_range,
     )
     with seeded(config.seed):
-        network = MaskedAutoencoder(
-            inputs,
-            config.encoder,
-            config.decoder,
-            masking,
-            target=config.target,
-            support_mean=config.adaptation.support_mean,
-        )
+        network = _build_network(config, inputs, masking)
         method = _build_masked(config, network)
         network.rule = build_rule(config, inputs)  # last: all else starts as without it
     return method
+
+
+def _build_network(config: Config, inputs: Inputs, masking: Masking) -> MaskedAutoencoder:
+    parts = (inputs, config.encoder, config.decoder, masking)
+    support_mean = config.adaptation.support_mean
+    if config.method != "gon":
+        return MaskedAutoencoder(*parts, target=config.target, support_mean=support_mean)
+    adaptation = replace(config.adaptation, step_size=config.baseline.gon.step_size)
+    adapter = build_adapter(adaptation, config.encoder.width)
+    return OriginAutoencoder(*parts, adapter=adapter, support_mean=support_mean)
 
 
 def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
@@ -179,6 +186,9 @@ def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
                 contrast_weight=config.contrast.weight,
                 view=VIEWS[config.contrast.view](config.contrast, network.inputs),
             )
+        case "gon":
+            assert isinstance(network, OriginAutoencoder)
+            return GON(network)
         case "metamae":
             return _build_metamae(config, network)
         case "random":
@@ -236,6 +246,14 @@ def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
     )
 
 
+def _refuse_single_examples(config: Config) -> None:
+    if config.training.batch_size < 2:
+        raise ConfigError(
+            "expected training.batch_size >= 2 for lfr, which compares the examples of a batch, "
+            "got 1; use a larger batch or another method"
+        )
+
+
 def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
     if config.contrast.weight == 0:
         return None
@@ -252,7 +270,7 @@ def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
     return TaskContrastiveLoss(projector, term=term, pool=pool)
 
 
-BASELINES = ("emix", "shed", "capri", "mae_linear", "supervised")
+BASELINES = ("emix", "shed", "capri", "mae_linear", "lfr", "supervised")
 """Methods without a decoder, by the name that a configuration uses."""
 
 
@@ -275,6 +293,9 @@ def build_baseline(config: Config, inputs: Inputs, task: Task | None = None) -> 
             return LinearMAE(
                 network, width, baseline.corruption, reconstruction=baseline.reconstruction
             )
+        case "lfr":
+            _refuse_single_examples(config)
+            return LFR(network, width, baseline.lfr, seed=fold(config.seed, "random projectors"))
         case "supervised":
             if task is None:
                 raise ConfigError(

@@ -21,7 +21,53 @@ OBSERVED = 10
 """Steps between two looks at what a refinement takes off the support loss."""
 
 
-class MetaMAE(MAE):
+class RefiningMAE(MAE):
+    """What methods share whose latent is refined before it predicts the query."""
+
+    @property
+    def adapter(self) -> LatentAdapter:
+        """Refines the latent."""
+        raise NotImplementedError
+
+    @property
+    def observes_every(self) -> int:
+        """Steps between two looks at what a refinement takes off, where that is held."""
+        return OBSERVED if isinstance(self.adapter.step_size, HeldStepSize) else 0
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, split: Split) -> None:
+        """Move a step size that is held towards its reduction of the support loss."""
+        adapter = self.adapter
+        if isinstance(adapter.step_size, HeldStepSize):
+            _, latent, inner = amortise(self.network, adapter, batch, split)
+            adapter.step_size.observe(adapter, latent, inner)
+
+    def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
+        """Mean support loss before and after refinement, and a step size that is held."""
+        numbers = super().monitor(batch, split)
+        numbers |= self.support_losses(self.network, batch, split)
+        held = self.adapter.step_size
+        if isinstance(held, HeldStepSize):
+            numbers["step_size"] = float(held(0, 0))
+        return numbers
+
+    @torch.no_grad()
+    def support_losses(
+        self, network: MaskedAutoencoder, batch: Batch, split: Split
+    ) -> dict[str, float]:
+        """The same under a network that may read splits of another ratio."""
+        batch_refined = refine(network, self.adapter, batch, split, final_loss=True)
+        means = batch_refined.losses.mean(dim=1)  # (steps + 1, B) -> (steps + 1,)
+        return {"support_before": means[0].item(), "support_after": means[-1].item()}
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+        """Latent before and after refinement, both ``(B, 1 + S, D)``."""
+        batch_refined = refine(self.network, self.adapter, batch, split)
+        return batch_refined.latent, batch_refined.refined
+
+
+class MetaMAE(RefiningMAE):
     r"""Meta-learned masked autoencoder (paper, section 2.2, Eq. 2-4).
 
     .. math::
@@ -64,6 +110,11 @@ class MetaMAE(MAE):
             network.encode, adapter, contrast, contrast_weight=contrast_weight
         )
 
+    @property
+    def adapter(self) -> LatentAdapter:
+        """Refines the latent, class token included."""
+        return self.meta.adapter
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Split:
         """A support/query split for every example, and what is random about a second view."""
         split = super().draw(batch_size, generator)
@@ -82,19 +133,6 @@ class MetaMAE(MAE):
         if result.contrast is not None:
             terms["contrast"] = result.contrast.detach()
         return PretextLoss(result.loss, terms, result.adaptation.losses)
-
-    @property
-    def observes_every(self) -> int:
-        """Steps between two looks at what a refinement takes off, where that is held."""
-        return OBSERVED if isinstance(self.meta.adapter.step_size, HeldStepSize) else 0
-
-    @torch.no_grad()
-    def observe(self, batch: Batch, split: Split) -> None:
-        """Move a step size that is held towards its reduction of the support loss."""
-        adapter = self.meta.adapter
-        if isinstance(adapter.step_size, HeldStepSize):
-            _, latent, inner = amortise(self.network, adapter, batch, split)
-            adapter.step_size.observe(adapter, latent, inner)
 
     def _under(self, objective: Callable[..., MetaLoss], batch: Batch, split: Split) -> MetaLoss:
         self.check(batch, len(split.support_idx))
@@ -142,30 +180,6 @@ class MetaMAE(MAE):
     def joint_parameters(self) -> list[nn.Parameter]:
         """Those of the projector."""
         return [] if self.meta.contrast is None else list(self.meta.contrast.parameters())
-
-    def monitor(self, batch: Batch, split: Split) -> dict[str, float]:
-        """Mean support loss before and after refinement, and a step size that is held."""
-        numbers = super().monitor(batch, split)
-        numbers |= self.support_losses(self.network, batch, split)
-        held = self.meta.adapter.step_size
-        if isinstance(held, HeldStepSize):
-            numbers["step_size"] = float(held(0, 0))
-        return numbers
-
-    @torch.no_grad()
-    def support_losses(
-        self, network: MaskedAutoencoder, batch: Batch, split: Split
-    ) -> dict[str, float]:
-        """The same under a network that may read splits of another ratio."""
-        batch_refined = refine(network, self.meta.adapter, batch, split, final_loss=True)
-        means = batch_refined.losses.mean(dim=1)  # (steps + 1, B) -> (steps + 1,)
-        return {"support_before": means[0].item(), "support_after": means[-1].item()}
-
-    @torch.no_grad()
-    def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Amortised and refined latent, both ``(B, 1 + S, D)``."""
-        batch_refined = refine(self.network, self.meta.adapter, batch, split)
-        return batch_refined.latent, batch_refined.refined
 
 
 class Refined(NamedTuple):

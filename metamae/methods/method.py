@@ -93,6 +93,8 @@ class Method(nn.Module, Generic[D]):
     """
 
     needs_labels: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    """Whether features take a gradient, for which no exported program has a place."""
     mean_of_examples: ClassVar[bool] = False
     """Whether the loss is a mean over examples that know nothing of each other."""
 

@@ -288,3 +288,18 @@ def _binomial_bound(trials: int, chance: float, tail: float) -> int:
         if remaining <= tail:
             return k
     return trials
+
+
+def all_visible(inputs: Inputs, size: int) -> Split:
+    """The split of ``size`` examples of which nothing is masked, on the CPU.
+
+    Example:
+        >>> from metamae.inputs import Tabular
+        >>> from metamae.model.masking import all_visible
+        >>> all_visible((Tabular(name="row", columns=3),), 1).support_idx
+        tensor([[0, 1, 2]])
+    """
+    counts = tuple(spec.tokens for spec in inputs)
+    none = torch.empty(size, 0, dtype=torch.int64)
+    support = torch.arange(sum(counts)).expand(size, -1)
+    return Split(support, none, none.bool(), (0,) * len(counts), visible=counts)

@@ -24,7 +24,7 @@ from metamae.report.wording import LABELS
 from metamae.training.checkpoint import Checkpoint
 from metamae.training.run_folder import CHECKPOINT, load_method
 
-PICTURED = ("metamae", "mae", "mae_contrast", "umae")
+PICTURED = ("metamae", "mae", "mae_contrast", "umae", "gon")
 """Methods whose reconstructions are drawn, the first that is there."""
 LEAST_POINTS = 3
 """Test rows that a map needs."""

@@ -42,6 +42,8 @@ LOOKS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         "mae": ("#d95f02", "P", "-"),
         "umae": ("#00796b", "X", "-"),
         "mae_contrast": ("#7b4fa3", "p", "-"),
+        "gon": ("#3949ab", "8", "-"),
+        "lfr": ("#9e9d24", "H", "-"),
         "mae_linear": ("#f2a65a", "d", "-"),
         "capri": ("#2e7d32", "<", "-"),
         "shed": ("#8d6e00", ">", "-"),

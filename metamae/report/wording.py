@@ -15,9 +15,11 @@ LABELS = {
     "shed": "ShED",
     "capri": "Capri",
     "mae_linear": "MAE (linear)",
+    "lfr": "LFR",
     "mae": "MAE (deep)",
     "umae": "U-MAE",
     "mae_contrast": "MAE + contrast of two masks",
+    "gon": "GON",
     "metamae": "MetaMAE",
     "supervised": "supervised",
 }

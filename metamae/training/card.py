@@ -17,6 +17,8 @@ _METHODS = {
     "mae": "a masked autoencoder",
     "umae": "a masked autoencoder with a uniformity term (U-MAE)",
     "mae_contrast": "a masked autoencoder with a contrast of two masks",
+    "lfr": "trained to predict what random networks make of an example (LFR)",
+    "gon": "a gradient origin network (GON), whose features are an inner step of its decoder",
     "random": "not trained: random weights, for comparison",
     "supervised": "trained on labels",
 }

@@ -95,7 +95,9 @@ def training_bytes(config: Config) -> float:
     encoder, decoder = config.encoder, config.decoder
     # A block has four maps of its width for attention, and two to and from the hidden units.
     weights = encoder.depth * encoder.width**2 * (4 + 2 * encoder.mlp_ratio)
-    if config.method in ("mae", "metamae"):
+    if config.method == "gon":
+        weights = 0.0  # no encoder
+    if config.method in ("mae", "gon", "metamae"):
         weights += decoder.depth * decoder.width**2 * (4 + 2 * decoder.mlp_ratio)
     if config.method == "metamae" and config.contrast.weight > 0:
         contrast = config.contrast

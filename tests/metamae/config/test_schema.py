@@ -292,8 +292,8 @@ def test_a_configuration_cannot_be_changed_and_knows_its_methods() -> None:
     config = make_config("sensors")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
-    baselines = ("emix", "shed", "capri", "mae_linear")
-    ours = ("mae", "umae", "mae_contrast", "metamae")
+    baselines = ("emix", "shed", "capri", "mae_linear", "lfr")
+    ours = ("mae", "umae", "mae_contrast", "gon", "metamae")
     assert list(METHODS) == ["random", *baselines, *ours, "supervised"]
     assert list(COMPARED) == ["random", "mae", "metamae"]
     with pytest.raises(ConfigError, match="expected all required keys"):

@@ -484,8 +484,8 @@ def test_the_preset_auto_of_embedded_sets(tmp_path: Path) -> None:
         ({"datasets": {"sensors": {"probe": ["digit"]}}}, "did you mean 'digits'?"),
         (
             {"methods": ["mea"]},
-            "expected a method among random, emix, shed, capri, mae_linear, mae, umae, "
-            "mae_contrast, metamae, supervised, got 'mea'; did you mean 'mae'?",
+            "expected a method among random, emix, shed, capri, mae_linear, lfr, mae, umae, "
+            "mae_contrast, gon, metamae, supervised, got 'mea'; did you mean 'mae'?",
         ),
         ({"methods": "mae, random"}, "got 'mae, random'"),
         ({"seeds": [-1]}, "a list of numbers >= 0, got [-1]"),

@@ -47,6 +47,8 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "shed": ("shed", "basic_motions", ()),
     "capri": ("capri", "tabular", ()),
     "mae_linear": ("mae_linear", "captioned", ()),
+    "lfr": ("lfr", "captioned", ("encoder.dropout=0.2", "baseline.lfr.hidden=8")),
+    "gon": ("gon", "captioned", ("adaptation.learned=channel",)),
     "supervised": ("supervised", "basic_motions", ()),
 }
 WHOLE: dict[str, tuple[str, str, tuple[str, ...]]] = {
