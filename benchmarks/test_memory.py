@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from metalearn import Checkpointed, Unrolled, plain_attention, recomputed_attention
 from metamae.files import write_json, write_text
-from metamae.methods.building import POLICIES
+from metamae.methods.objective import POLICIES
 from metamae.model import transformer
 from metamae.training.allocator import keep_freed_memory
 from metamae.training.provenance import device_name

@@ -11,7 +11,8 @@ from metalearn.uniformity import uniformity
 from metamae.evaluation.feature_cache import FEATURES
 from metamae.evaluation.protocols import FITS
 from metamae.listing import lines
-from metamae.methods.building import POLICIES, TERMS, method_sources
+from metamae.methods.building import method_sources
+from metamae.methods.objective import POLICIES, TERMS
 from metamae.model.mask_rules import RULES
 from metamae.model.teacher import TARGETS
 from metamae.model.views import VIEWS

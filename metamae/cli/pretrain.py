@@ -19,7 +19,8 @@ from metamae.cli.options import (
     repeat_options,
 )
 from metamae.cli.terminal import NOTHING_HINT, make_console
-from metamae.config.schema import METHODS, PRESETS, Config, check_method
+from metamae.config.names import METHODS, check_method
+from metamae.config.schema import PRESETS, Config
 from metamae.data import Dataset
 from metamae.data.own import is_path
 from metamae.data.pocket import POCKET

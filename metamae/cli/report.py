@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metamae.cli.terminal import make_console
-from metamae.config.schema import check_method
+from metamae.config.names import check_method
 from metamae.files import write_text
 from metamae.report.differences import draw_differences
 from metamae.report.figure import draw_report

@@ -4,16 +4,15 @@
 :mod:`~metamae.config.presets` the ways to one, :mod:`~metamae.config.reading` the checks.
 """
 
+from metamae.config.baselines import BaselineConfig, CapriConfig, EMixConfig
+from metamae.config.names import METHODS, known_methods
 from metamae.config.presets import list_presets, load_preset, make_config, override
-from metamae.config.schema import COMPARED, METHODS, PRESETS, Config, known_methods
+from metamae.config.schema import COMPARED, PRESETS, Config
 from metamae.config.sections import (
     LEARNABLE,
     AdaptationConfig,
-    BaselineConfig,
-    CapriConfig,
     ContrastConfig,
     DecoderConfig,
-    EMixConfig,
     EncoderConfig,
     LearnConfig,
     MaskingConfig,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from metamae.config.schema import Config, check_method
+from metamae.config.names import check_method
+from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint
 from metamae.errors import ConfigError

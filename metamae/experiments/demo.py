@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metamae.config.schema import known_methods
+from metamae.config.names import known_methods
 from metamae.data import load_dataset
 from metamae.errors import ConfigError
 from metamae.experiments.plan import Cell, Sweep

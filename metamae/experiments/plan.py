@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from metamae.arguments import check_folder_name, check_text
+from metamae.config.names import METHODS, check_method
 from metamae.config.presets import make_config
-from metamae.config.schema import METHODS, Config, check_method
+from metamae.config.schema import Config
 from metamae.data.dataset import Dataset
 from metamae.data.pocket import POCKET, load_pocket, stands_for
 from metamae.errors import ConfigError, shown, suggest

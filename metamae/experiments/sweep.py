@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from metamae.config.schema import known_methods
+from metamae.config.names import known_methods
 from metamae.data import load_dataset
 from metamae.data.dataset import Dataset
 from metamae.data.fingerprint import fingerprint

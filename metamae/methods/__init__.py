@@ -6,16 +6,11 @@
 :mod:`~metamae.methods.building` makes any of them from a configuration.
 """
 
-from metamae.methods.building import (
-    BASELINES,
-    POLICIES,
-    build_adapter,
-    build_method,
-    register_method,
-)
+from metamae.methods.building import BASELINES, build_method, register_method
 from metamae.methods.mae import MAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method, NoDraw, PretextLoss
+from metamae.methods.objective import POLICIES, build_adapter
 
 __all__ = [
     "BASELINES",

@@ -7,28 +7,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from metalearn import (
-    Checkpointed,
-    FiniteDifference,
-    FirstOrder,
-    FixedStepSize,
-    GradientPolicy,
-    HeldStepSize,
-    Isotropy,
-    LatentAdapter,
-    LearnedStepSize,
-    MeanPool,
-    Projector,
-    StepSize,
-    TaskContrastiveLoss,
-    Unrolled,
-    vicreg,
-)
-from metalearn.contrast import nt_xent
 from metalearn.randomness import fold, seeded
 from metamae.arguments import check_text
-from metamae.config.schema import METHODS, Config, add_method, known_methods, load_methods
-from metamae.config.sections import AdaptationConfig
+from metamae.config.names import METHODS, add_method, known_methods, load_methods
+from metamae.config.schema import Config
 from metamae.data.dataset import Task
 from metamae.errors import ConfigError
 from metamae.inputs import Inputs
@@ -44,27 +26,13 @@ from metamae.methods.mae import MAE, Untrained
 from metamae.methods.mae_contrast import ContrastiveMAE
 from metamae.methods.metamae import MetaMAE
 from metamae.methods.method import Method
+from metamae.methods.objective import build_adapter, build_contrast
 from metamae.methods.umae import UMAE
 from metamae.model.autoencoder import MaskedAutoencoder
 from metamae.model.backbone import Backbone
 from metamae.model.mask_rules import build_rule
 from metamae.model.masking import Masking
 from metamae.model.views import VIEWS
-
-POLICIES: dict[str, GradientPolicy] = {
-    "unrolled": Unrolled(recompute=True),
-    "checkpointed": Checkpointed(recompute=True),
-    "first_order": FirstOrder(),
-    "finite_difference": FiniteDifference(),
-}
-"""Gradient policies by the name that a configuration uses."""
-
-
-TERMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"nt_xent": nt_xent, "vicreg": vicreg, "isotropy": Isotropy}
-)
-"""What compares two views, by the name that ``contrast.term`` uses."""
-
 
 CLASSES: Mapping[str, type[Method[Any]]] = MappingProxyType(
     {
@@ -182,7 +150,7 @@ def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
         case "mae_contrast":
             return ContrastiveMAE(
                 network,
-                _build_contrast(config),
+                build_contrast(config),
                 contrast_weight=config.contrast.weight,
                 view=VIEWS[config.contrast.view](config.contrast, network.inputs),
             )
@@ -202,7 +170,7 @@ def _build_metamae(config: Config, network: MaskedAutoencoder) -> MetaMAE:
     return MetaMAE(
         network,
         build_adapter(config.adaptation, config.encoder.width),
-        _build_contrast(config),
+        build_contrast(config),
         contrast_weight=config.contrast.weight,
         view=VIEWS[config.contrast.view](config.contrast, network.inputs),
     )
@@ -213,7 +181,7 @@ def _build_learning(config: Config, network: MaskedAutoencoder) -> MetaMAE:
     if "step_size" in config.learn.settings:
         adaptation = replace(adaptation, learned="scalar")
     adapter = build_adapter(adaptation, config.encoder.width)
-    return build_learning(config, network, adapter, _build_contrast(config))
+    return build_learning(config, network, adapter, build_contrast(config))
 
 
 def _refuse_blind_decoder(config: Config) -> None:
@@ -227,47 +195,12 @@ def _refuse_blind_decoder(config: Config) -> None:
         )
 
 
-def build_adapter(config: AdaptationConfig, width: int) -> LatentAdapter:
-    """The latent adapter that a configuration describes, for latents ``width`` wide."""
-    step_size: StepSize = FixedStepSize(config.step_size)
-    if config.reduction:
-        step_size = HeldStepSize(config.step_size, config.reduction)
-    elif config.learned != "none":
-        step_size = LearnedStepSize(
-            config.step_size,
-            channels=width if "channel" in config.learned else None,
-            steps=config.steps if "step" in config.learned else None,
-        )
-    return LatentAdapter(
-        step_size,
-        steps=config.steps,
-        differentiation=POLICIES[config.differentiation],
-        chunk_size=config.chunk_size or None,
-    )
-
-
 def _refuse_single_examples(config: Config) -> None:
     if config.training.batch_size < 2:
         raise ConfigError(
             "expected training.batch_size >= 2 for lfr, which compares the examples of a batch, "
             "got 1; use a larger batch or another method"
         )
-
-
-def _build_contrast(config: Config) -> TaskContrastiveLoss | None:
-    if config.contrast.weight == 0:
-        return None
-    if config.training.batch_size < 2:
-        raise ConfigError(
-            "expected training.batch_size >= 2 for a contrast, which needs other examples, got 1; "
-            "use a larger batch, or contrast.weight=0"
-        )
-    contrast, pool = config.contrast, MeanPool(skip=1)
-    projector = Projector(config.encoder.width, contrast.hidden, contrast.out)
-    if contrast.term == "nt_xent":
-        return TaskContrastiveLoss(projector, temperature=contrast.temperature, pool=pool)
-    term = vicreg if contrast.term == "vicreg" else Isotropy(contrast.out)
-    return TaskContrastiveLoss(projector, term=term, pool=pool)
 
 
 BASELINES = ("emix", "shed", "capri", "mae_linear", "lfr", "supervised")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn.randomness import fold
-from metamae.config.sections import LFRConfig
+from metamae.config.baselines import LFRConfig
 from metamae.inputs import Batch, Inputs, Tokens
 from metamae.methods.method import Method, NoDraw, Parts, PretextLoss
 from metamae.model.backbone import Backbone
@@ -47,7 +47,7 @@ class RandomProjectors(nn.Module):
 
     Example:
         >>> import torch
-        >>> from metamae.config.sections import LFRConfig
+        >>> from metamae.config.baselines import LFRConfig
         >>> from metamae.inputs import Tabular
         >>> from metamae.methods.lfr import RandomProjectors
         >>> random = RandomProjectors((Tabular(name="row", columns=6),), LFRConfig(), seed=0)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metamae.config.schema import known_methods
+from metamae.config.names import known_methods
 from metamae.data.pocket import POCKET, WITHOUT_NEWS
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.rows import DEFAULT, Result

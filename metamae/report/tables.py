@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from metamae.config.schema import known_methods
+from metamae.config.names import known_methods
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.report.comparison import (
     Paired,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metamae.config.sections import CapriConfig
+from metamae.config.baselines import CapriConfig
 from metamae.inputs import Batch
 from metamae.methods.baselines.corruption import Corrupter, Corruption, zeroed
 from metamae.methods.method import Method, PretextLoss
@@ -70,7 +70,7 @@ def matching_loss(predictions: Tensor, contents: Tensor, config: CapriConfig) ->
     Example:
         >>> import torch
         >>> from metamae.methods.baselines.capri import matching_loss
-        >>> from metamae.config.sections import CapriConfig
+        >>> from metamae.config.baselines import CapriConfig
         >>> x = torch.eye(2).unsqueeze(0)
         >>> matching_loss(x, x, CapriConfig(temperature=1.0))
         tensor(0.3133)

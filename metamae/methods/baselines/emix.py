@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamae.config.sections import EMixConfig
+from metamae.config.baselines import EMixConfig
 from metamae.errors import ConfigError
 from metamae.inputs import Batch
 from metamae.methods.method import Method, Parts, PretextLoss
@@ -131,7 +131,7 @@ def mixing_loss(mixed: Tensor, plain: Tensor, draw: Mixing, config: EMixConfig) 
     Example:
         >>> import torch
         >>> from metamae.methods.baselines.emix import Mixing, mixing_loss
-        >>> from metamae.config.sections import EMixConfig
+        >>> from metamae.config.baselines import EMixConfig
         >>> draw = Mixing(torch.tensor([0.5, 1.0]), torch.tensor([1, 0]))
         >>> mixing_loss(torch.eye(2), torch.eye(2), draw, EMixConfig(temperature=1.0))
         tensor(0.5633)

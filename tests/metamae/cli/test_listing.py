@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from metamae.cli.listing import KINDS
-from metamae.config import METHODS, schema
+from metamae.config import METHODS
+from metamae.config import names as config_names
 from metamae.evaluation.protocols import PROTOCOLS
 from metamae.listing import summary
 from metamae.methods import building, register_method
@@ -66,7 +67,7 @@ def test_every_method_is_built_of_its_class() -> None:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     yield
-    schema._registered.remove("own")
+    config_names._registered.remove("own")
     building._registered.pop("own")
 
 

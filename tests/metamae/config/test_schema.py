@@ -22,8 +22,9 @@ from metamae.config import (
     ProbeConfig,
     TrainingConfig,
 )
+from metamae.config.names import METHODS
 from metamae.config.presets import list_presets, load_preset
-from metamae.config.schema import COMPARED, METHODS, PRESETS
+from metamae.config.schema import COMPARED, PRESETS
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 

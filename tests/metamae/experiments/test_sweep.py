@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from metamae import CheckpointError, ConfigError, InputError, load_dataset
-from metamae.config.schema import METHODS, Config
+from metamae.config.names import METHODS
+from metamae.config.schema import Config
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.protocols import PROTOCOLS, evaluate

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metamae import load_dataset, make_config
-from metamae.config.schema import METHODS, Config
-from metamae.config.sections import BaselineConfig, CapriConfig, EMixConfig, EncoderConfig
+from metamae.config.baselines import BaselineConfig, CapriConfig, EMixConfig
+from metamae.config.names import METHODS
+from metamae.config.schema import Config
+from metamae.config.sections import EncoderConfig
 from metamae.data.dataset import Partition, Task, labelled_batch
 from metamae.errors import ConfigError, DataError, InputError
 from metamae.evaluation.features import extract_features

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metamae import load_dataset, make_config
-from metamae.config.sections import LFRConfig
+from metamae.config.baselines import LFRConfig
 from metamae.errors import ConfigError
 from metamae.evaluation.features import extract_features
 from metamae.inputs import Inputs, Tabular, Tokens

@@ -9,8 +9,9 @@ from metalearn import Isotropy, vicreg
 from metamae import load_dataset, make_config
 from metamae.config.schema import Config
 from metamae.errors import ConfigError
-from metamae.methods.building import TERMS, build_method
+from metamae.methods.building import build_method
 from metamae.methods.metamae import MetaMAE
+from metamae.methods.objective import TERMS
 from tests.tiny import SIZES
 
 

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from metamae import MAE, build_method, load_dataset, make_config
-from metamae.config.schema import METHODS
+from metamae.config.names import METHODS
 from metamae.data.dataset import Dataset
 from metamae.data.pocket import POCKET
 from metamae.inputs import Tokens

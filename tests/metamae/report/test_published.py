@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from metamae.config.schema import METHODS
+from metamae.config.names import METHODS
 from metamae.data.pocket import POCKET, stands_for
 from metamae.data.sources import SOURCES
 from metamae.report.published import STAND_INS, look_up, published

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from metamae import DataError
-from metamae.config.schema import METHODS
+from metamae.config.names import METHODS
 from metamae.data.pocket import POCKET
 from metamae.report.comparison import summarise_results
 from metamae.report.figure import _several_steps
