@@ -21,10 +21,10 @@ from tables import markdown, terminal
 from timing import interleave, middle, spread
 
 from metamae import load_dataset, make_config
+from metamae.data.pocket import POCKET
 from metamae.files import write_json, write_text
 from metamae.training.pretraining import start_run
 from metamae.training.provenance import device_name
-from tests.tiny import FIRST_NINE
 
 STEPS = 4
 """Steps of either side in a round."""
@@ -36,14 +36,14 @@ off on both sides. `input` says how batches were prepared."""
 
 
 @pytest.mark.parametrize("method", ["mae", "metamae"])
-@pytest.mark.parametrize("name", FIRST_NINE)
+@pytest.mark.parametrize("name", POCKET)
 def test_training(
     device: torch.device, name: str, method: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     rounds = request.config.getoption("--rounds") or 15
     row = measure(name, method, device, rounds, tmp_path)
     path = RESULTS / f"training-{device.type}.json"
-    rows = merged(path, [row], KEY, lambda r: (FIRST_NINE.index(r["setting"]), r["method"]))
+    rows = merged(path, [row], KEY, lambda r: (POCKET.index(r["setting"]), r["method"]))
     report = {"hardware": device_name(device), "rows": rows}
     write_json(path, report)
     write_text(path.with_suffix(".md"), page(report))

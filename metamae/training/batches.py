@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -73,11 +73,20 @@ def pin_batch(batch: Batch) -> Batch:
 
 
 def pin_draw(draw: Draw) -> Draw:
-    """The same draw, a dataclass of tensors, in memory that a GPU can read on its own."""
-    tensors = {name: x.pin_memory() for name, x in vars(draw).items() if isinstance(x, Tensor)}
-    pinned: Any = replace(draw, **tensors)  # type: ignore[type-var]
-    moved: Draw = pinned
-    return moved
+    """The same draw, a dataclass of tensors and draws, in memory that a GPU can read on its own."""
+    pinned: Draw = _pinned(draw)
+    return pinned
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, tuple):
+        return tuple(map(_pinned, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _pinned(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **parts)
+    return value
 
 
 def check_enough(data: Partition, batch_size: int, name: str) -> None:
