@@ -25,7 +25,7 @@ class RandomProjectors(nn.Module):
     r"""Frozen random networks of flat raw tokens :math:`x`, one hidden layer each.
 
     .. math:: g_k(x) = V_k \max(U_k x + a_k, 0), \qquad
-        U_k \sim N(0, 1 / \dim x), \; a_k \sim N(0, 1), \; V_k \sim N(0, 2 / \mathrm{hidden})
+        U_k, a_k \sim N(0, 1 / \dim x), \; V_k \sim N(0, 2 / \mathrm{hidden})
 
     A symbol is a row of a frozen random table. ``projectors`` of ``candidates`` networks are kept,
     chosen one after the other so that the determinant of the chosen ones' similarities grows most
@@ -67,12 +67,13 @@ class RandomProjectors(nn.Module):
             if isinstance(spec, Tokens):
                 table = _normal(fold(seed, "symbols", number), spec.vocabulary, SYMBOL_WIDTH)
                 self._freeze(f"table_{number}", table)
-        probes = self.flat(_probes(inputs, fold(seed, "probes")))  # (P, F)
+        # In float64, so that rounding never decides which are chosen.
+        probes = self.flat(_probes(inputs, fold(seed, "probes"))).double()  # (P, F)
         size = probes.shape[1]
         similarities = []
         for number in range(config.candidates):
             drawn = _network(size, config, fold(seed, "projector", number))
-            rows = F.normalize(_project(probes, *drawn).double(), dim=-1)  # (P, out)
+            rows = F.normalize(_project(probes, *drawn), dim=-1)  # (P, out)
             similarities.append(F.normalize((rows @ rows.T).flatten(), dim=0))
         stacked = torch.stack(similarities)
         self.chosen = most_diverse(stacked @ stacked.T, config.projectors)
@@ -114,7 +115,7 @@ def _network(size: int, config: LFRConfig, seed: int) -> tuple[Tensor, Tensor, T
     """Weights of one network: ``(F, hidden)``, ``(hidden,)`` and ``(hidden, out)``."""
     hidden, out = config.hidden, config.out
     first, bias, second = _normal(seed, size + 1 + out, hidden).split((size, 1, out))
-    return first / size**0.5, bias[0], second.T * (2 / hidden) ** 0.5
+    return first / size**0.5, bias[0] / size**0.5, second.T * (2 / hidden) ** 0.5
 
 
 def _project(x: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
@@ -180,10 +181,10 @@ class LFR(Method[NoDraw]):
             + \lambda \sum_i \sum_{j \neq i} (c^k_{ij})^2 \Big] .
 
     That is the paper's batch-wise Barlow Twins loss: the matrix compares examples with examples,
-    not columns with columns, by cosines of uncentred rows. The published code sums over the batch
-    where this is a mean. There the encoder is trained for an epoch and then the predictors for
-    several (alternately, as expectation and maximisation would); here both are trained in every
-    step. There the random networks are chosen on data, here on drawn examples.
+    not columns with columns, by cosines of uncentred rows (of a row of zeros, 0). The published
+    code sums over the batch where this is a mean. There the encoder is trained for an epoch and
+    then the predictors for several (alternately, as expectation and maximisation would); here both
+    are trained in every step. There the random networks are chosen on data, here on drawn examples.
 
     Nothing is masked or augmented: the only randomness of a step is its order and dropout.
 
