@@ -92,20 +92,17 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Method and overrides of the preset ``auto``, on every set."""
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "inner step": ("metamae", ("contrast.weight=0",)),
+    "with the contrast": ("metamae", (_WEIGHT,)),
     "contrast of weight 0.1": ("metamae", ("contrast.weight=0.1",)),
-    "contrast of equal views": ("metamae", ("adaptation.step_size=0",)),
+    "contrast of equal views": ("metamae", ("adaptation.step_size=0", _WEIGHT)),
     "contrast of two masks": ("mae_contrast", (_WEIGHT,)),
     "first order": ("metamae", ("adaptation.differentiation=first_order",)),
     "held at 20 %": ("metamae", ("adaptation.reduction=0.2",)),
     "the paper's step size": ("metamae", ("adaptation.step_size=0.5",)),
-    "inner step, first order": (
-        "metamae",
-        ("contrast.weight=0", "adaptation.differentiation=first_order"),
-    ),
     "held at 50 %": ("metamae", ("adaptation.reduction=0.5",)),
     "held at 5 %": ("metamae", ("adaptation.reduction=0.05",)),
     "contents as positions": ("metamae", ("encoder.content_scale=positions",)),
+    "MAE, contents as positions": ("mae", ("encoder.content_scale=positions",)),
     "drawn ratio": ("metamae", ("masking.ratio_range=[0.3,0.8]",)),
     "MAE, drawn ratio": ("mae", ("masking.ratio_range=[0.3,0.8]",)),
 }

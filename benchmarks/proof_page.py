@@ -26,7 +26,16 @@ from proof import (
     VARIANTS,
     trial,
 )
-from proof_values import Values, difference, grouped, holm, over_sets, pooling, read_values
+from proof_values import (
+    Values,
+    difference,
+    grouped,
+    holm,
+    over_sets,
+    pooling,
+    read_values,
+    shared_kinds,
+)
 
 from metamae.files import read_json, write_text
 from metamae.report.intervals import student_margin
@@ -44,6 +53,8 @@ TITLES = {
     "mae": "MAE",
     "umae": "U-MAE",
     "metamae": "MetaMAE",
+    "with the contrast": "MetaMAE with the contrast",
+    "contents as positions": "MetaMAE, contents as positions",
 }
 RIVALS = ("random", "raw_logistic", "components", "mae", "umae")
 KINDS = ("mean", "all tokens", "joined")
@@ -120,9 +131,19 @@ def part_table(values: Values, sets: Sequence[str]) -> str:
 
 def contrast_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
     """MetaMAE with its contrast and without, on validation cuts, of the seeds that all have."""
-    names = {"mae": "MAE", "metamae": "MetaMAE", "inner step": "MetaMAE without the contrast"}
+    return cuts_table(rows, sets, ("mae", "metamae", "with the contrast"))
+
+
+def contents_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
+    """Contents at the size of positions, in the same way."""
+    names = ("mae", "MAE, contents as positions", "metamae", "contents as positions")
+    return cuts_table(rows, sets, names)
+
+
+def cuts_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str], names: Sequence[str]) -> str:
+    """Variants on validation cuts, few labels, of the seeds that all of them have."""
     found = grouped(rows)
-    lines = [[title] for title in (*names.values(), "seeds")]
+    lines = [[title] for title in (*(TITLES.get(name, name) for name in names), "seeds")]
     for dataset in sets:
         of_seed = [{r["seed"]: r for r in found.get((dataset, name), ())} for name in names]
         shared = set.intersection(*(set(rows) for rows in of_seed))
@@ -177,7 +198,10 @@ def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str
         [
             TITLES[name],
             *(
-                ", ".join(words[pooling(found[s, name], n)] for n in (str(FEW), "all"))
+                ", ".join(
+                    words[pooling(found[s, name], n, shared_kinds(found, s))]
+                    for n in (str(FEW), "all")
+                )
                 if (s, name) in found
                 else "-"
                 for s in sets
@@ -264,6 +288,10 @@ that their spread is not in it, nor that of the test rows. A win or a loss is on
 The same setting but for what is named; paired with MAE, seed by seed. What decides is this:
 
 {contrast_table(rows, sets)}
+
+Embedded contents brought to the norm of positions (`encoder.content_scale=positions`):
+
+{contents_table(rows, sets)}
 
 ## What the preset's rate and ratio do
 

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from proof import BASELINES, DEAR, FEW
+from proof import BASELINES, DEAR, FEW, VARIANTS
 
 from metamae.report.intervals import student_margin
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
 """Data set and variant to seed to number of labels to the mean over draws, in points."""
+
+
+POOLED = ("tokens", "joined")
+"""What may become of tokens beside their mean."""
 
 
 class Difference(NamedTuple):
@@ -31,10 +35,15 @@ class Difference(NamedTuple):
         return f"{self.mean:+.1f} ± {self.half:.1f}"
 
 
-def pooling(rows: Sequence[Mapping[str, Any]], labels: str) -> str:
+def pooling(rows: Sequence[Mapping[str, Any]], labels: str, among: Sequence[str] = POOLED) -> str:
     """What became of the tokens of one encoder's seeds, of what all of them were measured with.
 
     Chosen on validation cuts of training rows, with all labels for all and with few for the rest.
+
+    Args:
+        rows: Of the seeds.
+        labels: A number of them, or ``all``.
+        among: What may be chosen beside the mean.
 
     Returns:
         Where a row keeps the accuracies: ``values``, of the mean, ``tokens`` or ``joined``.
@@ -45,8 +54,16 @@ def pooling(rows: Sequence[Mapping[str, Any]], labels: str) -> str:
         name = "mean" if kind == "values" else kind
         return float(np.mean([np.mean(row["validation"][name][judged]) for row in rows]))
 
-    more = [kind for kind in ("tokens", "joined") if all(kind in row for row in rows)]
+    more = [kind for kind in among if all(kind in row for row in rows)]
     return max(("values", *more), key=score) if more else "values"
+
+
+def shared_kinds(
+    found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], dataset: str
+) -> list[str]:
+    """What may become of tokens on a set: what every encoder there was measured with."""
+    rows = [r for n in VARIANTS for r in found.get((dataset, n), ())]
+    return [kind for kind in POOLED if all(kind in row for row in rows)]
 
 
 def grouped(
@@ -62,16 +79,18 @@ def grouped(
 
 def read_values(rows: Sequence[Mapping[str, Any]], stage: str = "fixed") -> Values:
     """Means over draws, of the :func:`pooling` that is chosen for every encoder and data set."""
-    return {
-        key: {
+    found = grouped(rows, stage)
+    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for key, seeds in found.items():
+        among = shared_kinds(found, key[0])
+        values[key] = {
             row["seed"]: {
-                labels: 100 * float(np.mean(row[pooling(seeds, labels)][labels]))
+                labels: 100 * float(np.mean(row[pooling(seeds, labels, among)][labels]))
                 for labels in row["values"]
             }
             for row in seeds
         }
-        for key, seeds in grouped(rows, stage).items()
-    }
+    return values
 
 
 def difference(values: Values, dataset: str, a: str, b: str, labels: str) -> Difference | None:

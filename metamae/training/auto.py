@@ -84,9 +84,10 @@ def _resolve(
 ) -> Config:
     values = {"dataset": dataset.name, "preset": "auto", "method": method, "seed": seed}
     rows = len(dataset.need("train" if method == "supervised" else "pretrain"))
-    config = _with(values, auto_values(dataset.inputs, rows, steps), overrides)
+    config = _with(values, auto_values(dataset.inputs, rows, steps, method), overrides)
     if config.training.steps != steps:  # the overrides say how many: other settings follow them
-        config = _with(values, auto_values(dataset.inputs, rows, config.training.steps), overrides)
+        following = auto_values(dataset.inputs, rows, config.training.steps, method)
+        config = _with(values, following, overrides)
     return config
 
 

@@ -46,6 +46,22 @@ def test_settings_follow_the_kind_of_input(
     assert Config.from_dict({"dataset": "x"} | values).training.schedule == "cosine"
 
 
+@pytest.mark.parametrize(
+    ("inputs", "method", "weight"),
+    [
+        ((WATCH,), "metamae", 0.0),
+        ((WATCH,), "mae_contrast", 0.5),
+        ((LETTERS,), "metamae", 0.1),
+        ((LETTERS,), "mae_contrast", 0.1),
+    ],
+)
+def test_the_contrast_is_left_out_where_it_cost_accuracy(
+    inputs: Inputs, method: str, weight: float
+) -> None:
+    """MetaMAE's on real numbers, and no other's."""
+    assert auto_values(inputs, 5000, 300, method)["contrast"]["weight"] == weight
+
+
 def test_sizes_follow_the_rows() -> None:
     sizes = [auto_values((TABLE,), rows, 10) for rows in (10, 300, 5000, 10**7)]
     assert [values["training"]["batch_size"] for values in sizes] == [2, 64, 128, 128]
