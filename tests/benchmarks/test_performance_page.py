@@ -259,7 +259,7 @@ def test_the_quality_of_decoding_fewer_tokens_is_that_of_the_rows() -> None:
 
 def test_what_pretrain_takes_beside_the_bare_step_is_that_of_the_rows() -> None:
     ratios = [row["ratio"] for row in results("training-cpu")["rows"]]
-    assert len(ratios) == 2 * 9
+    assert len(ratios) == 2 * 13
     page = (ROOT / "docs" / "measurements.md").read_text()
     mean, most = (f"{100 * (ratio - 1):.0f} %" for ratio in (statistics.mean(ratios), max(ratios)))
     assert f"takes {mean} more than the bare step" in page

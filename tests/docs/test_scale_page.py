@@ -64,9 +64,10 @@ def disk_line(row: dict[str, Any]) -> str:
 def test_the_cost_of_exchanging_holds_the_committed_rows() -> None:
     page = (ROOT / "docs" / "scale.md").read_text()
     rows = json.loads((ROOT / "benchmarks" / "results" / "processes-cpu.json").read_text())["rows"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     for row in rows:
         method = {"mae": "MAE", "metamae": "MetaMAE"}[row["method"]]
         times = f"{row['joint_ms']:.0f} | {row['separate_ms']:.0f} | {row['efficiency']:.2f}"
         assert f"| {method} | {row['batch']} | {times} (" in page
-        assert row["efficiency"] < 0.85  # missed
+        reached = row["batch"] == 512
+        assert (row["efficiency"] >= 0.85) == reached
