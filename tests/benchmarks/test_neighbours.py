@@ -12,6 +12,7 @@ import pytest
 from metamae import build_method, load_dataset
 from metamae.config import override
 from metamae.files import read_json
+from tests import ROOT
 from tests.benchmarks.loading import load_program
 from tests.tiny import SIZES
 
@@ -31,7 +32,8 @@ def test_every_cell_can_be_built_and_names_what_it_is_compared_with(program: Mod
         small = override(cell.config, SIZES)
         build_method(small, load_dataset(cell.dataset).inputs)
         if made.beside:
-            assert program.VARIANTS[made.beside].beside == ""
+            names = list(program.VARIANTS)
+            assert names.index(made.beside) < names.index(cell.variant), "it comes first"
             plain = next(c for c in cells if (c.dataset, c.variant) == (cell.dataset, made.beside))
             assert cell.config != plain.config
             assert cell.config.training == plain.config.training
@@ -76,17 +78,28 @@ def test_differences_are_paired_by_seed_with_what_lacks_the_choice(program: Modu
             "variant": variant,
             "seed": seed,
             "values": {"5": [x, x + 0.02]},
+            "pretrain_cpu_seconds": seconds * (seed + 1),
         }
-        for variant, values in (
-            ("mae", (0.5, 0.6)),
-            ("mae, hard", (0.6, 0.65)),
-            ("two masks", (0.4, 0.4)),
-            ("mae, quantization", (0.3, 0.5)),
+        for seconds, (variant, values) in (
+            (20, ("mae", (0.5, 0.6))),
+            (30, ("mae, hard", (0.6, 0.65))),
+            (10, ("two masks", (0.4, 0.4))),
+            (10, ("two masks, quantization", (0.3, 0.5))),
         )
         for seed, x in enumerate(values)
     ]
     found = {one["variant"]: one for one in program.differences(rows)}
-    assert set(found) == {"mae, hard", "mae, quantization"}
+    assert set(found) == {"mae, hard", "two masks", "two masks, quantization"}
     assert found["mae, hard"]["mean"] == pytest.approx(7.5)
-    assert found["mae, quantization"]["mean"] == pytest.approx(0)
+    assert found["two masks"]["mean"] == pytest.approx(-15)
+    assert found["two masks, quantization"]["mean"] == pytest.approx(0)
     assert found["mae, hard"]["half"] == pytest.approx(12.7062 * 2.5, rel=1e-3)
+    ratios = {"mae, hard": 1.5, "two masks": 0.5, "two masks, quantization": 1.0}
+    assert program.times(rows) == pytest.approx(ratios)
+
+
+def test_the_page_is_made_from_the_rows(program: ModuleType) -> None:
+    """And docs/results.md has its table."""
+    rows = read_json(program.RESULTS)["rows"]
+    assert program.RESULTS.with_suffix(".md").read_text() == program.make_page(rows)
+    assert program.make_table(rows) in (ROOT / "docs" / "results.md").read_text()
