@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metamae import Config, ConfigError, build_method, load_dataset
-from metamae.config import METHODS, known_methods, schema
+from metamae.config import METHODS, known_methods, names
 from metamae.experiments.plan import Source, Sweep
 from metamae.methods import building, register_method
 from tests import ROOT
@@ -39,7 +39,7 @@ def test_a_program_runs_and_is_short(name: str, tmp_path: Path) -> None:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(schema, "_registered", [])
+    monkeypatch.setattr(names, "_registered", [])
     monkeypatch.setattr(building, "_registered", {})
 
 
@@ -80,7 +80,7 @@ def test_an_entry_point_is_asked_for_an_unknown_method(
     monkeypatch.syspath_prepend(tmp_path)
     found = [EntryPoint("theirs", "their_method", "metamae.methods")]
     monkeypatch.setattr(
-        schema, "entry_points", lambda group: found if group == "metamae.methods" else []
+        names, "entry_points", lambda group: found if group == "metamae.methods" else []
     )
     config = Config(dataset="sensors", method="theirs")
     assert build_method(config, load_dataset("sensors").inputs) == "built"
