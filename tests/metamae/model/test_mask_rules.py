@@ -252,7 +252,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("rule", ["attention", "hard", "adaptive"])
+@pytest.mark.parametrize(
+    "rule", [pytest.param("attention", marks=pytest.mark.slow), "hard", "adaptive"]
+)
 def test_a_resumed_run_and_one_in_pieces_end_alike(rule: str, tmp_path: Path) -> None:
     data = load_dataset("basic_motions")
     config = config_of(rule, "training.steps=3", "training.log_every=1", method="metamae")
