@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from proof import BASELINES, DEAR, FEW, VARIANTS
 
+from metamae.evaluation.feature_cache import POOLINGS
 from metamae.report.intervals import student_margin
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
 """Data set and variant to seed to number of labels to the mean over draws, in points."""
 
 
-POOLED = ("tokens", "joined")
+POOLED = tuple(pooling for pooling in POOLINGS if pooling != "mean")
 """What may become of tokens beside their mean."""
 
 

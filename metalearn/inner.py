@@ -17,7 +17,8 @@ from metalearn.errors import (
     LatentError,
     SupportLossShapeError,
 )
-from metalearn.norms import task_norm as task_norm  # of the policies too
+from metalearn.norms import per_task as per_task  # of the policies too
+from metalearn.norms import task_norm as task_norm
 from metalearn.pytrees import Structure, unflatten
 from metalearn.recomputation import recomputing
 from metalearn.second_derivatives import (
@@ -418,8 +419,3 @@ def loss_gradient(
         torch.zeros_like(leaf) if gradient is None else gradient
         for leaf, gradient in zip(leaves, gradients, strict=True)
     ]
-
-
-def per_task(values: Tensor, leaf: Tensor) -> Tensor:
-    """Reshape ``(B,)`` so that it broadcasts against a leaf ``(B, ...)``."""
-    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))

@@ -47,3 +47,8 @@ def scaled_norm(leaves: Sequence[Tensor], *, floor: float | None = None) -> tupl
     size = torch.where(size > 0, size, 1.0)
     squares = (whole / size.unsqueeze(1)).square().sum(1)
     return size, squares.clamp(min=numbers.tiny if floor is None else floor).sqrt()
+
+
+def per_task(values: Tensor, leaf: Tensor) -> Tensor:
+    """Reshape ``(B,)`` so that it broadcasts against a leaf ``(B, ...)``."""
+    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))

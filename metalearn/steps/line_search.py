@@ -101,32 +101,20 @@ class LineSearch:
             sizes: Of a whole step.
             state: The inner rule's.
         """
-        shares = self._shares(evaluate, leaves, gradients, losses, sizes, state)
-        return _times(sizes, shares, leaves)
-
-    @torch.no_grad()
-    def _shares(
-        self,
-        evaluate: Callable[[list[Tensor]], Tensor],
-        leaves: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        losses: Tensor,
-        sizes: Sequence[Tensor | float],
-        state: Any,
-    ) -> Tensor:
-        before = at_least_float32(losses)
-        shares = torch.ones_like(before)
-        found = torch.zeros_like(before, dtype=torch.bool)
-        for trial in range(self.trials):
-            if trial:
-                shares = torch.where(found, shares, shares * self.shrink)
-            moved, _ = self.then(leaves, gradients, _times(sizes, shares, leaves), state)
-            promised = _promised(leaves, moved, gradients)
-            after = at_least_float32(evaluate([leaf.clone() for leaf in moved]))
-            found = found | (after <= before - self.decrease * promised)  # not of NaN
-            if not in_transform() and bool(found.all()):
-                break
-        return torch.where(found, shares, 0.0)
+        with torch.no_grad():
+            before = at_least_float32(losses)
+            shares = torch.ones_like(before)
+            found = torch.zeros_like(before, dtype=torch.bool)
+            for trial in range(self.trials):
+                if trial:
+                    shares = torch.where(found, shares, shares * self.shrink)
+                moved, _ = self.then(leaves, gradients, _times(sizes, shares, leaves), state)
+                promised = _promised(leaves, moved, gradients)
+                after = at_least_float32(evaluate([leaf.clone() for leaf in moved]))
+                found = found | (after <= before - self.decrease * promised)  # not of NaN
+                if not in_transform() and bool(found.all()):
+                    break
+        return _times(sizes, torch.where(found, shares, 0.0), leaves)
 
     def __repr__(self) -> str:
         """Constructor call."""

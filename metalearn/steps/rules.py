@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.norms import at_least_float32, scaled_norm
+from metalearn.norms import at_least_float32, per_task, scaled_norm
 
 
 class UpdateRule(Protocol):
@@ -143,7 +143,7 @@ class _ScaledGradient:
         """One step."""
         size, norm = scaled_norm(gradients)
         scaled = [
-            self.scaled(gradient, _per_task(size, gradient), _per_task(norm, gradient))
+            self.scaled(gradient, per_task(size, gradient), per_task(norm, gradient))
             for gradient in map(at_least_float32, gradients)
         ]
         moved, state = self.then(leaves, scaled, sizes, state)
@@ -228,10 +228,6 @@ class NormaliseGradient(_ScaledGradient):
     def __repr__(self) -> str:
         """Constructor call."""
         return f"NormaliseGradient({self.epsilon}, then={self.then})"
-
-
-def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
-    return values.to(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
