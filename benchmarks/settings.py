@@ -51,9 +51,11 @@ CHUNKS = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step is computed; policy ``chunked`` is ``checkpointed`` in quarters of the batch.
+    """How a step is computed.
 
-    A step on a CPU takes ``batches`` times the batch of ``SHAPES``.
+    Policy ``chunked`` is ``checkpointed`` in quarters of the batch, decoder ``cross-25`` is
+    ``cross`` on a quarter of the masked tokens. A step on a CPU takes ``batches`` times the batch
+    of ``SHAPES``.
     """
 
     mode: str = "eager"
@@ -70,6 +72,11 @@ class Variant:
         """The gradient policy, and into how many chunks it cuts the batch."""
         return ("checkpointed", CHUNKS) if self.policy == "chunked" else (self.policy, 1)
 
+    @property
+    def decoding(self) -> tuple[str, float]:
+        """The decoder's attention, and the share of masked tokens that are decoded."""
+        return ("cross", 0.25) if self.decoder == "cross-25" else (self.decoder, 1.0)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -85,8 +92,10 @@ def configure(setting: str, method: str, variant: Variant, device: torch.device)
     """The preset's configuration in one variant."""
     preset, name = setting.split("/")
     policy, chunks = variant.differentiation
+    attention, share = variant.decoding
     overrides = [
-        f"decoder.attention={variant.decoder}",
+        f"decoder.attention={attention}",
+        f"decoder.query_fraction={share}",
         f"adaptation.differentiation={policy}",
         f"training.autocast={'bfloat16' if variant.dtype == 'bfloat16' else 'off'}",
         f"training.compile={'on' if variant.mode == 'compiled' else 'off'}",

@@ -35,6 +35,7 @@ VARIANTS = [
     # Four batches in four chunks: a chunk is what the other rows have for a batch.
     Variant(policy="chunked", batches=CHUNKS),
     Variant(decoder="cross"),
+    Variant(decoder="cross-25"),
     Variant(dtype="bfloat16"),
     Variant(mode="compiled"),
     Variant(mode="compiled", decoder="cross"),
@@ -52,9 +53,10 @@ which other processes disturb less; `wall` is elapsed time. `flop_ratio` is the 
 counted products: what a machine limited by arithmetic would need. `matmul_share` is MetaMAE's
 counted products per second, as a share of what one large float32 product reaches here.
 `straight_ms` is the same MetaMAE step as its equations read: all tokens embedded and decoded, plain
-attention, eager float32, unfused AdamW; `speedup` is against it. Peaks are bytes alive at once
-above those before the step, weights and optimiser state not included. The paper states about
-{PAPER_RATIO}."""
+attention, eager float32, unfused AdamW; `speedup` is against it. `default_ms` is the MetaMAE step
+with the paper's decoder on all masked tokens, eager float32; `gain` is it over this one. Peaks are
+bytes alive at once above those before the step, weights and optimiser state not included. The paper
+states about {PAPER_RATIO}."""
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's compiler does
@@ -85,6 +87,8 @@ def measure(
     plain = configure(setting, "metamae", Variant(batches=variant.batches), device)
     if variant.decoder == "self":
         sides["straight"] = training_step(plain, inputs, device, straight=True)
+    else:
+        sides["default"] = training_step(plain, inputs, device)
     found = interleave({k: side.run for k, side in sides.items()}, device, rounds=rounds)
     times = {name: getattr(found, clock)[name] for name in sides}
     ratios = quotients(times)
@@ -121,7 +125,7 @@ def details(
     config, seconds = sides["metamae"].config, statistics.median(found.wall["metamae"]) / 1000
     tokens = config.training.batch_size * sum(s.tokens for s in inputs_of_config(config))
     rate = matmul_rate(device, torch.float32)
-    straight = times.get("straight")
+    straight, default = times.get("straight"), times.get("default")
     return {
         "clock": clock,
         "ratio_wall": round(statistics.median(quotients(found.wall)), 3),
@@ -131,6 +135,10 @@ def details(
         "straight_ms": middle(straight) if straight else None,
         "speedup": round(statistics.median(straight) / statistics.median(times["metamae"]), 2)
         if straight
+        else None,
+        "default_ms": middle(default) if default else None,
+        "gain": round(statistics.median(default) / statistics.median(times["metamae"]), 2)
+        if default
         else None,
         "tokens_per_s": round(tokens / seconds),
         "metamae_gflop": round(flops["metamae"] / 1e9, 2),
@@ -178,7 +186,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"variant": name, "settings": len(group)}
         | {
             key: round(statistics.mean(row[key] for row in group), 3)
-            for key in ("ratio", "flop_ratio", "peak_ratio", "speedup")
+            for key in ("ratio", "flop_ratio", "peak_ratio", "speedup", "gain")
             if all(row.get(key) for row in group)
         }
         for name, group in groups.items()
@@ -189,9 +197,11 @@ def page(report: dict[str, Any]) -> str:
     """The report as Markdown: means, then one table per variant."""
     shown = [*KEY[:1], "batch", "mae_ms", "metamae_ms", "ratio", "ratio_spread", "flop_ratio"]
     shown += ["mae_peak_mib", "metamae_peak_mib", "peak_ratio", "straight_ms", "speedup"]
+    shown += ["default_ms", "gain"]
     shown += ["tokens_per_s", "matmul_share", "compile_s", "clock", "threads", "revision"]
     parts = [("Means over settings", report["means"])]
     for mean in report["means"]:
         rows = [r for r in report["rows"] if name_of(r) == mean["variant"]]
-        parts.append((mean["variant"], [{k: r.get(k, "") for k in shown} for r in rows]))
+        columns = [k for k in shown if any(r.get(k) is not None for r in rows)]
+        parts.append((mean["variant"], [{k: r.get(k, "") for k in columns} for r in rows]))
     return markdown("Training step, MetaMAE beside MAE", f"{report['hardware']}.\n\n{NOTES}", parts)

@@ -156,11 +156,43 @@ def test_what_was_aimed_at_is_judged_by_the_means() -> None:
         ),
         "1.5 times faster than `straight`: bfloat16": half,
     }
+    small = results("overhead-pocket-cpu")["means"][0]
+    aims["a step of the embedded sets' small models, one thread: at most 1.75 times MAE's"] = [
+        "-",
+        f"{small['ratio']:.2f}, missed; of products {small['flop_ratio']:.2f}",
+    ]
+    quarter = "twice as fast: the cross decoder on a quarter of the tokens"
+    gain, products = quarter_gains()["mean"]
+    link = f"[products allow {products:.2f}](#fewer-tokens-decoded)"
+    aims[quarter] = ["-", f"{gain:.2f}, missed; {link}"]
     assert lines(*aims) == list(aims.values())
     assert f"for {chunked['ratio']:.2f} times MAE's time" in prose()
     cells = [f"{memory[f'{name}_ratio']:.2f}" for name in ("kept", "unrolled", "checkpointed")]
     page = (ROOT / "docs" / "measurements.md").read_text()
     assert f"| mean | | | | | {' | '.join(cells)} |" in page
+
+
+def quarter_gains() -> dict[str, tuple[float, float]]:
+    """Of a quarter of the tokens with the cross decoder: a step's time, and its products."""
+    rows = {(r["setting"][6:], name_of(r)): r for r in results("overhead-cpu")["rows"]}
+    found = {
+        name: (
+            row["gain"],
+            rows[name, "eager-self-float32-unrolled"]["metamae_gflop"] / row["metamae_gflop"],
+        )
+        for (name, variant), row in rows.items()
+        if variant == "eager-cross-25-float32-unrolled"
+    }
+    assert len(found) == 9
+    means = [statistics.mean(values) for values in zip(*found.values(), strict=True)]
+    return found | {"mean": (means[0], means[1])}
+
+
+def test_what_decoding_fewer_tokens_saves_is_that_of_the_rows() -> None:
+    section = (ROOT / "docs" / "measurements.md").read_text().split("## Fewer tokens decoded")[1]
+    for name, numbers in quarter_gains().items():
+        cells = " | ".join(f"{number:.2f}" for number in numbers)
+        assert f"| {name} | {cells} |" in section.split("\n## ")[0]
 
 
 def test_what_makes_a_step_dear_is_in_the_rows() -> None:
