@@ -40,6 +40,7 @@ FLAT = ("Checkpointed", "FiniteDifference", "Implicit", "Truncated(1)", "FirstOr
 TOLERANCE = 1e-3
 STEPS = (1, 5)
 ROUNDS = {"cpu": {"mlp": 21, "decoder": 5}, "cuda": {"mlp": 50, "decoder": 50}}
+HAND_ROUNDS = {"mlp": 300, "decoder": 20}
 MEMORY_STEPS = (1, 2, 5, 10, 20)
 NOTES = """\
 Error: the largest, over the meta-gradient's tensors, of max|g - reference| / max|reference|; the
@@ -193,6 +194,29 @@ def compiled_against_eager(
             }
         )
     return rows
+
+
+def test_adapter_by_hand(device: torch.device, tables: list[str]) -> None:
+    """What checks and generality cost: ``Unrolled`` beside hand-written autograd, in many turns."""
+    rows = []
+    for build in (peers.mlp, peers.decoder):
+        problem = build(device, torch.float32)
+        for steps in STEPS:
+            sides = {"hand": peers.hand_batched(problem), "ours": ours(problem, Unrolled())}
+            turns = {name: partial(run, steps) for name, run in sides.items()}
+            rounds = HAND_ROUNDS[problem.name]
+            times = interleave(turns, device, rounds=rounds).wall
+            ratios = [b / a for a, b in zip(times["hand"], times["ours"], strict=True)]
+            rows.append(
+                {"task": problem.name, "steps": steps, "rounds": rounds}
+                | {f"{name}_ms": round(median(found), 2) for name, found in times.items()}
+                | {"ratio": round(median(ratios), 3), "ratio_spread": round(spread(ratios), 3)}
+            )
+            gradients = [run(steps) for run in sides.values()]
+            assert error(gradients[1], [g.double() for g in gradients[0]]) < TOLERANCE
+    report = {"hardware": device_name(device), "rows": rows} | origin()
+    write_json(RESULTS / f"adapter-hand-{device.type}.json", report)
+    tables.append(terminal("Unrolled beside hand-written autograd", rows))
 
 
 @pytest.mark.filterwarnings("default")  # peers are older than the torch they meet

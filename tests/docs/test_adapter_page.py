@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from tests import ROOT
@@ -42,6 +43,17 @@ def test_the_table_of_costs_holds_the_measured_numbers() -> None:
     compiled = section("Compiled against eager: decoder, Unrolled")
     for value in (*(row[i] for row in compiled[-2:] for i in (2, 4)), compiled[-1][6]):
         assert value in GUIDE
+
+
+def test_what_it_costs_beside_code_by_hand_is_what_was_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "adapter-hand-cpu.json").read_text())
+    results = (ROOT / "docs" / "results.md").read_text()
+    names = {"mlp": "small perceptron, 16 tasks", "decoder": "MetaMAE's decoder, 64 tasks"}
+    assert len(rows["rows"]) == 4
+    for row in rows["rows"]:
+        times = f"{row['hand_ms']:.2f} | {row['ours_ms']:.2f} | {row['ratio']:.2f}"
+        assert f"| {names[row['task']]} | {row['steps']} | {times} |" in results
+        assert (row["ratio"] > 1.05) == ((row["task"], row["steps"]) == ("mlp", 1))
 
 
 def test_links_exist() -> None:
