@@ -295,7 +295,7 @@ class InnerLoop:
         """Apply the update rule to gradients that were computed before."""
         sizes = self.step_size.of_latent(step, leaves, self.structure)
         if isinstance(self.update, LineSearch):
-            sizes = self._searched(self.update, leaves, gradients, losses, sizes, state)
+            sizes, gradients = self._searched(self.update, leaves, gradients, losses, sizes, state)
         moved, state = self.update(leaves, gradients, sizes, state)
         kept = False
         for before, after in zip(leaves, moved, strict=True):
@@ -326,7 +326,7 @@ class InnerLoop:
         losses: Tensor,
         sizes: Sequence[Tensor | float],
         state: Any,
-    ) -> Sequence[Tensor | float]:
+    ) -> tuple[Sequence[Tensor | float], list[Tensor]]:
         with self.precision():
             return rule.searched(self.call, leaves, gradients, losses, sizes, state)
 

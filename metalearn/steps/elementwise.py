@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metalearn.checks import refuse_tensors
 from metalearn.errors import LatentError, SettingError
 from metalearn.pytrees import Latent, Structure, flatten, leaf_names
-from metalearn.steps.sizes import StepSize
+from metalearn.steps.sizes import StepSize, bring_in_order, save_names
 
 
 class ElementwiseStepSize(StepSize):
@@ -78,6 +78,15 @@ class ElementwiseStepSize(StepSize):
                 f"the task axis, got {given}; make ElementwiseStepSize(initial, like) of this one"
             )
         return [found[name] for name in asked]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        save_names(destination, f"{prefix}value", self.names)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        made = "make ElementwiseStepSize with the latent that it was saved with"
+        bring_in_order(state_dict, f"{prefix}value", self.names, made)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Show the shapes."""

@@ -25,8 +25,9 @@ class HeldStepSize(StepSize):
         e = \mathrm{clip}(1 - r(\alpha) / r^*,\, -2,\, 1), \qquad
         r(\alpha) = 1 - \frac{\sum_b L_b(z'_b)}{\sum_b L_b(z_b)}
 
-    each time that :meth:`observe` looks at a batch; and by :math:`e = -1` where half the size takes
-    off more, for then it overshoots. So it comes to rest where :math:`r^*` is met, or, where no
+    each time that :meth:`observe` looks at a batch; by :math:`e = -1` where half the size takes off
+    more, for then it overshoots; and not at all where the losses are 0 before any step, of which no
+    share can be taken off. So it comes to rest where :math:`r^*` is met, or, where no
     size takes off so much, a little beyond the best one. Between two observations it is a constant
     without a gradient of its own, and part of the module's state.
 
@@ -84,10 +85,16 @@ class HeldStepSize(StepSize):
                 gone too far.
         """
         before, whole = self._losses(adapter, latent, support_loss, 1.0)
+        if not before.isfinite():  # of an adapter that does not look
+            raise NonFiniteLossError(
+                f"expected finite support losses before any step, got a sum of {before.item()}; "
+                "look at the data and the weights"
+            )
         _, half = self._losses(adapter, latent, support_loss, 0.5)
         error = 1 - (1 - whole / before) / self.reduction
         overshoots = (half < whole) | ~whole.isfinite()
         error = torch.where(overshoots, -1.0, error.clamp(-2.0, 1.0))
+        error = torch.where(before == 0, 0.0, error)
         self.log_value += self.rate * error.to(self.log_value)
 
     def _losses(

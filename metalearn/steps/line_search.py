@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.checks import in_transform, refuse_tensors
 from metalearn.norms import at_least_float32
 from metalearn.pytrees import flat_tasks
-from metalearn.steps.rules import GradientDescent, UpdateRule
+from metalearn.steps.rules import GradientDescent, UpdateRule, step_within
 
 
 class LineSearch:
@@ -38,6 +38,7 @@ class LineSearch:
 
     Raises:
         ValueError: a setting out of its range.
+        SettingError: another line search for ``then``.
 
     Example:
         >>> import torch
@@ -66,7 +67,7 @@ class LineSearch:
         if trials < 1:
             raise ValueError(f"expected at least 1 trial, got trials={trials}")
         self.shrink, self.decrease, self.trials = shrink, decrease, trials
-        self.then: UpdateRule = GradientDescent() if then is None else then
+        self.then: UpdateRule = GradientDescent() if then is None else step_within(self, then)
 
     def initial_state(self, leaves: Sequence[Tensor]) -> Any:
         """The inner rule's."""
@@ -90,8 +91,10 @@ class LineSearch:
         losses: Tensor,
         sizes: Sequence[Tensor | float],
         state: Any,
-    ) -> list[Tensor]:
-        """Step sizes times every task's share :math:`t_b`.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Step sizes times every task's share :math:`t_b`, and the gradients to take them by.
+
+        Where a task stays, infinite ones are zero, for a step of size 0 would not be.
 
         Args:
             evaluate: Support losses ``(B,)`` of a latent, which it may write to.
@@ -114,7 +117,11 @@ class LineSearch:
                 found = found | (after <= before - self.decrease * promised)  # not of NaN
                 if not in_transform() and bool(found.all()):
                     break
-        return _times(sizes, torch.where(found, shares, 0.0), leaves)
+        kept = [
+            torch.where(_per_task(found, slope) | slope.isfinite(), slope, 0.0)
+            for slope in gradients
+        ]
+        return _times(sizes, torch.where(found, shares, 0.0), leaves), kept
 
     def __repr__(self) -> str:
         """Constructor call."""
@@ -125,10 +132,12 @@ class LineSearch:
 def _times(
     sizes: Sequence[Tensor | float], shares: Tensor, leaves: Sequence[Tensor]
 ) -> list[Tensor]:
-    return [
-        size * shares.reshape(-1, *[1] * (leaf.ndim - 1))
-        for size, leaf in zip(sizes, leaves, strict=True)
-    ]
+    return [size * _per_task(shares, leaf) for size, leaf in zip(sizes, leaves, strict=True)]
+
+
+def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
+    """Of one number a task, in its own dtype, what broadcasts against a leaf."""
+    return values.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _promised(

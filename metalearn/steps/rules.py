@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metalearn.errors import SettingError
 from metalearn.norms import at_least_float32, per_task, scaled_norm
 
 
@@ -123,7 +124,7 @@ class _ScaledGradient:
     """Scales each task's gradient by its norm, then lets another rule step."""
 
     def __init__(self, then: UpdateRule | None) -> None:
-        self.then: UpdateRule = GradientDescent() if then is None else then
+        self.then: UpdateRule = GradientDescent() if then is None else step_within(self, then)
 
     def scaled(self, gradient: Tensor, size: Tensor, norm: Tensor) -> Tensor:
         """A gradient scaled, given ``size * norm``, the norm of its task in two factors."""
@@ -164,6 +165,7 @@ class ClipGradient(_ScaledGradient):
 
     Raises:
         ValueError: a norm that is not positive.
+        SettingError: a line search for ``then``, which belongs outermost.
 
     Example:
         >>> import torch
@@ -205,6 +207,7 @@ class NormaliseGradient(_ScaledGradient):
 
     Raises:
         ValueError: an epsilon that is not positive.
+        SettingError: a line search for ``then``, which belongs outermost.
 
     Example:
         >>> import torch
@@ -228,6 +231,24 @@ class NormaliseGradient(_ScaledGradient):
     def __repr__(self) -> str:
         """Constructor call."""
         return f"NormaliseGradient({self.epsilon}, then={self.then})"
+
+
+def step_within(rule: object, then: UpdateRule) -> UpdateRule:
+    """A rule that takes the step for another one; a search is no such rule.
+
+    A line search evaluates losses before its step, which only the inner loop lets it do: within
+    another rule it would search for nothing.
+
+    Raises:
+        SettingError: ``then`` is a line search.
+    """
+    if hasattr(then, "searched"):
+        outer, inner = type(rule).__name__, type(then).__name__
+        raise SettingError(
+            f"expected {outer}(then=) to take a step without a search, got {inner}; put the search "
+            f"outermost: {inner}(then={outer}(...))"
+        )
+    return then
 
 
 def _moved(leaf: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:

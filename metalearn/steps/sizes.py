@@ -14,9 +14,6 @@ from metalearn.errors import LatentError
 from metalearn.norms import at_least_float32
 from metalearn.pytrees import Structure, leaf_names
 
-_NAMES = "log_value_names"
-"""Where a saved state keeps the names of the leaves that its step sizes belong to."""
-
 
 class StepSize(nn.Module):
     """Base of step sizes. ``step_size(step, leaf)`` broadcasts against leaf number ``leaf``.
@@ -175,20 +172,11 @@ class LearnedStepSize(StepSize):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.names:  # the order of `channels` may be another where the state is loaded
-            destination[prefix + _NAMES] = list(self.names)
+        save_names(destination, f"{prefix}log_value", self.names)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        saved = state_dict.pop(prefix + _NAMES, None)  # states of before the names go by place
-        if saved is not None and self.names:
-            if sorted(saved) != sorted(self.names):
-                raise LatentError(
-                    f"expected a state of step sizes for {_shown(self.names)}, got one for "
-                    f"{_shown(saved)}; make LearnedStepSize with the `channels` it was saved with"
-                )
-            keys = [f"{prefix}log_value.{place}" for place in range(len(saved))]
-            found = {name: state_dict[key] for name, key in zip(saved, keys, strict=True)}
-            state_dict.update({k: found[name] for k, name in zip(keys, self.names, strict=True)})
+        made = "make LearnedStepSize with the `channels` it was saved with"
+        bring_in_order(state_dict, f"{prefix}log_value", self.names, made)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -208,6 +196,34 @@ def _refuse_other_width(leaf: Tensor, width: int | None, name: str) -> None:
         f"expected {name} to have {width} channels in its last axis after the task axis, as its "
         f"step sizes do, got shape {tuple(leaf.shape)}; `channels` is the size of the last axis"
     )
+
+
+def save_names(destination: Any, key: str, names: Sequence[str]) -> None:
+    """Keep in a state whose step sizes ``key.0``, ``key.1`` and so on are.
+
+    The order of the leaves may be another where the state is loaded.
+    """
+    if names:
+        destination[f"{key}_names"] = list(names)
+
+
+def bring_in_order(state_dict: Any, key: str, names: Sequence[str], remedy: str) -> None:
+    """Order the step sizes ``key.0``, ``key.1`` and so on of a state as ``names`` are.
+
+    Raises:
+        LatentError: the state is of leaves with other names.
+    """
+    saved = state_dict.pop(f"{key}_names", None)  # states of before the names go by place
+    if saved is None or not names:
+        return
+    if sorted(saved) != sorted(names):
+        raise LatentError(
+            f"expected a state of step sizes for {_shown(names)}, got one for {_shown(saved)}; "
+            f"{remedy}"
+        )
+    keys = [f"{key}.{place}" for place in range(len(saved))]
+    found = {name: state_dict[place] for name, place in zip(saved, keys, strict=True)}
+    state_dict.update({place: found[name] for place, name in zip(keys, names, strict=True)})
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ SMALL, LARGE = 20_000, 20_000_000
 """Tokens of all rows below which a smaller network is taken, and above which a larger one is."""
 MANY = 64
 """Tokens above which neighbours say so much of each other that three quarters are masked."""
+FEWEST = 8
+"""Tokens of an input below which a quarter is too few to see anything of it."""
 LEAST_BATCH = 2
 """Examples of a batch: a contrast needs two."""
 
@@ -32,9 +34,9 @@ def auto_values(inputs: Inputs, rows: int, steps: int, method: str = "metamae") 
     * The learning rate is 1e-3 for signals and images and 5e-4 where there is a table or symbols,
       with warm-up and cosine: at a constant 1e-3 plain MAE collapsed on a table, at 3e-4 it
       learned. The gradient's norm is bounded, for data may hold outliers.
-    * Half is masked, and three quarters of a signal or an image of more than 64 tokens, whose
-      neighbours say much of each other. Rate and ratio of signals and images were chosen on
-      validation cuts of two pocket sets (digits, sensors).
+    * Half is masked, and three quarters of signals and images of more than 64 tokens, whose
+      neighbours say much of each other, unless one of them has fewer than 8. Rate and ratio of
+      signals and images were chosen on validation cuts of two pocket sets (digits, sensors).
 
     Args:
         inputs: Specifications of the inputs.
@@ -49,15 +51,16 @@ def auto_values(inputs: Inputs, rows: int, steps: int, method: str = "metamae") 
         >>> values["adaptation"], values["training"]["batch_size"]
         ({'step_size': 20.0}, 128)
     """
-    tokens = sum(spec.tokens for spec in inputs)
+    tokens, least = sum(spec.tokens for spec in inputs), min(spec.tokens for spec in inputs)
     width, depth = _size(rows * tokens)
     symbols = any(isinstance(spec, Tokens) for spec in inputs)
     single = any(isinstance(spec, Tokens | Tabular) for spec in inputs)
     batch = _batch(rows)
+    dense = tokens > MANY and least >= FEWEST
     return {
         "encoder": {"width": width, "depth": depth, "heads": 4, "mlp_ratio": 2.0},
         "decoder": {"width": width // 2, "depth": 2, "heads": 4, "mlp_ratio": 2.0},
-        "masking": {"mask_ratio": 0.5 if single or tokens <= MANY else 0.75, "nearby_ratio": 0.1},
+        "masking": {"mask_ratio": 0.75 if dense and not single else 0.5, "nearby_ratio": 0.1},
         "adaptation": {"step_size": 0.1 if symbols else 20.0},
         "contrast": {"weight": _contrast_weight(symbols, method), "temperature": 0.5},
         "training": {

@@ -135,6 +135,8 @@ class MaskingConfig:
         shares = self.rule_share
         fit = not shares or (len(shares) == 2 and all(0 <= share <= 1 for share in shares))
         require(fit, "masking.rule_share of two shares in [0, 1], or empty", shares)
+        chosen = not shares or self.rule != "random"
+        require(chosen, "masking.rule_share empty where masking.rule=random", shares)
         rows = 0 < self.attention_rows <= 1
         require(rows, "masking.attention_rows in (0, 1]", self.attention_rows)
 
@@ -360,7 +362,8 @@ class LearnConfig:
     ``docs/multilevel.md``.
 
     Attributes:
-        settings: Which are learned, among :data:`LEARNABLE`; they start at their configured values.
+        settings: Which MetaMAE learns, among :data:`LEARNABLE`; they start at their configured
+            values. Methods beside it have none and train as ever.
         hypergradient: ``darts``, by finite differences, or ``sama``, through the update of the
             optimiser.
         learning_rate: Of Adam on the settings.

@@ -31,7 +31,8 @@ class BatchNormHead(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
         """See the class."""
         super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        # A mean over all batches: features are fixed, and a moving one needs many steps to arrive.
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6, momentum=None)
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -133,4 +134,14 @@ def probe_attentive(
                 f"{tuple(rows.shape)}; compute them with pooling='all'"
             )
     settings = describe_attentive(config)
-    return fit_head(features, config, AttentiveHead, "attentive", settings, seed, reporter, title)
+    return fit_head(
+        features,
+        config,
+        AttentiveHead,
+        "attentive",
+        settings,
+        seed,
+        reporter,
+        title,
+        of_tokens=True,
+    )

@@ -114,8 +114,9 @@ def gradient_features(
 
 def projection(numbers: int, width: int, seed: int) -> Tensor:
     """Random signs ``(numbers, width)``, a function of the seed and of both sizes."""
-    signs = torch.randint(2, (numbers, width), generator=generator(seed, "gradient projection"))
-    return signs.float() * 2 - 1
+    draw = generator(seed, "gradient projection")
+    signs = torch.randint(2, (numbers, width), generator=draw, dtype=torch.int8)
+    return signs.float().mul_(2).sub_(1)
 
 
 def _of_unit_size(rows: Tensor) -> Tensor:

@@ -88,11 +88,13 @@ def fit_head(
     seed: int,
     reporter: Reporter | None,
     title: str,
+    *,
+    of_tokens: bool = False,
 ) -> Evaluation:
     """Fit any head as :func:`fit_probe` fits a linear layer.
 
     Args:
-        features: See there; a head over tokens takes them of examples too, ``(N, L, D)``.
+        features: See there; with ``of_tokens`` of examples too ``(N, L, D)``.
         config: See there.
         head: Makes it of the width of the features and the number of outputs.
         protocol: Name of the protocol.
@@ -100,9 +102,10 @@ def fit_head(
         seed: See there.
         reporter: See there.
         title: See there.
+        of_tokens: Whether the head reads all tokens of an example.
     """
     task, train, test = features.task, features.train, features.test
-    of_examples = task.kind != "token_classification" and train.ndim == test.ndim == 3
+    of_examples = of_tokens and task.kind != "token_classification" and train.ndim == test.ndim == 3
     check_features(
         replace(features, train=train.mean(1), test=test.mean(1)) if of_examples else features
     )

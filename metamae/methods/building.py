@@ -146,6 +146,8 @@ def _build_network(config: Config, inputs: Inputs, masking: Masking) -> MaskedAu
 def _build_masked(config: Config, network: MaskedAutoencoder) -> MAE:
     match config.method:
         case "umae":
+            if config.baseline.uniformity:
+                _refuse_single_examples(config)
             return UMAE(network, weight=config.baseline.uniformity, masks=config.target.masks)
         case "mae_contrast":
             return ContrastiveMAE(
@@ -198,8 +200,8 @@ def _refuse_blind_decoder(config: Config) -> None:
 def _refuse_single_examples(config: Config) -> None:
     if config.training.batch_size < 2:
         raise ConfigError(
-            "expected training.batch_size >= 2 for lfr, which compares the examples of a batch, "
-            "got 1; use a larger batch or another method"
+            f"expected training.batch_size >= 2 for {config.method}, which compares the examples "
+            "of a batch, got 1; use a larger batch or another method"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metamae.errors import ConfigError
 from metamae.inputs import Batch
@@ -82,6 +82,16 @@ class MAE(Method[Split]):
         """A teacher follows."""
         if self.network.teacher is not None:
             self.network.teacher.follow(self.network)
+
+    def gradient_groups(self) -> list[list[nn.Parameter]]:
+        """A mask rule descends a loss of its own."""
+        if self.network.rule is None:
+            return super().gradient_groups()
+        own = list(self.network.rule.parameters())
+        known = {id(parameter) for parameter in own}
+        return [[p for p in self.parameters() if id(p) not in known], own]
+
+    of_whole_batches = frozenset({"effective_rank"})
 
     @torch.no_grad()
     def monitor(self, batch: Batch, split: Split) -> dict[str, float]:

@@ -178,6 +178,14 @@ class Method(nn.Module, Generic[D]):
         """Parameters that :meth:`joint` uses."""
         return []
 
+    def gradient_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradient ``training.clip_norm`` bounds together: all of them.
+
+        What descends a loss of its own is a group of its own, or one would shorten the other's
+        steps.
+        """
+        return [list(self.parameters())]
+
     def features(self, batch: Batch) -> Tensor:
         """Features ``(B, D)`` of unmasked examples."""
         return self.network.features(batch)
@@ -192,6 +200,9 @@ class Method(nn.Module, Generic[D]):
 
     def after_step(self) -> None:
         """The weights have just moved: what follows them follows now."""
+
+    of_whole_batches: ClassVar[frozenset[str]] = frozenset()
+    """Numbers of :meth:`monitor` that say nothing of a piece of a batch: no means over examples."""
 
     def monitor(self, batch: Batch, draw: D) -> dict[str, float]:
         """Numbers worth a curve that training itself does not need."""

@@ -236,12 +236,16 @@ class RankedRun(Run):
             yield
 
     def monitored(self, taken: Step) -> dict[str, float]:
-        """Further numbers of a step, means over its batch."""
+        """Further numbers of a step, means over its batch; of a divided one, those that are."""
         sums: dict[str, float] = {}
+        divided = self.ranks.size > 1 or len(self.shares) > 1
+        left_out = self.method.of_whole_batches if divided else ()
         for piece in taken.inputs().pieces:
             share = (piece.rows.stop - piece.rows.start) / self.config.training.batch_size
             found = self.pieces.evaluate(partial(self.monitor, piece.batch, piece.draw))
             for name, value in found.items():
+                if name in left_out:
+                    continue
                 sums[name] = sums.get(name, 0.0) + share * value
         return dict(zip(sums, self.ranks.total(list(sums.values())), strict=True))
 

@@ -183,7 +183,8 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         taken = [self.add_gradient(number) for number in range(training.accumulate)]
         if training.clip_norm:
-            nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_norm)
+            for parameters in self.method.gradient_groups():
+                nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.optimiser.step()

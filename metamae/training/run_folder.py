@@ -19,6 +19,7 @@ from metamae.inputs import Inputs
 from metamae.methods.baselines.supervised import stored_task
 from metamae.methods.building import build_method
 from metamae.methods.method import Method
+from metamae.model.mask_rules import share_grows
 from metamae.training.checkpoint import Checkpoint, check_series
 from metamae.training.record import FORMAT, ModelRecord
 
@@ -108,7 +109,8 @@ MAY_CHANGE = re.compile(
 
 
 def _may_change(key: str, config: Config) -> bool:
-    if key == "training.steps" and config.training.schedule != "constant":
+    scheduled = config.training.schedule != "constant" or share_grows(config.masking)
+    if key == "training.steps" and scheduled:
         return False
     return MAY_CHANGE.fullmatch(key) is not None
 
@@ -117,7 +119,8 @@ def check_same_run(earlier: Config, wanted: Config, run_dir: Path) -> None:
     """Raise ``CheckpointError`` unless a run may go on, or count, with the settings asked for.
 
     It may with more steps, other logging or another probe, and with nothing else changed. Where
-    the learning rate depends on the number of steps, this may not change either.
+    the learning rate, or the share of a mask that a rule chooses, depends on the number of steps,
+    this may not change either.
     """
     old, new = _flatten(earlier.to_dict()), _flatten(wanted.to_dict())
     changed = [

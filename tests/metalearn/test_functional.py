@@ -105,6 +105,25 @@ def test_tasks_are_those_of_a_loop() -> None:
     torch.testing.assert_close(shared[1], net({n: p[1] for n, p in params.items()}, x[0]))
 
 
+def test_saved_sizes_are_found_by_their_names() -> None:
+    """Not by their order, which another module may have otherwise; never those of other leaves."""
+    one, two = torch.zeros(3), torch.zeros(3)
+    made = ElementwiseStepSize(0.1, {"a": one, "b": two})
+    with torch.no_grad():
+        made.value[0].fill_(7.0)
+    state = made.state_dict()
+    other = ElementwiseStepSize(0.1, {"b": two, "a": one})
+    other.load_state_dict(state)
+    sizes = {name: value[0].item() for name, value in zip(other.names, other.value, strict=True)}
+    assert sizes == pytest.approx({"['a']": 7.0, "['b']": 0.1})
+    assert made.state_dict().keys() == state.keys(), "loading leaves the state as it was"
+    with pytest.raises(LatentError, match=r"for \['a'\], \['c'\], got one for \['a'\], \['b'\]"):
+        ElementwiseStepSize(0.1, {"a": one, "c": two}).load_state_dict(state)
+    by_place = {key: value for key, value in state.items() if "names" not in key}
+    other.load_state_dict(by_place)  # of an earlier revision
+    assert other.value[0][0].item() == 7.0
+
+
 def test_meta_sgd_learns_a_size_for_every_element() -> None:
     net = functional(perceptron())
     plain = query(net, LatentAdapter(0.1, steps=2))

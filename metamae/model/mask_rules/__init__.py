@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from metamae.config.schema import Config
+from metamae.config.sections import MaskingConfig
 from metamae.inputs import Inputs
 from metamae.model.mask_rules.adaptive import AdaptiveRule
 from metamae.model.mask_rules.attention import AttentionRule
@@ -17,6 +18,20 @@ RULES: Mapping[str, type[MaskRule] | type[Masking]] = MappingProxyType(
     {"random": Masking, "attention": AttentionRule, "hard": HardRule, "adaptive": AdaptiveRule}
 )
 """By the name that ``masking.rule`` uses."""
+
+
+def share_grows(masking: MaskingConfig) -> bool:
+    """Whether the share of a mask that the rule chooses depends on how far a run has come.
+
+    Example:
+        >>> from metamae.config import MaskingConfig
+        >>> from metamae.model.mask_rules import share_grows
+        >>> [share_grows(MaskingConfig(rule=rule)) for rule in ("random", "hard", "adaptive")]
+        [False, True, False]
+    """
+    rule = RULES[masking.rule]
+    first, last = masking.rule_share or (rule.shares if issubclass(rule, MaskRule) else (0, 0))
+    return first != last
 
 
 def build_rule(config: Config, inputs: Inputs) -> MaskRule | None:
@@ -49,4 +64,5 @@ __all__ = [
     "MaskRule",
     "OpenSplit",
     "build_rule",
+    "share_grows",
 ]

@@ -58,8 +58,9 @@ class AdaptiveRule(MaskRule):
 
     the paper's policy gradient by which the expected loss :math:`\sum_j p_j \ell_j` grows: tokens
     with large losses get visible more often. The paper adds :math:`L_s` to the loss with a weight
-    of 1e-4; nothing else has a gradient in the sampler, and the steps of Adam do not depend on the
-    gradient's size. :math:`w` starts at 0, where masks are random.
+    of 1e-4; nothing else has a gradient in the sampler, whose norm ``training.clip_norm`` bounds
+    apart from that of other weights, and the steps of Adam do not depend on the gradient's size.
+    :math:`w` starts at 0, where masks are random.
 
     Without replacement, the drawn tokens are those with the largest
     :math:`\log p_j - \log(-\log u_j)` for uniform :math:`u` (Gumbel top-k).

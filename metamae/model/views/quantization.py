@@ -21,7 +21,7 @@ class RandomQuantization:
     .. math:: q(x) = v_k, \quad v_k \sim U(e_k, e_{k+1}), \quad e_k \le x < e_{k+1}
 
     Channels are those of a signal or an image; a row of a table, or an example of another kind of
-    input, is one channel.
+    input, is one channel. Gaps of a table (NaN) stay gaps.
 
     Args:
         inputs: Specifications of the inputs.
@@ -72,12 +72,19 @@ def _channels(spec: InputSpec) -> int:
 
 
 def _quantise(x: Tensor, noise: Tensor, bins: int) -> Tensor:
-    """Numbers ``(B, ...)`` by noise ``(B, C, 2 bins - 1)``; ``C`` channels come first."""
-    flat = x.reshape(len(x), noise.shape[1], -1)  # (B, C, N)
-    low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
+    """Numbers ``(B, ...)`` by noise ``(B, C, 2 bins - 1)``; ``C`` channels come first.
+
+    A gap of a table, NaN, has no part in the range and stays one.
+    """
+    whole = x.reshape(len(x), noise.shape[1], -1)  # (B, C, N)
+    gaps = whole.isnan()
+    low = whole.where(~gaps, torch.inf).amin(-1, keepdim=True)
+    high = whole.where(~gaps, -torch.inf).amax(-1, keepdim=True)
+    low, high = (end.where(~gaps.all(-1, keepdim=True), 0.0) for end in (low, high))
+    flat = whole.where(~gaps, low)
     noise = noise.to(x.dtype)
     cuts = low + (high - low) * noise[..., : bins - 1].sort(dim=-1).values
     first, last = torch.cat([low, cuts], -1), torch.cat([cuts, high], -1)  # (B, C, bins)
     values = first + (last - first) * noise[..., bins - 1 :]
     number = torch.searchsorted(cuts.contiguous(), flat.contiguous(), right=True)  # (B, C, N)
-    return values.gather(-1, number).view_as(x)
+    return values.gather(-1, number).where(~gaps, whole).view_as(x)

@@ -71,6 +71,25 @@ def test_infinite_losses_shrink_it() -> None:
         size.observe(adapter, torch.tensor([[4.0]]), loss)
 
 
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_losses_of_zero_move_nothing(rate: float) -> None:
+    """No share of nothing can be taken off; a later look moves it again."""
+    size = HeldStepSize(0.25, 0.5, rate=rate)
+    adapter = LatentAdapter(size)
+    size.observe(adapter, torch.zeros(2, 3), quadratic)
+    assert float(size(0, 0)) == pytest.approx(0.25)
+    size.observe(adapter, torch.ones(2, 3), quadratic)
+    assert 0 < float(size(0, 0)) != pytest.approx(0.25)
+
+
+def test_losses_that_are_not_finite_before_a_step_are_named_by_any_adapter() -> None:
+    size = HeldStepSize(0.25, 0.5)
+    adapter = LatentAdapter(size, check_finite=False)
+    with pytest.raises(NonFiniteLossError, match="before any step, got a sum of inf"):
+        size.observe(adapter, torch.ones(1, 2), lambda z: z.sum(1) / 0)
+    assert float(size(0, 0)) == pytest.approx(0.25)
+
+
 def test_between_looks_it_is_a_constant_of_the_modules_state() -> None:
     size = HeldStepSize(0.25, 0.5)
     adapter = LatentAdapter(size, differentiation=Unrolled())

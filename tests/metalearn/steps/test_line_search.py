@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from metalearn import (
     Checkpointed,
+    ClipGradient,
     ElementwiseStepSize,
     FiniteDifference,
     GradientPolicy,
@@ -18,6 +21,8 @@ from metalearn import (
     LearnedStepSize,
     LineSearch,
     Momentum,
+    NormaliseGradient,
+    SettingError,
     Unrolled,
 )
 
@@ -88,6 +93,38 @@ def test_a_task_without_an_acceptable_trial_stays() -> None:
     moved = adapter(start, lambda z: 0.5 * (slopes * z * z).sum(1)).latent
     assert torch.equal(moved[1], start[1])
     assert torch.equal(moved[0], torch.zeros(2))
+
+
+@pytest.mark.parametrize("then", [None, Momentum(0.9)], ids=str)
+def test_a_task_with_an_infinite_gradient_stays(then: Momentum | None) -> None:
+    """In every step; sqrt has one at 0, where its value is finite."""
+    start = torch.tensor([[0.0], [4.0]])
+    adapter = LatentAdapter(1.0, steps=2, update=LineSearch(then=then))
+    moved = adapter(start, lambda z: z.sqrt().sum(1)).latent
+    first = 4 - 0.5 / 2
+    slope = 0.5 / first**0.5 + (0.9 * 0.25 if then else 0)
+    torch.testing.assert_close(moved, torch.tensor([[0.0], [first - slope]]))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda search: ClipGradient(1.0, then=search),
+        lambda search: NormaliseGradient(then=search),
+        lambda search: LineSearch(then=search),
+    ],
+    ids=["clip", "normalise", "search"],
+)
+def test_a_search_within_another_rule_is_refused(wrap: Callable[[LineSearch], object]) -> None:
+    """It would search for nothing; the other way round every step is searched."""
+    with pytest.raises(SettingError, match=r"put the search outermost: LineSearch\(then="):
+        wrap(LineSearch())
+    steep = torch.tensor([[1.0], [10.0]])
+    adapter = LatentAdapter(9.0, update=LineSearch(then=NormaliseGradient()))
+    losses = adapter(
+        torch.ones(2, 1), lambda z: 0.5 * (steep * z * z).sum(1), final_loss=True
+    ).losses
+    assert (losses[1] < losses[0]).all()
 
 
 def test_losses_that_are_not_finite_are_too_far() -> None:

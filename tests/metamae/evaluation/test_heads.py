@@ -63,16 +63,15 @@ def test_a_batch_norm_without_weights_comes_first() -> None:
     made = features(48, 5)
     with seeded(fold(5, "probe")):
         linear = nn.Linear(5, 3)
-    mean, variance = torch.zeros(5), torch.ones(5)
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(x: Tensor, training: bool) -> Tensor:
-        nonlocal mean, variance
         if training:
             here = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
-            mean = 0.9 * mean + 0.1 * here[0]
-            variance = 0.9 * variance + 0.1 * here[1] * len(x) / (len(x) - 1)
-        else:
-            here = mean, variance
+            seen.append((here[0], here[1] * len(x) / (len(x) - 1)))
+        else:  # the mean over all batches
+            means, variances = (torch.stack(parts).mean(0) for parts in zip(*seen, strict=True))
+            here = means, variances
         return (x - here[0]) / (here[1] + 1e-6).sqrt() @ linear.weight.T + linear.bias
 
     expected = fitted(made, linear, forward)
@@ -123,8 +122,9 @@ def test_what_they_cannot_read_is_refused() -> None:
     with pytest.raises(InputError, match=r"all tokens \(N, L, D\) .* got \(48, 5\)"):
         evaluate("attentive", features(48, 5), CONFIG)
     tokens = features(48, 6, 4)
-    with pytest.raises(InputError, match=r"train features \(N, D\)"):
-        evaluate("knn", tokens, CONFIG)
+    for protocol in ("knn", "published", "batchnorm"):
+        with pytest.raises(InputError, match=r"train features \(N, D\)"):
+            evaluate(protocol, tokens, CONFIG)
     broken = tokens.train.clone()
     broken[3, 2, 1] = torch.nan
     with pytest.raises(InputError, match="finite train features"):

@@ -43,6 +43,15 @@ def mean_square_cosine(rows: Tensor) -> Tensor:
     return torch.stack([c**2 for c in cosines]).mean()
 
 
+def test_umae_needs_two_examples_where_it_compares_them() -> None:
+    config = config_of("umae")
+    single = replace(config, training=replace(config.training, batch_size=1))
+    with pytest.raises(ConfigError, match=r"batch_size >= 2 for umae.*got 1"):
+        build_method(single, (SIGNAL,))
+    unweighted = replace(single, baseline=replace(config.baseline, uniformity=0.0))
+    assert isinstance(build_method(unweighted, (SIGNAL,)), UMAE)
+
+
 @pytest.mark.parametrize("inputs", [(SIGNAL,), (IMAGE, WORDS)])
 def test_umae_is_mae_and_the_uniformity_of_pooled_latents(inputs: Inputs) -> None:
     umae, batch = built("umae", inputs), batch_of(inputs)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from metamae import load_dataset, make_config
 from metamae.config import Config
-from metamae.errors import ConfigError
+from metamae.errors import CheckpointError, ConfigError
 from metamae.inputs import Batch, Image, Inputs, Tabular
 from metamae.methods import MAE, build_method
 from metamae.model.mask_rules import RULES, AdaptiveRule, AttentionRule, HardRule, OpenSplit
@@ -146,6 +146,51 @@ def test_a_rule_takes_over_in_the_course_of_training() -> None:
     config = config_of("attention", "training.steps=3", "training.accumulate=2")
     run = Run(config, load_dataset("basic_motions"), Path("unused"), torch.device("cpu"))
     assert [run.draw(n).share for n in range(6)] == [0, 0, 0.5, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["masking.rule=hard"], True),
+        (["masking.rule=attention"], True),
+        (["masking.rule=adaptive"], False),
+        (["masking.rule=adaptive", "masking.rule_share=[0,1]"], True),
+        (["masking.rule=hard", "masking.rule_share=[0.5,0.5]"], False),
+    ],
+)
+def test_more_steps_go_on_only_where_masks_do_not_depend_on_their_number(
+    overrides: list[str], refused: bool, tmp_path: Path
+) -> None:
+    """A share that grows to the last step would fall back: 2 + 1 steps are then no run of 3."""
+    data = load_dataset("basic_motions")
+    pretrain(config_of("random", "training.steps=2", *overrides), data, tmp_path / "run")
+    longer = config_of("random", "training.steps=3", *overrides)
+    if refused:
+        with pytest.raises(CheckpointError, match=r"training\.steps: 2 -> 3"):
+            pretrain(longer, data, tmp_path / "run", resume=True)
+        return
+    pretrain(longer, data, tmp_path / "run", resume=True)
+    pretrain(longer, data, tmp_path / "whole")
+    one, two = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"]
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("rule", ["hard", "adaptive"])
+def test_a_rules_gradient_shortens_no_other(rule: str, tmp_path: Path) -> None:
+    """The norm is bounded for the rule's weights, and for all others, each by itself."""
+    config = config_of(rule, "training.clip_norm=0.01")
+    run = Run(config, load_dataset("basic_motions"), tmp_path, torch.device("cpu"))
+    for _ in range(3):  # the sampler's block has a gradient once its last map has moved
+        run.advance()
+    norms = {True: 0.0, False: 0.0}
+    for name, parameter in run.method.named_parameters():
+        if parameter.grad is not None:
+            norms[".rule." in name] += float(parameter.grad.square().sum())
+    assert norms[False] ** 0.5 == pytest.approx(0.01, rel=1e-3)
+    assert 0 < norms[True] ** 0.5 < 0.01 * 1.001
 
 
 def slow_ranking_loss(ranks: Tensor, losses: Tensor) -> list[float]:
@@ -298,6 +343,10 @@ def test_what_cannot_have_a_rule_is_refused_by_name() -> None:
         (["encoder.depth=0"], "encoder.depth >= 1 where masking.rule is not random"),
         (["masking.rule_share=[0.5]"], "masking.rule_share of two shares"),
         (["masking.attention_rows=0"], "masking.attention_rows in"),
+        (
+            ["masking.rule=random", "masking.rule_share=[0,1]"],
+            "masking.rule_share empty where masking.rule=random",
+        ),
     ):
         with pytest.raises(ConfigError) as fault:
             make_config("basic_motions", overrides=[*SIZES, "masking.rule=attention", *overrides])

@@ -22,6 +22,7 @@ from metamae.report.run_page import _reconstructions
 from metamae.training import pretrain
 from metamae.training.compiling import CompiledLoss
 from metamae.training.run import Run
+from metamae.training.run_folder import read_history
 from tests.tiny import SIZES
 
 MIXED: Inputs = (Tokens(name="words", length=5, vocabulary=4), Tabular(name="row", columns=6))
@@ -136,6 +137,12 @@ def test_a_run_resumes_to_the_same_bits_and_in_pieces(tmp_path: Path) -> None:
         for name in ("whole", "resumed", "p")
     ]
     assert any(".teacher." in name for name in states[0])
+    ranks = [
+        read_history(tmp_path / name / "history.json").get("effective_rank")
+        for name in ("whole", "p")
+    ]
+    assert ranks[0] is not None
+    assert ranks[1] is None, "of pieces it would say nothing"
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
         if ".teacher." in name:

@@ -74,6 +74,17 @@ def test_a_constant_channel_stays_and_examples_do_not_mix() -> None:
     assert torch.equal(view({"row": rows[1:]}, noise[1:])["row"], whole[1:])
 
 
+def test_gaps_of_a_table_stay_gaps_and_count_for_nothing() -> None:
+    """Of the other cells the result is that of a row without them; a row of gaps has no range."""
+    row = torch.tensor([[3.0, torch.nan, -1.0, 0.5, torch.nan], [torch.nan] * 5])
+    view = RandomQuantization((Tabular(name="row", columns=5, gaps=True),), 3)
+    noise = view.draw(2, torch.Generator().manual_seed(4))
+    found = view({"row": row}, noise)["row"]
+    assert torch.equal(found.isnan(), row.isnan())
+    expected = by_definition([3.0, -1.0, 0.5], noise[0, 0].double().tolist(), 3)
+    assert found[0][~row[0].isnan()].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def config_of(method: str, *overrides: str) -> Config:
     own = ("contrast.view=quantization", "training.batch_size=6", *overrides)
     return make_config("basic_motions", method=method, overrides=[*SIZES, *own])

@@ -13,6 +13,7 @@ from metamae.config import METHODS, Config
 from metamae.config.auto import auto_values
 from metamae.data.own import open_data
 from metamae.inputs import Image, Inputs, Signal, Tabular, Tokens
+from metamae.model.masking import Masking
 from metamae.training import auto, pretrain
 from metamae.training.auto import auto_config
 from tests.tiny import SIZES
@@ -60,6 +61,16 @@ def test_the_contrast_is_left_out_where_it_cost_accuracy(
 ) -> None:
     """MetaMAE's on real numbers, and no other's."""
     assert auto_values(inputs, 5000, 300, method)["contrast"]["weight"] == weight
+
+
+def test_an_input_of_few_tokens_keeps_some_visible() -> None:
+    """Three quarters of three tokens would leave nothing of them to see."""
+    few = replace(WATCH, name="few", length=12)
+    for inputs, ratio in (((replace(WATCH, length=400), few), 0.5), ((WATCH, PICTURE), 0.75)):
+        values = auto_values(inputs, 5000, 300)
+        assert values["masking"]["mask_ratio"] == ratio
+        masking = Masking(inputs, ratio, values["masking"]["nearby_ratio"])
+        assert min(masking.support_counts) > 0
 
 
 def test_sizes_follow_the_rows() -> None:
