@@ -27,8 +27,9 @@ from metamae import ConfigError, load_dataset
 from metamae.cli.terminal import guarded, make_console
 from metamae.config import COMPARED, LEARNABLE, METHODS, PRESETS
 from metamae.data import POCKET
-from metamae.experiments.demo import RESULTS, Demo
+from metamae.experiments.demo import Demo
 from metamae.experiments.plan import Source, Sweep
+from metamae.experiments.sweep import RESULTS
 from metamae.experiments.workers import limited_threads
 from metamae.progress import Reporter
 from metamae.report import summarise

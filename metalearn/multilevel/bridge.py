@@ -39,7 +39,7 @@ from metalearn.multilevel.directions import (
     steps_of,
 )
 from metalearn.multilevel.hypergradients import NEUTRAL, ConjugateGradient, Sama
-from metalearn.multilevel.levels import BatchStream, Level, checked_loss
+from metalearn.multilevel.levels import BatchStream, Level, checked_loss, cuda_of
 from metalearn.randomness import fold, seeded
 
 REQUIRED_VERSION = "0.2.1"
@@ -92,8 +92,8 @@ def build_engine(
         levels: From the lowest to the highest.
         influences: Names of the levels whose loss the parameters of a level enter directly.
         seed: Seed of all draws.
-        device: Where batches are moved and random numbers drawn; ``None`` for the CPU, with
-            batches left where they are.
+        device: Where batches are moved and random numbers drawn; ``None`` for where the levels'
+            parameters are, with batches left where they are.
     """
     import_betty()
     problem, engine = _subclasses()
@@ -214,8 +214,11 @@ class _LevelMixin:
         seed: int,
         device: torch.device | None,
     ) -> None:
-        self.level, self.levels, self.seed, self.torch_device = level, levels, seed, device
-        self.stream = BatchStream(level.batches, level.name, seed=seed, device=device)
+        self.level, self.levels, self.seed = level, levels, seed
+        self.drawn_on = cuda_of(levels) if device is None else device
+        self.stream = BatchStream(
+            level.batches, level.name, seed=seed, device=device, drawn_on=self.drawn_on
+        )
         self.influenced: tuple[str, ...] = ()
         self.peers: Mapping[str, _LevelMixin] = {}
         self.logged: dict[str, float] = {}
@@ -267,7 +270,7 @@ class _LevelMixin:
         Only in a level's own step do its buffers move, and never those of the levels below it.
         """
         slots = slots_below(self.level, self.levels) if self.stepping else all_slots(self.levels)
-        draws = seeded(fold(self.seed, self.level.name, self._count), self.torch_device)
+        draws = seeded(fold(self.seed, self.level.name, self._count), self.drawn_on)
         with set_aside(slots), draws:
             value = self.level.loss(batch)
         loss, self.logged = checked_loss(self.level.name, value)
@@ -337,12 +340,14 @@ class _LevelMixin:
                 "it depends on none of them and no level below learns from them; read its module "
                 "inside the loss (not detached, not copied)"
             )
-        if not self.paths or all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        if bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()):
             return
+        kind, remedy = "gradient", "the loss has none where it stands, or lower the learning rate"
+        if self.paths:
+            kind, remedy = "hypergradient", "lower Neumann's step size, or the learning rates"
         raise NonFiniteLossError(
-            f"expected a finite hypergradient of level {self.level.name!r}, got NaN or infinity at "
-            f"its step {self._count}; nothing was updated at this level; lower "
-            "Neumann's step size, or the learning rates"
+            f"expected a finite {kind} of level {self.level.name!r}, got NaN or infinity at "
+            f"its step {self._count}; nothing was updated at this level; {remedy}"
         )
 
     def _connect(self, loss: Tensor) -> None:

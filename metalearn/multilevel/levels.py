@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -211,6 +211,12 @@ def _described(value: Any) -> str:
     return f"{type(value).__name__} {value!r:.40}"
 
 
+def cuda_of(levels: Sequence[Level]) -> torch.device | None:
+    """The CUDA device of the levels' parameters, whose generator is to be seeded too, if any."""
+    devices = (p.device for level in levels for p in level.module.parameters())
+    return next((device for device in devices if device.type == "cuda"), None)
+
+
 class BatchStream:
     """Batches addressed by their number, so that a resumed run sees the ones it would have seen.
 
@@ -226,7 +232,13 @@ class BatchStream:
     """
 
     def __init__(
-        self, source: Batches, name: str, *, seed: int, device: torch.device | None = None
+        self,
+        source: Batches,
+        name: str,
+        *,
+        seed: int,
+        device: torch.device | None = None,
+        drawn_on: torch.device | None = None,
     ) -> None:
         """See the class."""
         sized = isinstance(source, Iterable) and isinstance(source, Sized) and len(source) > 0
@@ -237,13 +249,14 @@ class BatchStream:
                 "stream cannot be resumed: pass a function that makes batch number `step`"
             )
         self.source, self.stream, self.seed, self.device = source, f"{name} data", seed, device
+        self.drawn_on = drawn_on
         self.next = 0
         self.iterator: Iterator[Any] = iter(())
 
     def __call__(self, index: int) -> Any:
         """Batch number ``index`` on the device."""
         if callable(self.source):
-            with seeded(fold(self.seed, self.stream, index)):
+            with seeded(fold(self.seed, self.stream, index), self.drawn_on):
                 batch = self.source(index)
         else:
             batch = self._iterate_to(index)
@@ -263,7 +276,7 @@ class BatchStream:
 
     def _advance(self, length: int) -> Any:
         assert isinstance(self.source, Iterable)
-        with seeded(fold(self.seed, self.stream, self.next)):
+        with seeded(fold(self.seed, self.stream, self.next), self.drawn_on):
             if self.next % length == 0:
                 self.iterator = iter(self.source)
             batch = next(self.iterator)

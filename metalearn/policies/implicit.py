@@ -151,7 +151,7 @@ class Implicit:
         """Solve ``(H + damping) w = v`` for every task."""
         return self.solve_and_report(product, v).solution
 
-    def solve_and_report(self, product: Product, v: list[Tensor]) -> Solution:
+    def solve_and_report(self, product: Product, v: list[Tensor], first_task: int = 0) -> Solution:
         """The same in float32 at least, with what is left of the system."""
 
         def damped(p: list[Tensor]) -> list[Tensor]:
@@ -166,7 +166,7 @@ class Implicit:
             assert self.scale is not None
             found = _neumann(damped, unit, self.scale, self.iterations)
         else:
-            found = _conjugate_gradient(damped, unit, self.iterations, self.tolerance)
+            found = _conjugate_gradient(damped, unit, self.iterations, self.tolerance, first_task)
         solution = [per_task(size, w) * w for w in found.solution]
         return found._replace(
             solution=[w.to(x.dtype) for w, x in zip(solution, v, strict=True)],
@@ -306,7 +306,7 @@ def _pull_back(
         return [torch.zeros_like(x) if r is None else r for r, x in zip(rows, p, strict=True)]
 
     with inner.precision():
-        solved = call.policy.solve_and_report(product, list(cotangents))
+        solved = call.policy.solve_and_report(product, list(cotangents), inner.first_task)
         found = derivative([-w for w in solved.solution], held.variables)
     call.report.gradient_norms = task_norm([g.detach() for g in gradient])
     call.report.residuals, call.report.iterations = solved.residuals, solved.iterations
@@ -315,7 +315,7 @@ def _pull_back(
 
 
 def _conjugate_gradient(
-    product: Product, v: list[Tensor], iterations: int, tolerance: float
+    product: Product, v: list[Tensor], iterations: int, tolerance: float, first_task: int
 ) -> Solution:
     """Conjugate gradients, every task with its own coefficients.
 
@@ -346,17 +346,20 @@ def _conjugate_gradient(
         ratio = torch.where(active, following / square.where(square > 0, 1.0), 0.0)
         direction = _axpy(ratio, direction, residual)
         square = following
-    _warn_of_curvature(bent)
+    _warn_of_curvature(bent, first_task)
     found = [x.masked_fill(per_task(~finite, x).bool(), float("nan")) for x in solution]
     return Solution(found, _relative(square, start), taken, active)
 
 
-def _warn_of_curvature(bent: Tensor) -> None:
-    """Warn of tasks that stopped at a curvature which is not positive, ``(B,)``."""
+def _warn_of_curvature(bent: Tensor, first: int) -> None:
+    """Warn of tasks that stopped at a curvature which is not positive, ``(B,)``.
+
+    ``first`` is the number of the first of them, where they are a chunk of a batch.
+    """
     stopped = bent < float("inf")
     if not bool(stopped.any()):
         return
-    tasks, least = stopped.nonzero().flatten().tolist(), float(bent.min())
+    tasks, least = (first + stopped.nonzero().flatten()).tolist(), float(bent.min())
     warnings.warn(
         "expected a support loss that curves upwards at the refined latent, got a curvature of "
         f"{least:.3g} in {len(tasks)} of {len(bent)} tasks (index {tasks[:5]}), which is no "

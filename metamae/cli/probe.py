@@ -10,6 +10,7 @@ from typing import Any
 from metamae.cli.options import add_data_options, add_places, open_named
 from metamae.cli.terminal import make_console
 from metamae.config.presets import override
+from metamae.config.schema import Config
 from metamae.data import POCKET, SOURCES, Dataset
 from metamae.data.description import Description
 from metamae.data.fingerprint import fingerprint
@@ -78,6 +79,19 @@ def add_probe(commands: Any) -> None:
     )
 
 
+def _variant(run_dir: Path, config: Config, kind: Pooling | None) -> str:
+    """The run's own variant, told by where a sweep put it, and that of other features.
+
+    A row of a variant must not take the place of its default's in a report of both.
+    """
+    *_, dataset, variant, method, seed = ("", "", "", *run_dir.resolve().parts)
+    placed = (dataset, method, seed) == (config.dataset, config.method, f"seed-{config.seed}")
+    own = variant if placed else DEFAULT
+    if kind is None:
+        return own
+    return kind if own == DEFAULT else f"{own}, {kind}"
+
+
 def run_probe(options: argparse.Namespace) -> int:
     """Run ``metamae probe``."""
     protocols = list(PROTOCOLS) if options.protocol == ["all"] else options.protocol
@@ -117,7 +131,7 @@ def run_probe(options: argparse.Namespace) -> int:
                     features[kind],
                     protocol,
                     transfer=name,
-                    variant=DEFAULT if usual else kind,
+                    variant=_variant(options.run_dir, config, None if usual else kind),
                     device=device,
                     probe=changed.probe,
                     probe_seed=config.seed + number,

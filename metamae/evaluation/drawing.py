@@ -101,10 +101,10 @@ class Drawing:
         """Numbers of labels, smallest first, and :data:`ALL` at the end.
 
         They end where a class has no more rows left beside a validation cut, or where half of the
-        rows are labelled; a model of numbers begins with five.
+        rows that :data:`ALL` takes are labelled; a model of numbers begins with five.
         """
         rare = min(self._smallest(self.cut(draw)[0]) for draw in range(self.draws))
-        most = min(rare, len(self.labels) // (2 * self.classes))
+        most = min(rare, min(len(self.labels), MOST_LABELS) // (2 * self.classes))
         first = 1 if self.by_class else 5
         return (*(n for n in SERIES if first <= n <= most), ALL)
 

@@ -102,9 +102,7 @@ def _read_cache(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         cache = read_intact(path, "cpu")
         if not isinstance(cache, dict) or cache.keys() != {"key", "train", "test"}:
             return None
-        made_for = cache.pop("key")
-        if isinstance(made_for, dict):  # earlier revisions kept no fingerprint
-            made_for.setdefault("fingerprint", key["fingerprint"])
+        made_for = cache.pop("key")  # of an earlier revision without a fingerprint: made again
         fits = repr(made_for) == repr(key) and _are_features(cache, key["rows"])
     except (CheckpointError, RecursionError):  # a damaged cache is no loss
         return None

@@ -34,6 +34,8 @@ def describe_probe(config: ProbeConfig) -> str:
         f"linear, Adam {config.learning_rate:g}, L2 {config.weight_decay:g}, "
         f"{config.epochs} epochs, last"
     )
+    if config.batch_size != ProbeConfig().batch_size:  # rows of before know of no other
+        text += f", batches of {config.batch_size}"
     return text + (", standardised features" if config.standardise else "")
 
 
@@ -149,9 +151,13 @@ def fit_head(
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale both by the mean and deviation of the training rows (and tokens) by channel."""
+    """Scale both by the mean and deviation of the training rows (and tokens) by channel.
+
+    A channel that is constant there becomes zero.
+    """
     rows = train.flatten(0, -2)
-    mean, scale = rows.mean(0), rows.std(0).clamp(min=1e-6)
+    mean, scale = rows.mean(0), rows.std(0)
+    scale = scale.where(scale > 1e-6, torch.inf)
     return (train - mean) / scale, (test - mean) / scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from metalearn.randomness import fold, seeded
 from metamae.config.schema import Config
 from metamae.data.dataset import Array, Dataset, Partition, labelled_batch
+from metamae.errors import TrainingError
 from metamae.inputs import LabelledBatch
 from metamae.methods.baselines.supervised import Supervised
 from metamae.methods.building import build_method
@@ -91,6 +93,12 @@ def learn_from_scratch(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    "expected a finite loss of a network trained from scratch, got "
+                    f"{loss.item()} at step {step + 1}; lower training.learning_rate, or leave "
+                    "scratch out"
+                )
     outputs = _outputs(method.eval(), judged, judged_rows)
     if task.kind.endswith("classification"):
         predictions: Array = outputs.argmax(-1).numpy()
@@ -102,7 +110,7 @@ def learn_from_scratch(
 
 
 def _batch(rows: int, seed: int, step: int) -> Array:
-    """Rows of a step: shuffled passes, the last partial batch of each filled from all rows."""
+    """Rows of a step: shuffled passes, of each the last partial batch left out."""
     if rows <= BATCH:
         return np.arange(rows)
     per_pass = rows // BATCH

@@ -215,6 +215,8 @@ def _fit(scaler: Scaler, scaled: Array, labels: Array, strength: float, model: A
 
 SHARE = 0.25
 """Share of the rows held out."""
+MOST = 0.5
+"""Share that may be held out where groups are large."""
 
 
 def hold_out(
@@ -223,7 +225,8 @@ def hold_out(
     """Indices of rows to fit on and of rows to validate on.
 
     Whole groups (subjects, clusters, places) are drawn in random order until a quarter of the rows
-    is held out; a group without which a class would have no row to fit on is passed over.
+    is held out; a group without which a class would have no row to fit on is passed over, and so is
+    one with which more than half of the rows would be held out, while others are enough.
 
     Args:
         labels: ``(N,)`` class indices, or numbers.
@@ -254,12 +257,15 @@ def hold_out(
     table = np.zeros((len(names), label.max(initial=0) + 1), dtype=np.int64)
     np.add.at(table, (group, label), 1)
     left, held = table.sum(0), np.zeros(len(names), dtype=bool)
-    rows = 0
-    for number in np.random.default_rng(fold(seed, "validation cut")).permutation(len(names)):
-        if rows >= SHARE * len(labels):
-            break
-        if ((left - table[number]) > 0).all():
-            held[number], left, rows = True, left - table[number], rows + table[number].sum()
+    order = np.random.default_rng(fold(seed, "validation cut")).permutation(len(names))
+    rows, sizes = 0, table.sum(1)
+    for most in (MOST * len(labels), len(labels)):  # large groups only where no other can be spared
+        for number in order:
+            if rows >= SHARE * len(labels) or (rows > 0 and most == len(labels)):
+                break
+            fits = not held[number] and rows + sizes[number] <= most
+            if fits and ((left - table[number]) > 0).all():
+                held[number], left, rows = True, left - table[number], rows + sizes[number]
     if rows == 0:
         raise DataError(
             f"expected rows to hold out for validation, got {len(labels)} rows in {len(names)} "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metamae.data.dataset import Dataset
@@ -21,7 +22,7 @@ from metamae.version import __version__
 ROWS, DECISION = "rows.json", "decision.json"
 FIGURE, TABLE, PAGE = "compare.png", "compare.md", "compare.html"
 
-FEW_STEPS, FEW_DRAWS = 200, 10
+FEW_STEPS, FEW_DRAWS, FEW_GROUPS = 200, 10, 8
 """Fewer are said beside the answer."""
 
 
@@ -113,4 +114,10 @@ def remarks_of(dataset: Dataset, drawing: Drawing) -> list[str]:
         )
     if len(drawing.labels) > MOST_LABELS:
         remarks.append(f"All labels are {MOST_LABELS} of {len(drawing.labels)}, drawn once.")
+    groups = None if drawing.groups is None else len(np.unique(drawing.groups))
+    if groups is not None and groups < FEW_GROUPS:
+        remarks.append(
+            f"The training rows are of {groups} groups: few validation cuts of them differ, and "
+            "intervals are wider than they look."
+        )
     return remarks

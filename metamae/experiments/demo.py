@@ -12,7 +12,7 @@ from metamae.config.names import known_methods
 from metamae.data import load_dataset
 from metamae.errors import ConfigError
 from metamae.experiments.plan import Cell, Sweep
-from metamae.experiments.sweep import RESULTS, SweepRun
+from metamae.experiments.sweep import SweepRun
 from metamae.experiments.timing import Times, read_times, time_steps
 from metamae.experiments.workers import choose_workers, limited_threads
 from metamae.files import write_json
@@ -22,7 +22,7 @@ from metamae.progress import Reporter
 from metamae.report.comparison import rank
 from metamae.report.curves import draw_curves, draw_settings
 from metamae.report.reconstructions import draw_reconstructions
-from metamae.report.rows import DEFAULT, Result, read_results
+from metamae.report.rows import DEFAULT, Result
 from metamae.training.run_folder import CHECKPOINT, HISTORY, load_method, read_history
 
 TIMES = "times.json"
@@ -79,10 +79,11 @@ class Demo:
         by_count: dict[int, list[str]] = {}
         for name in self.sweep.datasets:
             by_count.setdefault(self._count_seeds(name, times[name]), []).append(name)
+        rows: list[Result] = []  # of what was asked for, not of what else the folder holds
         for count, names in by_count.items():
-            self._runs(names, range(count)).run(reporter)
+            found, _ = self._runs(names, range(count)).run(reporter)
+            rows += found
         order, methods = list(self.sweep.datasets), known_methods()
-        rows = [row for row in read_results(self.out / RESULTS) if row.dataset in order]
         for name in order:
             self._draw(name, [row for row in rows if row.dataset == name])
         rows.sort(key=lambda row: (order.index(row.dataset), rank(methods, row.method), row.seed))

@@ -85,15 +85,21 @@ def run_side_by_side(
     pool, messages = _pool(workers, threads)
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop()
-                running[pool.submit(_run, job)] = job
+            lost = False
+            while waiting and len(running) < workers and not lost:
+                job = waiting[-1]
+                try:
+                    running[pool.submit(_run, job)] = job
+                except BrokenProcessPool:  # a process died since the last look
+                    lost = True
+                    continue
+                waiting.pop()
                 doing[job.name] = "starts"
-            done, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=0 if lost else REFRESH, return_when=FIRST_COMPLETED)
             while not messages.empty():
                 name, text = messages.get()
                 doing[name] = text
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+            if lost or any(isinstance(future.exception(), BrokenProcessPool) for future in done):
                 wait(running)  # the pool is lost, and with it whatever it still ran
                 pool.shutdown()
                 done = set(running)

@@ -117,7 +117,10 @@ class MAE(Method[Split]):
 
     @torch.no_grad()
     def latents(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Amortised latent ``(B, 1 + S, D)``, both times: there is no refinement."""
+        """Amortised latent ``(B, 1 + S, D)``, both times: there is no refinement.
+
+        With ``decoder.mix_blocks`` the states of all blocks side by side, ``(K + 1) D`` of them.
+        """
         latent = self.network.encode(self.network.visible_tokens(batch, split))
         return latent, latent
 

@@ -97,7 +97,7 @@ def average_over_sets(rows: Iterable[Result]) -> tuple[list[Average], list[str]]
     common = [
         name for name in names if all(values.get((*c, name), {}).keys() == seeds for c in cells)
     ]
-    if not common:
+    if not common or not seeds:  # no group has rows of one number of steps alone
         return [], []
     averages = []
     for protocol, method in cells:
@@ -195,6 +195,7 @@ class Paired:
         protocol: Evaluation protocol.
         metric: Name of the metric.
         differences: First method's value minus the second's, seed by seed.
+        steps: Optimisation steps of the one that was trained.
     """
 
     dataset: str
@@ -203,6 +204,7 @@ class Paired:
     protocol: str
     metric: str
     differences: tuple[float, ...]
+    steps: int = 0
 
     @property
     def mean(self) -> float:
@@ -261,16 +263,18 @@ def pair_results(
     """
     rows = list(rows)
     base = {(row.key, row.steps): row for row in rows if row.method == against}
-    found: dict[tuple[str, str, str, str, str], list[tuple[int, float]]] = {}
+    found: dict[tuple[str, str, str, str, str, int], list[tuple[int, float]]] = {}
     for row in rows:
         if row.method != method:
             continue
         keys = [row.key._replace(method=against, variant=name) for name in (row.variant, DEFAULT)]
-        tries = [(key, steps) for key in keys for steps in (row.steps, 0)]
-        other = next((base[one] for one in tries if one in base), None)
-        if other is not None:
-            place = (row.dataset, row.transfer, row.variant, row.protocol, row.metric)
-            found.setdefault(place, []).append((row.seed, row.value - other.value))
+        counts = (row.steps,) if row.steps else sorted({steps for _, steps in base})
+        for count in counts:
+            tries = [(key, steps) for key in keys for steps in (count, 0)]
+            other = next((base[one] for one in tries if one in base), None)
+            if other is not None:
+                place = (row.dataset, row.transfer, row.variant, row.protocol, row.metric, count)
+                found.setdefault(place, []).append((row.seed, row.value - other.value))
     pairs = [
         Paired(
             dataset=dataset,
@@ -279,8 +283,9 @@ def pair_results(
             protocol=protocol,
             metric=metric,
             differences=tuple(_by_seed(differences).values()),
+            steps=steps,
         )
-        for (dataset, transfer, variant, protocol, metric), differences in found.items()
+        for (dataset, transfer, variant, protocol, metric, steps), differences in found.items()
     ]
     return sorted(pairs, key=_pair_order)
 
@@ -291,4 +296,5 @@ def _pair_order(pair: Paired) -> tuple[tuple[int, str], ...]:
         rank(PROTOCOLS, pair.protocol),
         rank(POCKET, pair.dataset),
         rank(POCKET, pair.transfer),
+        (pair.steps, ""),
     )

@@ -12,7 +12,7 @@ from metamae.report.comparison import Paired, pair_results, rank
 from metamae.report.intervals import student_margin
 from metamae.report.rows import DEFAULT, Result
 from metamae.report.style import VERDICTS, styled
-from metamae.report.wording import describe_place, label
+from metamae.report.wording import describe_pairs, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,12 +47,16 @@ def draw_differences(
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
     protocols = sorted({p.protocol for p in pairs}, key=lambda name: rank(PROTOCOLS, name))
-    places = list(dict.fromkeys(describe_place(p.dataset, p.transfer) for p in pairs))
+    places = list(dict.fromkeys(describe_pairs(pairs)))
     height = 0.42 * len(places) + 1.5
     figure = Figure(figsize=(2.2 + 2.3 * len(protocols), height))
     panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     for axis, protocol in zip(panels, protocols, strict=True):
-        chosen = [p for p in pairs if p.protocol == protocol]
+        chosen = [
+            (p, place)
+            for p, place in zip(pairs, describe_pairs(pairs), strict=True)
+            if p.protocol == protocol
+        ]
         _draw_panel(axis, chosen, places)
         axis.set_title(protocol)
     panels[0].set_yticks(range(len(places)), places)
@@ -76,12 +80,12 @@ def interval(pair: Paired) -> float:
     return 0.0 if pair.error is None else student_margin(pair.error, len(pair.differences))
 
 
-def _draw_panel(axis: Axes, pairs: Sequence[Paired], places: Sequence[str]) -> None:
+def _draw_panel(axis: Axes, pairs: Sequence[tuple[Paired, str]], places: Sequence[str]) -> None:
     axis.axvline(0, color="#222222", lw=1)
-    widest = max(abs(100 * p.mean) for p in pairs)
+    widest = max(abs(100 * p.mean) for p, _ in pairs)
     limit = 1.25 * max(widest, 2.0)
-    for pair in pairs:
-        line = places.index(describe_place(pair.dataset, pair.transfer))
+    for pair, place in pairs:
+        line = places.index(place)
         colour, mean, half = VERDICTS[pair.verdict], 100 * pair.mean, 100 * interval(pair)
         axis.plot([mean - half, mean + half], [line, line], color=colour, lw=2.5, alpha=0.5)
         axis.plot(mean, line, "o", color=colour, ms=9)

@@ -86,7 +86,7 @@ def _draw_place(
         axis.errorbar(
             places,
             [scale * line.mean for line in chosen],
-            [scale * (line.spread or line.draws) for line in chosen],
+            [scale * (line.draws if line.spread is None else line.spread) for line in chosen],
             fmt=marker,
             color=colour,
             label=label(*one[:2]) + (f", {one[2]} steps" if several else ""),

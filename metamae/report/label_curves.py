@@ -77,6 +77,12 @@ class Curves:
         """Mean over seeds and draws."""
         return float(self.values[stage, name][number].mean())
 
+    def means(self, stage: Stage, first: str, second: str, number: int) -> tuple[float, float]:
+        """Means of two candidates over seeds and the draws that both have."""
+        one, two = (self.values[stage, name][number] for name in (first, second))
+        draws = min(one.shape[1], two.shape[1])
+        return float(one[:, :draws].mean()), float(two[:, :draws].mean())
+
 
 def interval(values: Array, seed: int = 0) -> Interval:
     """Mean over seeds and draws, and its interval: both are drawn anew, with replacement.
@@ -147,7 +153,7 @@ def equal_labels(curves: Curves, name: str, other: str, number: int, seed: int =
 
     Accuracy is interpolated over the logarithm of the number of labels, and made to never fall
     again. Infinity means more than all labels; the smallest number, that or fewer. The interval is
-    that of a bootstrap over draws and seeds.
+    that of a bootstrap over draws and seeds; of both the draws count that both have.
 
     Args:
         curves: What was measured.
@@ -157,6 +163,9 @@ def equal_labels(curves: Curves, name: str, other: str, number: int, seed: int =
         seed: Seed of the bootstrap.
     """
     target, by_number = curves.values["test", name][number], curves.values["test", other]
+    shared = min(target.shape[1], by_number[number].shape[1])  # dear candidates have fewer draws
+    target = target[:, :shared]
+    by_number = {n: values[:, :shared] for n, values in by_number.items()}
     places = np.log([curves.place(n) for n in curves.numbers])
 
     def needed(goal: float, means: Array) -> float:
@@ -164,7 +173,7 @@ def equal_labels(curves: Curves, name: str, other: str, number: int, seed: int =
 
     value = needed(float(target.mean()), np.array([by_number[n].mean() for n in curves.numbers]))
     means = [_resampled(by_number[n], seed, f"curve {n}") for n in curves.numbers]
-    goals = _resampled(target, seed, "target")
+    goals = _resampled(target, seed, f"curve {number}")  # on the same draws
     samples = [
         needed(float(goal), row) for goal, row in zip(goals, np.stack(means, 1), strict=True)
     ]

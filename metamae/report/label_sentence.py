@@ -82,9 +82,12 @@ def judge(curves: Curves, decision: Decision) -> Verdict:
     number = decision.number
     values = curves.values
     ours, theirs = (values["test", name][number] for name in (decision.recommended, decision.rival))
-    difference = _difference(ours, theirs, _noise(float(ours.mean()), curves))
-    means = {name: curves.mean("test", name, number) for name in curves.titles}
-    best = max(means, key=lambda name: means[name])
+    difference = _difference(ours, theirs, _noise(float(ours.mean()), float(theirs.mean()), curves))
+    ahead = {}
+    for name in curves.titles:  # on the draws that both have
+        one, other = curves.means("test", name, decision.recommended, number)
+        ahead[name] = one - other
+    best = max(ahead, key=lambda name: ahead[name])
     word = "too close to call"
     if not difference.low <= 0 <= difference.high:
         word = "right" if difference.value > 0 else "wrong"
@@ -92,7 +95,7 @@ def judge(curves: Curves, decision: Decision) -> Verdict:
         decision=decision,
         difference=difference,
         best=best,
-        regret=means[best] - means[decision.recommended],
+        regret=ahead[best],
         word=word,
     )
 
@@ -110,12 +113,17 @@ def _difference(first: Array, second: Array, noise: float) -> Interval:
     return Interval(spread.value, spread.value - margin, spread.value + margin)
 
 
-def _noise(value: float, curves: Curves) -> float:
-    """Standard error of a difference from the number of test rows, as of unpaired predictions."""
+def _noise(first: float, second: float, curves: Curves) -> float:
+    """Standard error of a difference from the number of test rows, as of unpaired predictions.
+
+    A share of 0 or 1 among few rows is no certainty: one success and one failure are added.
+    """
     rows = max(curves.test_rows, 2)
     if curves.metric == "spearman":
-        return math.sqrt(2 / (rows - 1)) * (1 - value**2)
-    return math.sqrt(2 * max(value * (1 - value), 0.0) / rows)
+        bounded = (min(abs(value), 1 - 1 / rows) for value in (first, second))
+        return math.sqrt(sum((1 - value**2) ** 2 for value in bounded) / (rows - 1))
+    shares = ((value * rows + 1) / (rows + 2) for value in (first, second))
+    return math.sqrt(sum(max(share * (1 - share), 0.0) for share in shares) / rows)
 
 
 def _in_words(name: str, title: str) -> str:
@@ -139,8 +147,8 @@ def write_sentence(curves: Curves, few: Decision, every: Decision) -> str:
     titles = {name: _in_words(name, title) for name, title in curves.titles.items()}
     unit = curves.unit(few.number)
     ours, theirs = (
-        show_value(curves.mean("test", name, few.number), curves.metric)
-        for name in (few.pretrained, few.plain)
+        show_value(value, curves.metric)
+        for value in curves.means("test", few.pretrained, few.plain, few.number)
     )
     if few.number == ALL:
         same = f"{titles[few.pretrained]} reaches {ours} and {titles[few.plain]} {theirs}"

@@ -27,6 +27,7 @@ from metamae.report.published import MARKS, STAND_INS, Published, look_up
 from metamae.report.rows import DEFAULT, Result
 from metamae.report.wording import (
     describe_metric,
+    describe_pairs,
     describe_place,
     label,
     number,
@@ -182,14 +183,14 @@ def _pairs(pairs: Sequence[Paired], method: str, against: str) -> Section:
         header=("data", "variant", "protocol", "mean ± error", "wins", "ties", "losses", "verdict"),
         lines=[
             (
-                describe_place(pair.dataset, pair.transfer),
+                place,
                 pair.variant,
                 pair.protocol,
                 _difference(pair),
                 *map(str, pair.counts),
                 pair.verdict,
             )
-            for pair in pairs
+            for pair, place in zip(pairs, describe_pairs(pairs), strict=True)
         ],
         notes=["Verdict: a mean difference above one standard error over seeds, else a tie."],
     )

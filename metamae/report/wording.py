@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from metamae.report.comparison import Summary, deviation
+from metamae.report.comparison import Paired, Summary, deviation
 from metamae.report.published import Published
 from metamae.report.rows import DEFAULT
 
@@ -45,6 +45,28 @@ def describe_place(dataset: str, transfer: str) -> str:
         ('digits', 'sensors -> basic_motions')
     """
     return dataset if dataset == transfer else f"{dataset} -> {transfer}"
+
+
+def describe_pairs(pairs: Sequence[Paired]) -> list[str]:
+    """The place of every pair in words, with its steps where a place has several numbers of them.
+
+    Example:
+        >>> from metamae.report.comparison import Paired
+        >>> from metamae.report.wording import describe_pairs
+        >>> place = dict(variant="default", protocol="knn", metric="accuracy", differences=(0.1,))
+        >>> made = [("digits", 100), ("digits", 900), ("tabular", 100)]
+        >>> pairs = [Paired(dataset=d, transfer=d, steps=steps, **place) for d, steps in made]
+        >>> describe_pairs(pairs)
+        ['digits, 100 steps', 'digits, 900 steps', 'tabular']
+    """
+    counts: dict[tuple[str, str], set[int]] = {}
+    for pair in pairs:
+        counts.setdefault((pair.dataset, pair.transfer), set()).add(pair.steps)
+    return [
+        describe_place(pair.dataset, pair.transfer)
+        + (f", {pair.steps} steps" if len(counts[pair.dataset, pair.transfer]) > 1 else "")
+        for pair in pairs
+    ]
 
 
 def describe_metric(metric: str) -> str:

@@ -21,7 +21,8 @@ from metamae.config.presets import list_presets, make_config
 from metamae.data import pocket
 from metamae.data.pocket import POCKET, stands_for
 from metamae.experiments import sweep
-from metamae.experiments.demo import RESULTS, Demo
+from metamae.experiments.demo import Demo
+from metamae.experiments.sweep import RESULTS
 from metamae.report.wording import LABELS
 from tests import ROOT
 from tests.tiny import SIZES, as_options

@@ -269,6 +269,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_moves() -> None:
     assert number(top).item() == 0.2
 
 
+def test_a_gradient_of_the_lowest_level_that_is_not_finite_stops_it() -> None:
+    """Of a finite loss: sqrt has no slope at 0. Its weight stays what it was."""
+    top = quadratic("top", 0.2, lambda a: number(bottom).square() + a.square(), 0.1)
+    bottom = quadratic("bottom", 0.0, lambda w: w.abs().sqrt() + 0 * number(top), 0.1)
+    with pytest.raises(NonFiniteLossError, match=r"finite gradient of level 'bottom'"):
+        Multilevel([bottom, top]).run(1)
+    assert number(bottom).item() == 0.0
+
+
 def test_a_hypergradient_that_is_not_finite_stops_before_the_optimiser_moves() -> None:
     top = quadratic("top", 0.2, lambda a: number(bottom).sqrt(), 0.1)
     bottom = quadratic("bottom", 0.0, lambda w: number(top) * w.square(), 0.0)

@@ -274,6 +274,15 @@ def test_an_indefinite_hessian_stops_without_nan() -> None:
     assert received.isfinite().all()
     torch.testing.assert_close(received[0], cotangent[0])
     assert torch.equal(received[2:], torch.zeros(2, 3, dtype=torch.float64))
+    chunked = LatentAdapter(0.1, differentiation=Implicit(iterations=30), chunk_size=2)
+    refined = chunked(
+        centre.detach(),
+        lambda z, tasks: (0.5 * curvature[tasks] * (z - centre[tasks]).square()).sum(1),
+    ).latent
+    with pytest.warns(CurvatureWarning) as told:
+        torch.autograd.grad(refined, centre, grad_outputs=cotangent)
+    numbers = sorted(str(one.message).split("(index ")[1].split(")")[0] for one in told)
+    assert numbers == ["[1]", "[2, 3]"], "of the batch, not of the chunk"
 
     damped = LatentAdapter(0.1, differentiation=Implicit(damping=3.0, tolerance=1e-10))
     refined = damped(centre.detach(), loss).latent

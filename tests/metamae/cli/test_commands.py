@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from metamae import load_dataset
-from metamae.cli.probe import PROBES
+from metamae import load_dataset, make_config
+from metamae.cli.probe import PROBES, _variant
 from metamae.evaluation.feature_cache import run_features
 from metamae.evaluation.protocols import PROTOCOLS, evaluate
 from metamae.experiments import cell
@@ -324,3 +324,16 @@ def test_a_page_of_a_run_on_own_data_escapes_its_names(command: Command, tmp_pat
     assert "&lt;run&gt;" in page
     assert "<run>" not in page
     assert "are not at hand" in page
+
+
+def test_a_probed_run_of_a_variant_keeps_its_name(tmp_path: Path) -> None:
+    """Its row takes the place of no row of the default, whatever the report reads last."""
+    config = make_config("sensors", method="mae", seed=3)
+    placed = tmp_path / "sensors" / "no_step" / "mae" / "seed-3"
+    assert _variant(placed, config, None) == "no_step"
+    assert _variant(placed, config, "gradients") == "no_step, gradients"
+    usual = tmp_path / "sensors" / "default" / "mae" / "seed-3"
+    assert _variant(usual, config, None) == "default"
+    assert _variant(usual, config, "tokens") == "tokens"
+    for elsewhere in (tmp_path / "run", placed.with_name("seed-4"), Path("run")):
+        assert _variant(elsewhere, config, None) == "default"

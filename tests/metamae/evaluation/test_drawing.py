@@ -13,6 +13,7 @@ from metamae import DataError
 from metamae.data.dataset import Task
 from metamae.evaluation.drawing import ALL, STAGES, Drawing, nearest, overlap
 from metamae.evaluation.few_labels import draw_labels
+from metamae.evaluation.tuned import hold_out
 
 Array = np.ndarray[Any, Any]
 TASK = Task.of_classes(("a", "b", "c"))
@@ -78,6 +79,28 @@ def test_fewer_draws_where_many_rows_are_labelled() -> None:
     drawing = Drawing(TASK, three(3000), draws=20)
     assert [drawing.count(n, "test") for n in (5, 100, ALL)] == [20, 5, 1]
     assert drawing.count(ALL, "validation") == 5
+
+
+def test_no_number_of_labels_is_more_than_all_of_them() -> None:
+    """Where all are cut to 5000, as of many rows of many classes, the series ends before that."""
+    task = Task.of_classes(tuple("abcdefghij"))
+    drawing = Drawing(task, np.arange(50_000) % 10)
+    assert drawing.numbers == (1, 2, 5, 10, 20, 50, 100, 200, ALL)
+    assert drawing.all_labels() == 500
+
+
+def test_a_large_group_is_held_out_only_where_no_other_can_be() -> None:
+    """Else "all labels" would be fitted on a few rows; cuts without large groups are as ever."""
+    labels = np.tile([0, 1], 50)
+    one = np.repeat(np.arange(5), [80, 5, 5, 5, 5])
+    assert {len(hold_out(labels, one, seed=seed)[1]) for seed in range(20)} == {20}
+    two = np.repeat([0, 1], [60, 40])
+    assert {len(hold_out(labels, two, seed=seed)[1]) for seed in range(20)} == {40}
+    halves = np.repeat([0, 1, 2], [52, 47, 1])
+    assert {len(hold_out(labels, halves, seed=seed)[1]) for seed in range(20)} <= {47, 48}
+    single = np.repeat([0, 1], [98, 2])
+    sizes = {len(hold_out(labels, single, seed=seed)[1]) for seed in range(20)}
+    assert sizes == {2}
 
 
 def test_all_labels_are_limited() -> None:

@@ -15,7 +15,8 @@ from metamae.config.sections import ProbeConfig
 from metamae.data.dataset import Array, Task
 from metamae.evaluation import metrics, probe
 from metamae.evaluation.features import Features
-from metamae.evaluation.probe import fit_probe
+from metamae.evaluation.probe import describe_probe, fit_probe
+from metamae.evaluation.probe import standardise as standardise_features
 from metamae.evaluation.result import Evaluation
 
 THREE = Task(kind="classification", metric="accuracy", classes=("a", "b", "c"))
@@ -122,6 +123,23 @@ def test_predictions_depend_on_the_seed_alone() -> None:
     assert np.array_equal(first.predictions, again.predictions)
     assert (first.value, first.train_value) == (again.value, again.train_value)
     assert not np.array_equal(first.predictions, other.predictions)
+
+
+def test_a_channel_that_is_constant_in_training_is_zero() -> None:
+    """Not a hundred thousand deviations away where a test row has another value."""
+    train = torch.tensor([[0.1, 1.0], [0.1, 3.0]])
+    scaled, other = standardise_features(train, torch.tensor([[0.2, 2.0]]))
+    assert scaled[:, 0].tolist() == [0, 0]
+    assert other.tolist() == [[0, 0]]
+
+
+def test_batches_of_another_size_are_told() -> None:
+    """Rows are kept where the words are the same."""
+    words = {describe_probe(ProbeConfig(batch_size=size)) for size in (16, 64)}
+    assert words == {
+        describe_probe(ProbeConfig()),
+        describe_probe(ProbeConfig()) + ", batches of 16",
+    }
 
 
 @pytest.mark.parametrize("standardise", [False, True])

@@ -15,11 +15,19 @@ from metamae import ConfigError, DataError, load_dataset
 from metamae.data.dataset import Dataset
 from metamae.data.own import open_data
 from metamae.errors import LockedError
+from metamae.evaluation.drawing import Drawing
 from metamae.experiments import compare as module
 from metamae.experiments import compare_plan
 from metamae.experiments.compare import Compare
 from metamae.experiments.compare_plan import PLAN, Piece
-from metamae.experiments.compare_record import DECISION, FIGURE, PAGE, ROWS, TABLE
+from metamae.experiments.compare_record import (
+    DECISION,
+    FIGURE,
+    PAGE,
+    ROWS,
+    TABLE,
+    remarks_of,
+)
 from metamae.files import read_json, write_json
 from metamae.locks import locked
 from metamae.progress import Reporter
@@ -291,3 +299,19 @@ def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "locked", busy)
     with pytest.raises(LockedError):
         make(tmp_path).run(SILENT)
+
+
+def test_few_groups_are_remarked_on() -> None:
+    """Of seven subjects few cuts differ; of enough groups, or without any, nothing is said."""
+    data = load_dataset("sensors")
+    labels = np.asarray(data.need("train").labels)
+    told = {
+        count: " ".join(remarks_of(data, Drawing(data.need_task(), labels, groups)))
+        for count, groups in (
+            (0, None),
+            (7, np.arange(len(labels)) % 7),
+            (30, np.arange(len(labels)) % 30),
+        )
+    }
+    assert "are of 7 groups: few validation cuts of them differ" in told[7]
+    assert all("groups" not in told[count] for count in (0, 30))

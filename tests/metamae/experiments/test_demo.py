@@ -20,9 +20,9 @@ from metamae.config import COMPARED
 from metamae.evaluation.features import Features, compute_features
 from metamae.evaluation.probe import fit_probe
 from metamae.experiments import cell, demo
-from metamae.experiments.demo import RESULTS, TIMES, Demo
+from metamae.experiments.demo import TIMES, Demo
 from metamae.experiments.plan import Source, Sweep
-from metamae.experiments.sweep import SweepRun
+from metamae.experiments.sweep import RESULTS, SweepRun
 from metamae.experiments.timing import time_steps
 from metamae.progress import Reporter
 from metamae.report.rows import Result, read_results, write_results
@@ -352,7 +352,12 @@ def test_as_many_seeds_as_fit_the_budget(
         lambda *_, **__: {"mae": milliseconds / 4, "metamae": 0.75 * milliseconds},
     )
     ran: list[Sweep] = []
-    monkeypatch.setattr(SweepRun, "run", lambda self, reporter: ran.append(self.sweep))
+
+    def note(self: SweepRun, reporter: Reporter) -> tuple[list[Result], dict[str, str]]:
+        ran.append(self.sweep)
+        return [], {}
+
+    monkeypatch.setattr(SweepRun, "run", note)
     chosen = ("basic_motions", "vowels")[:names]
     for _ in range(2):
         tiny(tmp_path, names=chosen, seeds=None, workers=workers).run(SILENT)

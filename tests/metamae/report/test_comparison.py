@@ -112,6 +112,21 @@ def test_differences_are_taken_seed_by_seed() -> None:
     untrained = runs("random", 0.2, 0.2, 0.2, steps=0)
     (other,) = pair_results([*untrained, *TWO[3:]], against="random")
     assert other.differences == pytest.approx((0.4, 0.4, 0.7))
+    (turned,) = pair_results([*untrained, *TWO[3:]], "random", "metamae")
+    assert turned.differences == pytest.approx((-0.4, -0.4, -0.7))
+
+
+def test_numbers_of_steps_are_pairs_of_their_own() -> None:
+    """A gain after many steps and a loss after few are no tie."""
+    short = [*runs("mae", 0.6, steps=10), *runs("metamae", 0.4, steps=10)]
+    long = [*runs("mae", 0.5, steps=1000), *runs("metamae", 0.7, steps=1000)]
+    pairs = pair_results([*long, *short])
+    assert [(p.steps, round(p.mean, 6)) for p in pairs] == [(10, -0.2), (1000, 0.2)]
+    untrained = runs("random", 0.3, steps=0)
+    both = pair_results([*long, *short, *untrained], "random", "mae")
+    assert [(p.steps, round(p.mean, 6)) for p in both] == [(10, -0.3), (1000, -0.2)]
+    places = [line[0] for line in table(make_report([*long, *short]), "MetaMAE minus MAE")[1:]]
+    assert places == ["sensors, 10 steps", "sensors, 1000 steps"]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,36 @@ def test_verdicts_on_test_rows() -> None:
     assert few.word == "too close to call", "20 test rows say nothing of ten points"
 
 
+def test_candidates_with_fewer_draws_are_held_against_the_same_ones() -> None:
+    """Equal on every draw that both have, they are equal: in labels, in words, and as the best."""
+    known = curves({name: [0.5, 0.6, 0.7, 0.8] for name in TITLES})
+    values = dict(known.values)
+    hard_first = np.array([0.5, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7])[None]
+    for stage in ("validation", "test"):
+        values[stage, "raw_logistic"] = {n: hard_first for n in NUMBERS}
+        values[stage, "metamae"] = {n: np.repeat(hard_first, 2, 0) for n in NUMBERS}
+        values[stage, "components"] = {n: hard_first[:, :2] for n in NUMBERS}
+    equal = Curves(**(vars(known) | {"values": values}))
+    assert equal_labels(equal, "metamae", "components", 5).value <= 1 + 1e-9
+    decision = replace(decide(equal, 5), plain="components")
+    assert judge(equal, decision).regret == pytest.approx(0)
+    assert "(50.0 % against 50.0 % with" in write_sentence(equal, decision, decision)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1.0, 0.975), (0.975, 1.0)])
+def test_a_perfect_score_on_few_rows_is_no_certainty(first: float, second: float) -> None:
+    """One of forty rows: too close to call whichever is recommended."""
+    known = curves(GOOD)
+    values = dict(known.values)
+    values["test", "metamae"] = {5: np.full((2, 6), first)}
+    values["test", "raw_logistic"] = {5: np.full((1, 6), second)}
+    verdict = judge(Curves(**(vars(known) | {"values": values, "test_rows": 40})), decide(known, 5))
+    shares = [(40 * value + 1) / 42 for value in (first, second)]
+    margin = 1.96 * math.sqrt(sum(share * (1 - share) for share in shares) / 40)
+    assert verdict.word == "too close to call"
+    assert verdict.difference.high - verdict.difference.value == pytest.approx(margin)
+
+
 def test_the_sentence() -> None:
     known = curves(GOOD)
     text = write_sentence(known, decide(known, 5), decide(known, ALL))
