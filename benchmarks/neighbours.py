@@ -2,11 +2,12 @@
 
 What the choices are stands in ``docs/choices.md``.
 
-A cell (data set, variant, seed) pretrains with one choice switched on, under the preset ``auto``,
-and keeps one JSON file, as the cells of ``benchmarks/proof.py`` do: accuracies on test rows with 5
-labels a class and with all, for every draw of labels, and seconds. Gradients joined to the features
-are read from the runs without any choice. Finished cells are not run again, and several processes
-may share a folder.
+A cell (data set, variant, seed) pretrains with one choice switched on and keeps one JSON file, as
+the cells of ``benchmarks/proof.py`` do: accuracies on test rows with 5 labels a class and with all,
+for every draw of labels, and seconds. The setting is the preset ``auto``, but with contents as they
+are published, as it was when the first cells ran. Gradients joined to the features are read from
+the runs without any choice. Finished cells are not run again, and several processes may share a
+folder.
 
     python benchmarks/neighbours.py run       # what is missing, seed by seed
     python benchmarks/neighbours.py list      # the cells, and which are finished
@@ -41,6 +42,7 @@ STAGE, SEEDS, STEPS = "neighbours", 3, TUNE_STEPS
 
 _WEIGHT = "contrast.weight=0.5"
 _CROSS = "decoder.attention=cross"
+_PUBLISHED = "encoder.content_scale=published"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def jobs(sets: Iterable[str], seeds: Iterable[int], variants: Iterable[str]) -> 
         for dataset in sets:
             for name in variants:
                 made = VARIANTS[name]
-                config = configure(dataset, made.method, seed, STEPS, made.overrides)
+                overrides = (*made.overrides, _PUBLISHED)
+                config = configure(dataset, made.method, seed, STEPS, overrides)
                 yield NeighbourJob(STAGE, dataset, name, seed, config, numbers=(FEW, ALL))
 
 

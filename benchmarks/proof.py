@@ -84,6 +84,7 @@ METHODS = ("mae", "umae", "metamae")
 """What is tuned, by as many trials each."""
 
 _WEIGHT = "contrast.weight=0.5"
+_PUBLISHED = "encoder.content_scale=published"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "random": ("random", ()),
     "mae": ("mae", ()),
@@ -91,7 +92,11 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "umae": ("umae", ()),
 }
 """Method and overrides of the preset ``auto``, on every set."""
-PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+EARLIER: dict[str, tuple[str, tuple[str, ...]]] = {
+    f"{name}, published contents": (method, (_PUBLISHED,)) for name, (method, _) in VARIANTS.items()
+}
+"""The same with contents as they are published, which the preset had before."""
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "with the contrast": ("metamae", (_WEIGHT,)),
     "contrast of weight 0.1": ("metamae", ("contrast.weight=0.1",)),
     "contrast of equal views": ("metamae", ("adaptation.step_size=0", _WEIGHT)),
@@ -101,12 +106,14 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "the paper's step size": ("metamae", ("adaptation.step_size=0.5",)),
     "held at 50 %": ("metamae", ("adaptation.reduction=0.5",)),
     "held at 5 %": ("metamae", ("adaptation.reduction=0.05",)),
-    "contents as positions": ("metamae", ("encoder.content_scale=positions",)),
-    "MAE, contents as positions": ("mae", ("encoder.content_scale=positions",)),
     "drawn ratio": ("metamae", ("masking.ratio_range=[0.3,0.8]",)),
     "MAE, drawn ratio": ("mae", ("masking.ratio_range=[0.3,0.8]",)),
 }
-"""What is taken away or changed, on :data:`PART_SETS`; MAE and MetaMAE stand beside it."""
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = EARLIER | {
+    name: (method, (*overrides, _PUBLISHED)) for name, (method, overrides) in _PARTS.items()
+}
+"""What is taken away or changed, on :data:`PART_SETS`, with contents as they are published; MAE
+and MetaMAE with such contents stand beside it."""
 PART_SETS = SETS
 
 RATES = (5e-4, 1e-3, 2.5e-4, 1e-3, 5e-4)
@@ -123,10 +130,10 @@ OWN: dict[str, tuple[tuple[str, ...], ...]] = {
 """Five trials a method: rate, mask ratio, and its own settings."""
 
 AUTO = {
-    "1e-3, half": ("training.learning_rate=1e-3", "masking.mask_ratio=0.5"),
-    "5e-4, three quarters": ("training.learning_rate=5e-4", "masking.mask_ratio=0.75"),
+    "1e-3, half": ("training.learning_rate=1e-3", "masking.mask_ratio=0.5", _PUBLISHED),
+    "5e-4, three quarters": ("training.learning_rate=5e-4", "masking.mask_ratio=0.75", _PUBLISHED),
 }
-"""Learning rate and mask ratio, of now and of before."""
+"""Learning rate and mask ratio, of now and of before, with contents as they are published."""
 
 
 @dataclass(frozen=True)
@@ -272,10 +279,10 @@ def part_jobs(sets: Iterable[str], seeds: Iterable[int]) -> Iterator[Job]:
 
 
 def trial(dataset: str, method: str, number: int) -> tuple[str, ...]:
-    """Overrides of a trial."""
+    """Overrides of a trial; contents are as published, as they were in the first ones."""
     ratio = RATIOS[number] or (0.5 if dataset == "tabular" else 0.75)
     settings = (f"training.learning_rate={RATES[number]}", f"masking.mask_ratio={ratio}")
-    return (*settings, *OWN[method][number])
+    return (*settings, *OWN[method][number], _PUBLISHED)
 
 
 def tune_jobs(

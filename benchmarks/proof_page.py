@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from proof import (
     BASELINES,
     DEAR,
+    EARLIER,
     FEW,
     HELD_BACK,
     PART_SETS,
@@ -54,11 +55,18 @@ TITLES = {
     "umae": "U-MAE",
     "metamae": "MetaMAE",
     "with the contrast": "MetaMAE with the contrast",
-    "contents as positions": "MetaMAE, contents as positions",
+    "random, published contents": "untrained encoder, published contents",
+    "mae, published contents": "MAE, published contents",
+    "umae, published contents": "U-MAE, published contents",
+    "metamae, published contents": "MetaMAE, published contents",
 }
 RIVALS = ("random", "raw_logistic", "components", "mae", "umae")
 KINDS = ("mean", "all tokens", "joined")
 """Of features of an encoder."""
+NOW: Mapping[str, str] = {name: name for name in VARIANTS}
+"""Names of the encoders' rows."""
+BEFORE: Mapping[str, str] = dict(zip(VARIANTS, EARLIER, strict=True))
+"""The same with contents as they are published, the preset before."""
 DRAWN = ("raw_logistic", "field", "random", "mae", "umae", "metamae")
 
 
@@ -77,33 +85,40 @@ def mean_text(values: Values, dataset: str, variant: str, labels: str) -> str:
     return f"{np.mean(found):.1f}{spread}"
 
 
-def accuracy_table(values: Values, sets: Sequence[str], labels: str) -> str:
+def accuracy_table(
+    values: Values, sets: Sequence[str], labels: str, encoders: Mapping[str, str] = NOW
+) -> str:
     """Every variant's accuracy on every set."""
-    names = [n for n in (*BASELINES, *DEAR, *VARIANTS) if any((s, n) in values for s in sets)]
-    lines = [[TITLES[n], *(mean_text(values, s, n, labels) for s in sets)] for n in names]
+    rows = {name: name for name in (*BASELINES, *DEAR)} | dict(encoders)
+    shown = {n: row for n, row in rows.items() if any((s, row) in values for s in sets)}
+    lines = [
+        [TITLES[n], *(mean_text(values, s, row, labels) for s in sets)] for n, row in shown.items()
+    ]
     return table(("", *sets), lines)
 
 
-def mean_table(values: Values, sets: Sequence[str]) -> str:
+def mean_table(values: Values, sets: Sequence[str], encoders: Mapping[str, str] = NOW) -> str:
     """Means over the sets of what stands on all of them."""
     lines = []
-    for name in ("raw_logistic", "components", *VARIANTS):
+    rows = {name: name for name in ("raw_logistic", "components")} | dict(encoders)
+    for name, row in rows.items():
         means = []
         for labels in (str(FEW), "all"):
-            found = [[v[labels] for v in values.get((s, name), {}).values()] for s in sets]
+            found = [[v[labels] for v in values.get((s, row), {}).values()] for s in sets]
             means.append(f"{np.mean([np.mean(f) for f in found]):.1f}" if all(found) else "-")
         lines.append([TITLES[name], *means])
     return table((f"mean of {len(sets)} sets", f"{FEW} labels a class", "all labels"), lines)
 
 
-def rival_table(values: Values, sets: Sequence[str]) -> str:
+def rival_table(values: Values, sets: Sequence[str], encoders: Mapping[str, str] = NOW) -> str:
     """MetaMAE minus each rival."""
-    lines = []
+    lines, ours = [], encoders["metamae"]
     for labels in (str(FEW), "all"):
         for rival in RIVALS:
-            each = [difference(values, s, "metamae", rival, labels) for s in sets]
+            theirs = encoders.get(rival, rival)
+            each = [difference(values, s, ours, theirs, labels) for s in sets]
             words = holm(each)
-            mean = over_sets(values, sets, "metamae", rival, labels)
+            mean = over_sets(values, sets, ours, theirs, labels)
             cells = [
                 "-" if d is None else d.text() + (f", {word}" if word in ("win", "loss") else "")
                 for d, word in zip(each, words, strict=True)
@@ -115,28 +130,28 @@ def rival_table(values: Values, sets: Sequence[str]) -> str:
 
 
 def part_table(values: Values, sets: Sequence[str]) -> str:
-    """Every part beside MAE, and MetaMAE beside MAE."""
-    lines = []
-    for name in ("umae", "metamae", *PARTS):
+    """Every part beside MAE, and MetaMAE beside MAE, all with contents as they are published."""
+    lines, beside = [], BEFORE["mae"]
+    for name in PARTS:
         cells = []
         for labels in (str(FEW), "all"):
             for dataset in sets:
-                d = difference(values, dataset, name, "mae", labels)
+                d = None if name == beside else difference(values, dataset, name, beside, labels)
                 cells.append("-" if d is None else d.text())
         if set(cells) != {"-"}:
             lines.append([TITLES.get(name, name), *cells])
     header = [f"{s}, {n}" for n in (f"{FEW} a class", "all") for s in sets]
-    return table(("minus MAE", *header), lines)
+    return table((f"minus {TITLES[beside]}", *header), lines)
 
 
 def contrast_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
     """MetaMAE with its contrast and without, on validation cuts, of the seeds that all have."""
-    return cuts_table(rows, sets, ("mae", "metamae", "with the contrast"))
+    return cuts_table(rows, sets, (BEFORE["mae"], BEFORE["metamae"], "with the contrast"))
 
 
 def contents_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
-    """Contents at the size of positions, in the same way."""
-    names = ("mae", "MAE, contents as positions", "metamae", "contents as positions")
+    """Contents as published and as large as positions, in the same way."""
+    names = [name for pair in BEFORE.items() for name in reversed(pair)]
     return cuts_table(rows, sets, names)
 
 
@@ -190,7 +205,9 @@ def tune_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(("", "", "settings", "mean", "all tokens"), lines)
 
 
-def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str:
+def pooling_table(
+    rows: Sequence[Mapping[str, Any]], sets: Sequence[str], encoders: Mapping[str, str] = NOW
+) -> str:
     """What became of every encoder's tokens, with few labels and with all."""
     found = grouped(rows)
     words = dict(zip(("values", "tokens", "joined"), KINDS, strict=True))
@@ -199,34 +216,34 @@ def pooling_table(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> str
             TITLES[name],
             *(
                 ", ".join(
-                    words[pooling(found[s, name], n, shared_kinds(found, s))]
+                    words[pooling(found[s, row], n, shared_kinds(found, s, row))]
                     for n in (str(FEW), "all")
                 )
-                if (s, name) in found
+                if (s, row) in found
                 else "-"
                 for s in sets
             ),
         ]
-        for name in VARIANTS
+        for name, row in encoders.items()
     ]
     return table(("", *sets), lines)
 
 
-def sets_of(values: Values, among: Sequence[str]) -> list[str]:
+def sets_of(values: Values, among: Sequence[str], encoders: Mapping[str, str] = NOW) -> list[str]:
     """Those of which every variant has a seed."""
-    return [s for s in among if all((s, name) in values for name in VARIANTS)]
+    return [s for s in among if all((s, row) in values for row in encoders.values())]
 
 
-def accuracies(values: Values, sets: Sequence[str]) -> str:
+def accuracies(values: Values, sets: Sequence[str], encoders: Mapping[str, str] = NOW) -> str:
     """Tables of accuracy, set by set and on average."""
-    several = f"\n\n{mean_table(values, sets)}" if len(sets) > 1 else ""
+    several = f"\n\n{mean_table(values, sets, encoders)}" if len(sets) > 1 else ""
     return f"""With {FEW} labels a class, mean and deviation over seeds:
 
-{accuracy_table(values, sets, str(FEW))}
+{accuracy_table(values, sets, str(FEW), encoders)}
 
 With all labels:
 
-{accuracy_table(values, sets, "all")}{several}"""
+{accuracy_table(values, sets, "all", encoders)}{several}"""
 
 
 def kept_back_section(
@@ -236,13 +253,13 @@ def kept_back_section(
     return f"""## Sets on which nothing was chosen
 
 The preset's rate and ratio were chosen on validation cuts of the sets above. These were kept back;
-components of all tokens joined with those of the inputs were a third choice here:
+measured with contents as they are published, the preset before:
 
-{accuracies(values, sets)}
+{accuracies(values, sets, BEFORE)}
 
-{pooling_table(rows, sets)}
+{pooling_table(rows, sets, BEFORE)}
 
-{rival_table(values, sets)}
+{rival_table(values, sets, BEFORE)}
 
 """
 
@@ -251,8 +268,8 @@ def make_page(report: Mapping[str, Any]) -> str:
     """The page."""
     rows = report["rows"]
     values = read_values(rows)
-    sets, held_back = sets_of(values, SETS), sets_of(values, HELD_BACK)
-    told = ", ".join(f"{s} {len(values[s, 'metamae'])}" for s in (*sets, *held_back))
+    sets, held_back = sets_of(values, SETS), sets_of(values, HELD_BACK, BEFORE)
+    told = ", ".join(f"{s} {len(values[s, 'metamae'])}" for s in sets)
     machines = sorted({f"{r['hardware']}, torch {r['torch']}" for r in rows})
     revisions = ", ".join(sorted({r["revision"] for r in rows}))
     kept_back = kept_back_section(rows, values, held_back) if held_back else ""
@@ -268,8 +285,9 @@ Made by `benchmarks/proof_page.py` from [rows](proof.json), which `benchmarks/pr
 
 {accuracies(values, sets)}
 
-Of an encoder's tokens the mean is taken, or up to 64 principal components of all of them, what is
-better on validation cuts of training rows; with few labels and with all:
+Of an encoder's tokens the mean is taken, or up to 64 principal components of all of them, or these
+beside as many of the inputs, what is best on validation cuts of training rows; with few labels and
+with all:
 
 {pooling_table(rows, sets)}
 
@@ -283,13 +301,15 @@ that their spread is not in it, nor that of the test rows. A win or a loss is on
 
 {kept_back}## What in it does the work
 
-{part_table(values, sets_of(values, PART_SETS))}
+{part_table(values, sets_of(values, PART_SETS, BEFORE))}
 
-The same setting but for what is named; paired with MAE, seed by seed. What decides is this:
+The same setting but for what is named, all with contents as they are published; paired with MAE,
+seed by seed. What decides is this:
 
 {contrast_table(rows, sets)}
 
-Embedded contents brought to the norm of positions (`encoder.content_scale=positions`):
+Embedded contents as published, and brought to the norm of positions
+(`encoder.content_scale=positions`), which is the preset for real numbers since:
 
 {contents_table(rows, sets)}
 
@@ -297,15 +317,16 @@ Embedded contents brought to the norm of positions (`encoder.content_scale=posit
 
 {auto_table(rows)}
 
-Validation cuts of training rows, {STEPS} steps, one seed (100); "all tokens" are up to 64 principal
-components of the features of all of them side by side, "joined" these beside as many of the inputs.
+Validation cuts of training rows, {STEPS} steps, one seed (100), contents as published; "all tokens"
+are up to 64 principal components of the features of all of them side by side, "joined" these beside
+as many of the inputs.
 
 ## Trials
 
 {tune_table(rows)}
 
-Validation cuts, {FEW} labels a class, {TUNE_STEPS} steps, one seed. Unfinished where a method has
-fewer than five; no method's best trial was taken to test rows yet.
+Validation cuts, {FEW} labels a class, {TUNE_STEPS} steps, one seed, contents as published.
+Unfinished where a method has fewer than five; no method's best trial was taken to test rows yet.
 
 ## What was expected
 
@@ -322,7 +343,7 @@ Written into the program before the first cell ran:
 
 @styled()
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against labels a class, a panel a set; bands are 95 % intervals over seeds."""
+    """Accuracy against labels a class, a panel a set, with the :func:`_band` over seeds."""
     values = read_values(report["rows"])
     sets = sets_of(values, SETS)
     figure = Figure(figsize=(4 * len(sets), 5.2))
@@ -337,10 +358,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             points = np.array([[run[n] for n in (*numbers, "all")] for run in runs])
             colour, marker, line = look_of(name)
             mean, bold = points.mean(0), name == "metamae"
-            if len(points) > 1:
-                error = points.std(0, ddof=1) / len(points) ** 0.5
-                half = np.array([student_margin(float(e), len(points)) for e in error])
-                axis.fill_between(ticks, mean - half, mean + half, color=colour, alpha=0.12, lw=0)
+            axis.fill_between(ticks, *_band(points), color=colour, alpha=0.12, lw=0)
             style = {"lw": 3.0 if bold else 2.0, "ms": 12 if bold else 7}
             axis.plot(ticks, mean, line, color=colour, marker=marker, label=TITLES[name], **style)
         axis.set_xscale("log")
@@ -356,6 +374,15 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=6)
     figure.savefig(path)
+
+
+def _band(points: Any) -> tuple[Any, Any]:
+    """Ends of 95 % intervals over seeds, the rows of ``points``; of two seeds, their range."""
+    if len(points) < 3:
+        return points.min(0), points.max(0)
+    mean, error = points.mean(0), points.std(0, ddof=1) / len(points) ** 0.5
+    half = np.array([student_margin(float(e), len(points)) for e in error])
+    return mean - half, mean + half
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from proof import BASELINES, DEAR, FEW, VARIANTS
+from proof import BASELINES, DEAR, EARLIER, FEW, VARIANTS
 
 from metamae.evaluation.feature_cache import POOLINGS
 from metamae.report.intervals import student_margin
@@ -60,10 +60,16 @@ def pooling(rows: Sequence[Mapping[str, Any]], labels: str, among: Sequence[str]
 
 
 def shared_kinds(
-    found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], dataset: str
+    found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], dataset: str, variant: str
 ) -> list[str]:
-    """What may become of tokens on a set: what every encoder there was measured with."""
-    rows = [r for n in VARIANTS for r in found.get((dataset, n), ())]
+    """What may become of tokens on a set: what every encoder there was measured with.
+
+    Encoders of the preset are one group; those of the preset before, and parts of MetaMAE measured
+    with it, are another.
+    """
+    earlier = any((dataset, name) in found for name in EARLIER)
+    names = EARLIER if earlier and variant not in VARIANTS else VARIANTS
+    rows = [r for n in names for r in found.get((dataset, n), ())]
     return [kind for kind in POOLED if all(kind in row for row in rows)]
 
 
@@ -83,7 +89,7 @@ def read_values(rows: Sequence[Mapping[str, Any]], stage: str = "fixed") -> Valu
     found = grouped(rows, stage)
     values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for key, seeds in found.items():
-        among = shared_kinds(found, key[0])
+        among = shared_kinds(found, *key)
         values[key] = {
             row["seed"]: {
                 labels: 100 * float(np.mean(row[pooling(seeds, labels, among)][labels]))

@@ -31,6 +31,10 @@ def auto_values(inputs: Inputs, rows: int, steps: int, method: str = "metamae") 
       pocket sets it cost up to three points with few labels, and gained less than one anywhere.
       With symbols, where that was not asked, it weighs 0.1; that of ``mae_contrast``, which is
       nothing without it, 0.1 and 0.5.
+    * The content of a token is brought to the size of its position where all inputs are real
+      numbers: by the published initial values it is a tenth to four fifths of that. On validation
+      cuts of four pocket sets MAE and MetaMAE gained, with few labels and with all. Symbols were
+      not asked.
     * The learning rate is 1e-3 for signals and images and 5e-4 where there is a table or symbols,
       with warm-up and cosine: at a constant 1e-3 plain MAE collapsed on a table, at 3e-4 it
       learned. The gradient's norm is bounded, for data may hold outliers.
@@ -58,7 +62,13 @@ def auto_values(inputs: Inputs, rows: int, steps: int, method: str = "metamae") 
     batch = _batch(rows)
     dense = tokens > MANY and least >= FEWEST
     return {
-        "encoder": {"width": width, "depth": depth, "heads": 4, "mlp_ratio": 2.0},
+        "encoder": {
+            "width": width,
+            "depth": depth,
+            "heads": 4,
+            "mlp_ratio": 2.0,
+            "content_scale": "published" if symbols else "positions",
+        },
         "decoder": {"width": width // 2, "depth": 2, "heads": 4, "mlp_ratio": 2.0},
         "masking": {"mask_ratio": 0.75 if dense and not single else 0.5, "nearby_ratio": 0.1},
         "adaptation": {"step_size": 0.1 if symbols else 20.0},

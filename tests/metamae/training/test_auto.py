@@ -73,6 +73,21 @@ def test_an_input_of_few_tokens_keeps_some_visible() -> None:
         assert min(masking.support_counts) > 0
 
 
+@pytest.mark.parametrize(
+    ("inputs", "scale"),
+    [
+        ((WATCH,), "positions"),
+        ((TABLE, PICTURE), "positions"),
+        ((LETTERS,), "published"),
+        ((PICTURE, LETTERS), "published"),
+    ],
+)
+def test_contents_of_real_numbers_are_as_large_as_positions(inputs: Inputs, scale: str) -> None:
+    values = auto_values(inputs, 5000, 300)
+    assert values["encoder"]["content_scale"] == scale
+    assert Config.from_dict({"dataset": "x"} | values).encoder.content_scale == scale
+
+
 def test_sizes_follow_the_rows() -> None:
     sizes = [auto_values((TABLE,), rows, 10) for rows in (10, 300, 5000, 10**7)]
     assert [values["training"]["batch_size"] for values in sizes] == [2, 64, 128, 128]
