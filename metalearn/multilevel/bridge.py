@@ -342,7 +342,7 @@ class _LevelMixin:
             )
         if bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()):
             return
-        kind, remedy = "gradient", "the loss has none where it stands, or lower the learning rate"
+        kind, remedy = "gradient", "look at the slope of its loss there, or lower the learning rate"
         if self.paths:
             kind, remedy = "hypergradient", "lower Neumann's step size, or the learning rates"
         raise NonFiniteLossError(

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from metalearn.checks import refuse_tensors
 from metalearn.errors import LatentError, SettingError
 from metalearn.pytrees import Latent, Structure, flatten, leaf_names
-from metalearn.steps.sizes import StepSize, bring_in_order, save_names
+from metalearn.steps.sizes import NamedStepSize
 
 
-class ElementwiseStepSize(StepSize):
+class ElementwiseStepSize(NamedStepSize):
     r"""A learned step size for every element of a latent (Meta-SGD, Li et al. 2017).
 
     .. math:: z_{t+1} = z_t - \alpha \circ \nabla_z L(z_t)
@@ -44,6 +44,9 @@ class ElementwiseStepSize(StepSize):
         >>> sizes.value[0].grad  # two tasks, gradient 1
         tensor([-2., -2., -2.])
     """
+
+    stored = "value"
+    remedy = "make ElementwiseStepSize with the latent that it was saved with"
 
     def __init__(self, initial: float, like: Latent) -> None:
         """See the class."""
@@ -78,15 +81,6 @@ class ElementwiseStepSize(StepSize):
                 f"the task axis, got {given}; make ElementwiseStepSize(initial, like) of this one"
             )
         return [found[name] for name in asked]
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        save_names(destination, f"{prefix}value", self.names)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        made = "make ElementwiseStepSize with the latent that it was saved with"
-        bring_in_order(state_dict, f"{prefix}value", self.names, made)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Show the shapes."""

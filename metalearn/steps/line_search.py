@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.checks import in_transform, refuse_tensors
-from metalearn.norms import at_least_float32
+from metalearn.norms import at_least_float32, per_task
 from metalearn.pytrees import flat_tasks
 from metalearn.steps.rules import GradientDescent, UpdateRule, step_within
 
@@ -118,7 +118,7 @@ class LineSearch:
                 if not in_transform() and bool(found.all()):
                     break
         kept = [
-            torch.where(_per_task(found, slope) | slope.isfinite(), slope, 0.0)
+            torch.where(per_task(found, slope).bool() | slope.isfinite(), slope, 0.0)
             for slope in gradients
         ]
         return _times(sizes, torch.where(found, shares, 0.0), leaves), kept
@@ -132,12 +132,10 @@ class LineSearch:
 def _times(
     sizes: Sequence[Tensor | float], shares: Tensor, leaves: Sequence[Tensor]
 ) -> list[Tensor]:
-    return [size * _per_task(shares, leaf) for size, leaf in zip(sizes, leaves, strict=True)]
-
-
-def _per_task(values: Tensor, leaf: Tensor) -> Tensor:
-    """Of one number a task, in its own dtype, what broadcasts against a leaf."""
-    return values.reshape(-1, *[1] * (leaf.ndim - 1))
+    return [
+        size * shares.reshape(-1, *[1] * (leaf.ndim - 1))
+        for size, leaf in zip(sizes, leaves, strict=True)
+    ]
 
 
 def _promised(

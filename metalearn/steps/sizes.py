@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,39 @@ class StepSize(nn.Module):
         return self.sizes(step, len(leaves))
 
 
+class NamedStepSize(StepSize):
+    """Base of step sizes whose saved state knows the leaves that its sizes belong to by name.
+
+    The order of the leaves may be another where the state is loaded.
+    """
+
+    names: tuple[str, ...] = ()
+    """Of the leaves, in the order of the sizes; none where all leaves share one."""
+    stored: ClassVar[str]
+    """Name of the list of parameters that holds the sizes."""
+    remedy: ClassVar[str]
+    """What to do where a state is of leaves with other names."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.names:
+            destination[f"{prefix}{self.stored}_names"] = list(self.names)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        key = prefix + self.stored
+        saved = state_dict.pop(f"{key}_names", None)  # states of before the names go by place
+        if saved is not None and self.names:
+            if sorted(saved) != sorted(self.names):
+                raise LatentError(
+                    f"expected a state of step sizes for {_shown(self.names)}, got one for "
+                    f"{_shown(saved)}; {self.remedy}"
+                )
+            keys = [f"{key}.{place}" for place in range(len(saved))]
+            found = {name: state_dict[place] for name, place in zip(saved, keys, strict=True)}
+            state_dict.update({k: found[name] for k, name in zip(keys, self.names, strict=True)})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class FixedStepSize(StepSize):
     """One constant for all steps, leaves and channels.
 
@@ -76,7 +109,7 @@ class FixedStepSize(StepSize):
         return f"{self.value}"
 
 
-class LearnedStepSize(StepSize):
+class LearnedStepSize(NamedStepSize):
     r"""A positive step size that the outer optimiser learns (Meta-SGD, Li et al. 2017).
 
     The parameter is its logarithm, :math:`\alpha = \exp(\beta)`, so every value stays positive and
@@ -108,6 +141,9 @@ class LearnedStepSize(StepSize):
         8
     """
 
+    stored = "log_value"
+    remedy = "make LearnedStepSize with the `channels` it was saved with"
+
     def __init__(self, initial: float, *, channels: Any = None, steps: int | None = None) -> None:
         """See the class."""
         super().__init__()
@@ -122,7 +158,7 @@ class LearnedStepSize(StepSize):
         if steps is not None and not _is_count(steps):
             raise ValueError(f"expected steps as a positive number or None, got {steps}")
         self.shared = structure.is_leaf()
-        self.names: tuple[str, ...] = () if self.shared else leaf_names(structure)
+        self.names = () if self.shared else leaf_names(structure)
         self.widths: tuple[int | None, ...] = tuple(widths)
         self.steps = steps
         start = torch.tensor(initial).log()
@@ -170,15 +206,6 @@ class LearnedStepSize(StepSize):
             _refuse_other_width(leaf, self.widths[place], f"leaf {name}")
         return [self(step, place) for place in places]
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        save_names(destination, f"{prefix}log_value", self.names)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        made = "make LearnedStepSize with the `channels` it was saved with"
-        bring_in_order(state_dict, f"{prefix}log_value", self.names, made)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def extra_repr(self) -> str:
         """Show which axes have sizes of their own."""
         return f"steps={self.steps}, shapes={[tuple(v.shape) for v in self.log_value]}"
@@ -196,34 +223,6 @@ def _refuse_other_width(leaf: Tensor, width: int | None, name: str) -> None:
         f"expected {name} to have {width} channels in its last axis after the task axis, as its "
         f"step sizes do, got shape {tuple(leaf.shape)}; `channels` is the size of the last axis"
     )
-
-
-def save_names(destination: Any, key: str, names: Sequence[str]) -> None:
-    """Keep in a state whose step sizes ``key.0``, ``key.1`` and so on are.
-
-    The order of the leaves may be another where the state is loaded.
-    """
-    if names:
-        destination[f"{key}_names"] = list(names)
-
-
-def bring_in_order(state_dict: Any, key: str, names: Sequence[str], remedy: str) -> None:
-    """Order the step sizes ``key.0``, ``key.1`` and so on of a state as ``names`` are.
-
-    Raises:
-        LatentError: the state is of leaves with other names.
-    """
-    saved = state_dict.pop(f"{key}_names", None)  # states of before the names go by place
-    if saved is None or not names:
-        return
-    if sorted(saved) != sorted(names):
-        raise LatentError(
-            f"expected a state of step sizes for {_shown(names)}, got one for {_shown(saved)}; "
-            f"{remedy}"
-        )
-    keys = [f"{key}.{place}" for place in range(len(saved))]
-    found = {name: state_dict[place] for name, place in zip(saved, keys, strict=True)}
-    state_dict.update({place: found[name] for place, name in zip(keys, names, strict=True)})
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -86,13 +86,13 @@ def run_side_by_side(
     try:
         while waiting or running:
             lost = False
-            while waiting and len(running) < workers and not lost:
+            while waiting and len(running) < workers:
                 job = waiting[-1]
                 try:
                     running[pool.submit(_run, job)] = job
                 except BrokenProcessPool:  # a process died since the last look
                     lost = True
-                    continue
+                    break
                 waiting.pop()
                 doing[job.name] = "starts"
             done, _ = wait(running, timeout=0 if lost else REFRESH, return_when=FIRST_COMPLETED)

@@ -47,16 +47,13 @@ def draw_differences(
     from matplotlib.figure import Figure  # takes a second: commands start without it
 
     protocols = sorted({p.protocol for p in pairs}, key=lambda name: rank(PROTOCOLS, name))
-    places = list(dict.fromkeys(describe_pairs(pairs)))
+    placed = list(zip(pairs, describe_pairs(pairs), strict=True))
+    places = list(dict.fromkeys(place for _, place in placed))
     height = 0.42 * len(places) + 1.5
     figure = Figure(figsize=(2.2 + 2.3 * len(protocols), height))
     panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
     for axis, protocol in zip(panels, protocols, strict=True):
-        chosen = [
-            (p, place)
-            for p, place in zip(pairs, describe_pairs(pairs), strict=True)
-            if p.protocol == protocol
-        ]
+        chosen = [(pair, place) for pair, place in placed if pair.protocol == protocol]
         _draw_panel(axis, chosen, places)
         axis.set_title(protocol)
     panels[0].set_yticks(range(len(places)), places)

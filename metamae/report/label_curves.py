@@ -79,9 +79,15 @@ class Curves:
 
     def means(self, stage: Stage, first: str, second: str, number: int) -> tuple[float, float]:
         """Means of two candidates over seeds and the draws that both have."""
-        one, two = (self.values[stage, name][number] for name in (first, second))
-        draws = min(one.shape[1], two.shape[1])
-        return float(one[:, :draws].mean()), float(two[:, :draws].mean())
+        tables = (self.values[stage, name][number] for name in (first, second))
+        one, two = shared_draws(*tables)
+        return float(one.mean()), float(two.mean())
+
+
+def shared_draws(first: Array, second: Array) -> tuple[Array, Array]:
+    """Of two tables ``(seeds, draws)`` the draws that both have: dear candidates have fewer."""
+    draws = min(first.shape[1], second.shape[1])
+    return first[:, :draws], second[:, :draws]
 
 
 def interval(values: Array, seed: int = 0) -> Interval:
@@ -134,8 +140,8 @@ def paired_difference(first: Array, second: Array) -> Interval:
         >>> paired_difference(np.array([[0.5, 0.75]]), np.array([[0.25, 0.5]]))
         Interval(value=0.25, low=0.25, high=0.25)
     """
-    draws = min(first.shape[1], second.shape[1])
-    first, second = first[:, :draws], second[:, :draws]
+    first, second = shared_draws(first, second)
+    draws = first.shape[1]
     differences = first.mean(0) - second.mean(0)
     value = float(differences.mean())
     if draws < 2:
@@ -163,9 +169,8 @@ def equal_labels(curves: Curves, name: str, other: str, number: int, seed: int =
         seed: Seed of the bootstrap.
     """
     target, by_number = curves.values["test", name][number], curves.values["test", other]
-    shared = min(target.shape[1], by_number[number].shape[1])  # dear candidates have fewer draws
-    target = target[:, :shared]
-    by_number = {n: values[:, :shared] for n, values in by_number.items()}
+    target, _ = shared_draws(target, by_number[number])
+    by_number = {n: shared_draws(values, target)[0] for n, values in by_number.items()}
     places = np.log([curves.place(n) for n in curves.numbers])
 
     def needed(goal: float, means: Array) -> float:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from metamae.data.dataset import Array
 from metamae.evaluation.drawing import ALL
-from metamae.report.label_curves import Curves, Decision, Interval, equal_labels, interval
+from metamae.report.label_curves import (
+    Curves,
+    Decision,
+    Interval,
+    equal_labels,
+    interval,
+    shared_draws,
+)
 from metamae.report.wording import number as as_text
 
 
@@ -101,8 +108,8 @@ def judge(curves: Curves, decision: Decision) -> Verdict:
 
 
 def _difference(first: Array, second: Array, noise: float) -> Interval:
-    draws = min(first.shape[1], second.shape[1])
-    paired = first[:, :draws].mean(0) - second[:, :draws].mean(0)
+    one, other = shared_draws(first, second)
+    paired = one.mean(0) - other.mean(0)
     spread = interval(paired[None])
     between = sum(
         float(values.mean(1).var(ddof=1)) / len(values)
